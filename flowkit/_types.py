@@ -1,0 +1,45 @@
+"""Array types shared by the whole package.
+
+Shapes are those of **one example**: a vector `(d,)`, a point cloud `(n, d)`, an image `(h, w, c)`, a time `()`.
+NumPy arrays are accepted wherever a JAX array is.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree, Real
+
+
+AnyArray: TypeAlias = Array | np.ndarray
+"""A JAX or NumPy array."""
+
+FloatArray: TypeAlias = Float[AnyArray, "..."]
+"""A real floating-point array of any shape."""
+
+Scalar: TypeAlias = float | int | Real[Array | np.ndarray | np.generic, ""]
+"""A number, or an array of shape `()`."""
+
+Points: TypeAlias = Float[AnyArray, "n d"]
+"""A point cloud of `n` points in `d` dimensions."""
+
+Mask: TypeAlias = Bool[AnyArray, " n"]
+"""Which points of a cloud are valid."""
+
+PRNGKey: TypeAlias = Key[Array, ""]
+"""One new-style key, as `jax.random.key` makes it."""
+
+Cond: TypeAlias = PyTree[Any]
+"""What a network is conditioned on: any pytree, `None` if nothing."""
+
+VelocityField: TypeAlias = Callable[..., Any]
+"""`(t, x, cond) -> dx/dt`, the shape of `x`; also Diffrax's `(t, y, args)`."""
+
+FlowMap: TypeAlias = Callable[..., Any]
+"""`(s, t, x, cond) -> u`, the average velocity from `s` to `t`: the map is `x + (t - s) u`."""
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether any leaf is a tracer, whose value cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))

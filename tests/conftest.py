@@ -1,0 +1,16 @@
+"""Settings of the whole suite: two virtual CPU devices, strict dtype promotion, no display."""
+
+import os
+
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax.random as jr
+import pytest
+
+
+@pytest.fixture
+def key():
+    return jr.key(5678)
