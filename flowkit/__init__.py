@@ -3,8 +3,72 @@
 A flow is a network, a path and a prediction; a loss trains it, a solver samples it.
 """
 
+import importlib as _importlib
+
 from jaxtyping import install_import_hook as _install_import_hook
 
 
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
 _install_import_hook("flowkit", "beartype.beartype")
+
+from flowkit import nn as nn
+from flowkit._couplings import assignment as assignment, independent as independent, Pairing as Pairing
+from flowkit._distributions import (
+    AbstractDistribution as AbstractDistribution,
+    Empirical as Empirical,
+    GaussianMixture as GaussianMixture,
+    Normal as Normal,
+)
+from flowkit._flow import Flow as Flow
+from flowkit._integrate import encode as encode, integrate as integrate, RK4 as RK4
+from flowkit._likelihood import log_prob as log_prob, sample_and_log_prob as sample_and_log_prob
+from flowkit._losses import (
+    Errors as Errors,
+    explained_velocity as explained_velocity,
+    ExplainedVelocity as ExplainedVelocity,
+    flow_matching_errors as flow_matching_errors,
+    flow_matching_loss as flow_matching_loss,
+    likelihood_weighting as likelihood_weighting,
+)
+from flowkit._oracles import exact_flow as exact_flow, marginal as marginal
+from flowkit._paths import (
+    AbstractPath as AbstractPath,
+    AffinePath as AffinePath,
+    Coefficients as Coefficients,
+    CosinePath as CosinePath,
+    LinearPath as LinearPath,
+    PolynomialPath as PolynomialPath,
+    VariancePreservingPath as VariancePreservingPath,
+)
+from flowkit._predictions import (
+    AbstractPrediction as AbstractPrediction,
+    convert as convert,
+    Noise as Noise,
+    Score as Score,
+    Target as Target,
+    Velocity as Velocity,
+)
+from flowkit._sampling import sample as sample, Samples as Samples, Stats as Stats
+from flowkit._times import (
+    ArctanLogNormal as ArctanLogNormal,
+    Beta as Beta,
+    cosmap as cosmap,
+    LogitNormal as LogitNormal,
+    stratified as stratified,
+    uniform as uniform,
+)
+
+
+__version__ = "0.1.0"
+
+_LOADED_ON_FIRST_USE = ("data", "metrics", "plotting", "testing", "training")
+
+
+def __getattr__(name):
+    if name in _LOADED_ON_FIRST_USE:
+        return _importlib.import_module(f"flowkit.{name}")
+    raise AttributeError(f"module 'flowkit' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted({*globals(), *_LOADED_ON_FIRST_USE})

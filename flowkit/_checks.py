@@ -1,0 +1,53 @@
+"""Checks of arguments that several entry points share: wrong use is said before any long work starts."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from flowkit._types import is_traced
+
+
+def check_rows(name: str, tree: Any, num: int, of: str, hint: str = "") -> None:
+    """Raises unless every array of `tree` has a leading axis of `num`."""
+    for leaf in jax.tree.leaves(tree):
+        if eqx.is_array(leaf) and leaf.shape[:1] != (num,):
+            raise ValueError(
+                f"`{name}` must have {num} rows, one per {of}, but holds an array of shape {leaf.shape}{hint}."
+            )
+
+
+def check_data(name: str, x: Any, mask: Any = None) -> None:
+    """Raises for empty batches, masks that do not fit; for known values also for non-finite data and empty clouds."""
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"`{name}` must be a non-empty batch (batch, ...) of arrays, got shape {x.shape}.")
+    if mask is not None and mask.shape != x.shape[:2]:
+        raise ValueError(f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, got {mask.shape}.")
+    if is_traced(x, mask):
+        return
+    if mask is not None and not np.all(np.any(mask, axis=1)):
+        raise ValueError("`mask` leaves a cloud without any valid point; remove empty clouds from the batch.")
+    finite = np.isfinite(x)
+    if not np.all(finite if mask is None else finite[np.asarray(mask)]):
+        raise ValueError(f"`{name}` holds NaN or infinity at valid entries; remove or mask them.")
+
+
+def check_sampling(shape: tuple[int, ...], num_samples: int, cond: Any, cond_axes: int | None, mask: Any) -> None:
+    """Raises where the arguments of a batch sampler do not fit together."""
+    if num_samples < 1:
+        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+    if 0 in shape:
+        raise ValueError(f"`shape` must not have an empty axis, got {shape}.")
+    if cond_axes not in (0, None):
+        raise ValueError(f"`cond_axes` must be 0 (one condition per sample) or None (one for all), got {cond_axes}.")
+    if cond_axes == 0:
+        check_rows("cond", cond, num_samples, "sample", "; to share one condition, give `cond_axes=None`")
+    if mask is not None and mask.shape != (num_samples, *shape[:1]):
+        raise ValueError(f"`mask` must have shape {(num_samples, *shape[:1])}, got {mask.shape}.")
+
+
+def check_time(name: str, t: Any) -> None:
+    """Raises for a known time outside [0, 1]."""
+    if not is_traced(t) and not 0 <= t <= 1:
+        raise ValueError(f"`{name}` must be in [0, 1] (0 is noise, 1 is data), got {t}.")

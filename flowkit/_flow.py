@@ -1,0 +1,134 @@
+"""A flow: a network, the path along which it is trained, and what it predicts."""
+
+import inspect
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._checks import check_time
+from flowkit._paths import AbstractPath, as_time, LinearPath
+from flowkit._predictions import AbstractPrediction, convert, CUT, Velocity
+from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
+
+
+class Flow(eqx.Module):
+    """A network read as a velocity field, whatever it predicts.
+
+    ```python
+    flow = fk.Flow(network, path=fk.CosinePath(), prediction=fk.Noise())
+    flow(t, x, cond)                         # the velocity
+    flow.predict(fk.Target(), t, x, cond)    # any other prediction
+    ```
+
+    A flow is Diffrax's `(t, y, args) -> dy/dt`, for one example.
+
+    **Arguments:**
+
+    - `network`: called `(t, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape of `x`.
+    - `path`: how noise and data are joined; `fk.LinearPath()` by default.
+    - `prediction`: what the network's output means. `fk.Velocity()`, the default, is exact on the closed interval
+      [0, 1]. The velocity of a `fk.Noise()` network is evaluated at `t = 1e-3` at the earliest and that of a
+      `fk.Target()` network at `t = 1 - 1e-3` at the latest, where samplers finish with the jump to the data: an error
+      e of such a network costs about e log(1000) in a sample, whatever the solver does.
+    """
+
+    network: Callable
+    path: AbstractPath
+    prediction: AbstractPrediction
+    takes_mask: bool = eqx.field(static=True)
+    takes_key: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        path: AbstractPath = LinearPath(),
+        prediction: AbstractPrediction = Velocity(),
+    ):
+        self.network = network
+        self.path = path
+        self.prediction = prediction
+        self.takes_mask, self.takes_key = _accepts(network, "mask"), _accepts(network, "key")
+
+    @property
+    def t_start(self) -> float:
+        """The first time at which a velocity is evaluated."""
+        return CUT if self.prediction.singular_start else 0.0
+
+    @property
+    def t_end(self) -> float:
+        """The last time at which a velocity is evaluated; samplers jump to the data from here if it is below 1."""
+        return min(self.path.t_end, 1 - CUT if self.prediction.singular_end else 1.0)
+
+    def __call__(
+        self,
+        t: Scalar,
+        x: FloatArray,
+        cond: Cond = None,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "..."]:
+        """The velocity at `(t, x)`, the shape of `x`; zero at masked points.
+
+        **Arguments:**
+
+        - `t`: the time, in [0, 1].
+        - `x`: one example.
+        - `cond`: what the network is conditioned on.
+        - `mask`: `(n,)`, which points are valid.
+        - `key`: for networks that draw random numbers, such as dropout.
+
+        **Raises:** `ValueError` if `t` is known and outside [0, 1], if the network cannot take the mask, or if its
+        output has another shape than `x`.
+        """
+        t = jnp.clip(_checked_time(t, x), self.t_start, self.t_end)
+        return self.predict(Velocity(), t, x, cond, mask=mask, key=key)
+
+    def predict(
+        self,
+        target: AbstractPrediction,
+        t: Scalar,
+        x: FloatArray,
+        cond: Cond = None,
+        *,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "..."]:
+        """Any prediction at `(t, x)`, converted from the network's own by `fk.convert`; zero at masked points."""
+        x = jnp.asarray(x)
+        t = _checked_time(t, x)
+        value = jnp.asarray(self.network(t, x, cond, **self._keywords(mask, key)))
+        if value.shape != x.shape:
+            raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}.")
+        value = convert(value, t, x, self.path, source=self.prediction, target=target)
+        return value if mask is None else zero_masked(value, mask)
+
+    def _keywords(self, mask: Mask | None, key: PRNGKey | None) -> dict:
+        if mask is not None and not self.takes_mask:
+            raise ValueError(
+                "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
+            )
+        keywords = {"mask": mask} if self.takes_mask else {}
+        return keywords | ({"key": key} if self.takes_key else {})
+
+
+def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
+    """`x` with the rows of masked points set to zero, whatever they hold."""
+    if x.ndim == 0 or mask.shape != x.shape[:1]:
+        raise ValueError(f"`mask` must have shape {x.shape[:1]}, one entry per row of `x`, got {mask.shape}.")
+    return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - 1)), x, 0)
+
+
+def _checked_time(t: Scalar, x: FloatArray) -> Float[Array, ""]:
+    check_time("t", t)
+    return as_time(t, x.dtype)
+
+
+def _accepts(network: Callable, name: str) -> bool:
+    try:
+        parameters = inspect.signature(network).parameters
+    except ValueError:  # built-in callables have no signature
+        return False
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or takes_any

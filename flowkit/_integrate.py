@@ -1,0 +1,210 @@
+r"""Solving $dx/dt = v(t, x)$ for one example, through Diffrax."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowkit._checks import check_time
+from flowkit._flow import Flow, zero_masked
+from flowkit._predictions import Target
+from flowkit._types import Cond, FloatArray, Mask, Scalar, VelocityField
+
+
+class RK4(dfx.AbstractERK):
+    """The classical Runge-Kutta method: order 4, four evaluations per step, no error estimate.
+
+    For uniform grids, `num_steps=n`, or `diffrax.StepTo`.
+
+    **Reference:** Kutta, Beitrag zur näherungsweisen Integration totaler Differentialgleichungen (1901).
+    """
+
+    tableau = dfx.ButcherTableau(
+        c=np.array([0.5, 0.5, 1.0]),
+        b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+        b_error=np.zeros(4),
+        a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
+    )
+    interpolation_cls = dfx.ThirdOrderHermitePolynomialInterpolation.from_k
+
+    def order(self, terms):
+        del terms
+        return 4
+
+
+DEFAULT_SOLVER = dfx.Tsit5()
+DEFAULT_CONTROLLER = dfx.PIDController(rtol=1e-5, atol=1e-5)
+_NO_ERROR_ESTIMATE = (dfx.Euler, dfx.SemiImplicitEuler, dfx.LeapfrogMidpoint, RK4)
+
+
+def integrate(
+    velocity: VelocityField,
+    x0: FloatArray,
+    cond: Cond = None,
+    *,
+    t0: Scalar = 0.0,
+    t1: Scalar = 1.0,
+    mask: Mask | None = None,
+    solver: dfx.AbstractSolver = DEFAULT_SOLVER,
+    num_steps: int | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+    saveat: dfx.SaveAt = dfx.SaveAt(t1=True),
+    max_steps: int = 4096,
+    adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint(),
+    throw: bool = True,
+) -> dfx.Solution:
+    """Moves one example along a velocity field from `t0` to `t1`, in either direction.
+
+    ```python
+    solution = fk.integrate(flow, x0, num_steps=20, solver=fk.RK4())
+    x1 = solution.ys[-1]
+    ```
+
+    A second call with another tolerance, end or start compiles nothing.
+
+    **Arguments:**
+
+    - `velocity`: `(t, x, cond) -> dx`, the shape of `x`.
+    - `x0`: where to start, of any shape.
+    - `cond`: handed to the velocity.
+    - `t0`, `t1`: times in [0, 1]; `t1 < t0` runs backwards.
+    - `mask`: `(n,)`, the valid points; the others stay at zero.
+    - `solver`: any Diffrax solver, or `fk.RK4()`.
+    - `num_steps`: a uniform grid of so many steps, with any solver. Any other grid is `diffrax.StepTo(ts)`.
+    - `stepsize_controller`: adaptive by default, with relative and absolute tolerance 1e-5.
+    - `saveat`: what to save; `diffrax.SaveAt(ts=...)` for a trajectory.
+    - `max_steps`, `adjoint`, `throw`: as in `diffrax.diffeqsolve`. The default adjoint has reverse mode only.
+
+    **Returns:** a `diffrax.Solution`.
+
+    **Raises:** `ValueError` for times outside [0, 1], for an adaptive controller with a solver that has no error
+    estimate, which would accept every step, and for a `num_steps` beside a controller.
+    """
+    check_solver(solver, num_steps, stepsize_controller)
+    check_time("t0", t0)
+    check_time("t1", t1)
+    x0 = jnp.asarray(x0)
+    if mask is not None:
+        velocity, x0 = MaskedVelocity(velocity, mask), zero_masked(x0, mask)
+    t0, t1 = jnp.asarray(t0, x0.dtype), jnp.asarray(t1, x0.dtype)
+    controller = traced_tolerances(stepsize_controller)
+    return _integrate(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, adjoint, throw)
+
+
+def encode(
+    flow: VelocityField,
+    x1: FloatArray,
+    cond: Cond = None,
+    *,
+    mask: Mask | None = None,
+    solver: dfx.AbstractSolver = DEFAULT_SOLVER,
+    num_steps: int | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+) -> Float[Array, "..."]:
+    """The noise that the flow carries to one example: the ODE run backwards from the data, the shape of `x1`.
+
+    Arguments as in `fk.integrate`. A flow whose velocity ends before `t = 1` (see `fk.Flow`) starts at its last time.
+    """
+    solution = integrate(
+        flow,
+        x1,
+        cond,
+        t0=end_of(flow),
+        t1=0.0,
+        mask=mask,
+        solver=solver,
+        num_steps=num_steps,
+        stepsize_controller=stepsize_controller,
+    )
+    return solution.ys[-1]  # pyright: ignore[reportOptionalSubscript]
+
+
+@eqx.filter_jit
+def _integrate(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, adjoint, throw):
+    return solve(
+        velocity,
+        x0,
+        cond,
+        t0,
+        t1,
+        solver,
+        num_steps,
+        controller,
+        saveat,
+        max_steps,
+        adjoint=adjoint,
+        throw=throw,
+    )
+
+
+def solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, **options) -> dfx.Solution:
+    """`diffrax.diffeqsolve` on a velocity field, traced into the caller's program."""
+    if num_steps is not None:
+        steps = jnp.arange(num_steps + 1, dtype=t0.dtype) / num_steps
+        # Written so that both ends are exact.
+        controller = dfx.StepTo(t0 * (1 - steps) + t1 * steps)
+        max_steps = max(max_steps, num_steps)
+    term = dfx.ODETerm(velocity)
+    return dfx.diffeqsolve(
+        term,
+        solver,
+        t0,
+        t1,
+        None,
+        x0,
+        cond,
+        saveat=saveat,
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        **options,
+    )
+
+
+class MaskedVelocity(eqx.Module):
+    """A velocity field of one cloud with its mask bound."""
+
+    velocity: VelocityField
+    mask: Mask
+
+    def __call__(self, t: Scalar, x: FloatArray, cond: Cond = None) -> Float[Array, "..."]:
+        return zero_masked(self.velocity(t, x, cond, mask=self.mask), self.mask)
+
+
+def end_of(velocity: VelocityField) -> float:
+    """The last time at which a velocity field is to be evaluated."""
+    return velocity.t_end if isinstance(velocity, Flow) else 1.0
+
+
+def jump_to_data(velocity: VelocityField, x: Array, cond: Cond, mask: Mask | None) -> Array:
+    """From the last time of a flow to its prediction of the data, if that is before `t = 1`."""
+    if end_of(velocity) == 1:
+        return x
+    return velocity.predict(Target(), velocity.t_end, x, cond, mask=mask)
+
+
+def check_solver(solver: Any, num_steps: int | None, controller: Any) -> None:
+    """Raises for combinations of solver and steps that cannot do what was asked for."""
+    if num_steps is not None:
+        if num_steps < 1:
+            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+        if controller is not DEFAULT_CONTROLLER:
+            raise ValueError("give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid.")
+    elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(solver, _NO_ERROR_ESTIMATE):
+        raise ValueError(
+            f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
+            "accept every step; give `num_steps`, or a solver such as `diffrax.Tsit5()`."
+        )
+
+
+def traced_tolerances(controller: Any) -> Any:
+    """The controller with its tolerances as arrays: a Python number would be a constant of the program."""
+
+    def convert(path, leaf):
+        named = path and getattr(path[-1], "name", None) in ("rtol", "atol")
+        return jnp.asarray(leaf, jnp.result_type(float)) if named and isinstance(leaf, float | int) else leaf
+
+    return jax.tree_util.tree_map_with_path(convert, controller)

@@ -1,0 +1,201 @@
+r"""Affine probability paths: $x_t = \alpha_t x_1 + \sigma_t x_0$ from noise at $t = 0$ to data at $t = 1$.
+
+A path is its two coefficients; their derivatives come from one forward-mode derivative. With
+$D_t = \alpha'_t \sigma_t - \alpha_t \sigma'_t$, which is positive on $(0, 1)$:
+
+| path | $\alpha_t$ | $\sigma_t$ | $D_t$ |
+|---|---|---|---|
+| `LinearPath` | $t$ | $1 - (1 - \sigma_{\min}) t$ | $1$ |
+| `CosinePath` | $\sin(\pi t / 2)$ | $\cos(\pi t / 2)$ | $\pi / 2$ |
+| `PolynomialPath` | $t^n$ | $1 - t^n$ | $n t^{n-1}$ |
+| `VariancePreservingPath` | $\exp(-\tfrac14 (1-t)^2 \Delta - \tfrac12 (1-t) \beta_0)$ | $(1 - \alpha_t^2)^{1/2}$ | |
+
+with $\Delta = \beta_1 - \beta_0$.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+from flowkit._types import AnyArray, FloatArray, Scalar
+
+
+class Coefficients(NamedTuple):
+    r"""$\alpha_t$, $\sigma_t$ and their derivatives in time, each of shape `()`."""
+
+    alpha: Float[Array, ""]
+    sigma: Float[Array, ""]
+    d_alpha: Float[Array, ""]
+    d_sigma: Float[Array, ""]
+
+
+class AbstractPath(eqx.Module):
+    r"""An affine probability path.
+
+    To add one: subclass, implement `alpha` and `sigma`, and set `t_end`, the last time at which both derivatives are
+    finite (1 if they always are). Nothing else is needed: derivatives, conversions and oracles follow.
+    """
+
+    t_end: eqx.AbstractClassVar[float]
+
+    @abc.abstractmethod
+    def alpha(self, t: Inexact[Array, ""]) -> Inexact[Array, ""]:
+        """The coefficient of the data."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Inexact[Array, ""]) -> Inexact[Array, ""]:
+        """The coefficient of the noise."""
+
+    def coefficients(self, t: Scalar) -> Coefficients:
+        """Both coefficients and their derivatives, which are taken at `min(t, t_end)`."""
+        t = as_time(t)
+        both = lambda t: (self.alpha(t), self.sigma(t))
+        alpha, sigma = both(t)
+        inside = jnp.minimum(t, self.t_end)
+        _, (d_alpha, d_sigma) = jax.jvp(both, (inside,), (jnp.ones_like(t),))
+        return Coefficients(alpha, sigma, d_alpha, d_sigma)
+
+    def interpolate(self, t: Scalar, x0: FloatArray, x1: FloatArray) -> Float[Array, "..."]:
+        r"""$x_t = \alpha_t x_1 + \sigma_t x_0$, for one pair."""
+        x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
+        t = as_time(t, x1.dtype)
+        return self.alpha(t) * x1 + self.sigma(t) * x0
+
+
+class LinearPath(AbstractPath):
+    r"""$x_t = t x_1 + (1 - (1 - \sigma_{\min}) t) x_0$: straight lines, the default.
+
+    **Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv 2210.02747; Liu et al., Flow
+    Straight and Fast (2023), arXiv 2209.03003.
+    """
+
+    sigma_min: float = 0.0
+    t_end: ClassVar[float] = 1.0
+
+    def __check_init__(self):
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"`sigma_min` must be in [0, 1), got {self.sigma_min}.")
+
+    def alpha(self, t):
+        return t
+
+    def sigma(self, t):
+        return 1 - (1 - self.sigma_min) * t
+
+
+class CosinePath(AbstractPath):
+    r"""$\alpha_t = \sin(\pi t / 2)$, $\sigma_t = \cos(\pi t / 2)$; $\alpha^2 + \sigma^2 = 1$.
+
+    **Reference:** Albergo and Vanden-Eijnden, Building Normalizing Flows with Stochastic Interpolants (2023), arXiv
+    2209.15571.
+    """
+
+    t_end: ClassVar[float] = 1.0
+
+    def alpha(self, t):
+        return jnp.sin(0.5 * jnp.pi * t)
+
+    def sigma(self, t):
+        # The sine of the remaining time, not a cosine: it is exactly 0 at t = 1.
+        return jnp.sin(0.5 * jnp.pi * (1 - t))
+
+
+class PolynomialPath(AbstractPath):
+    r"""$\alpha_t = t^n$, $\sigma_t = 1 - t^n$.
+
+    For $n > 1$ both derivatives are 0 at $t = 0$, so a velocity tells nothing about data and noise there: converting
+    it at $t = 0$ is evaluated a little later (see `fk.convert`).
+
+    **Arguments:**
+
+    - `degree`: $n \geq 1$.
+    """
+
+    degree: int = 2
+    t_end: ClassVar[float] = 1.0
+
+    def __check_init__(self):
+        if self.degree < 1:
+            raise ValueError(f"`degree` must be at least 1, got {self.degree}.")
+
+    def alpha(self, t):
+        return t**self.degree
+
+    def sigma(self, t):
+        return 1 - t**self.degree
+
+
+class VariancePreservingPath(AbstractPath):
+    r"""The path of variance-preserving diffusion, $\alpha_t^2 + \sigma_t^2 = 1$, with linear $\beta$.
+
+    It starts at $\alpha_0 = 0.0066$, not 0, so its source is approximate. $\sigma'$ diverges at $t = 1$: derivatives
+    are taken at `t_end` at the latest, and samplers stop there and jump to the data.
+
+    **Reference:** Song et al., Score-Based Generative Modeling through SDEs (2021), arXiv 2011.13456.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_end: ClassVar[float] = 1 - 1e-3
+
+    def _log_alpha(self, t):
+        return -0.25 * (1 - t) ** 2 * (self.beta_max - self.beta_min) - 0.5 * (1 - t) * self.beta_min
+
+    def alpha(self, t):
+        return jnp.exp(self._log_alpha(t))
+
+    def sigma(self, t):
+        return jnp.sqrt(-jnp.expm1(2 * self._log_alpha(t)))
+
+
+class AffinePath(AbstractPath):
+    r"""A path of your own: any smooth $\alpha$ and $\sigma$, with derivatives by automatic differentiation.
+
+    They should run from $\alpha_0 = 0, \sigma_0 = 1$ to $\alpha_1 = 1, \sigma_1 = 0$ with finite derivatives on
+    $[0, 1]$, and are checked for it at construction, unless they are traced.
+
+    **Arguments:**
+
+    - `alpha_fn`, `sigma_fn`: functions of a time of shape `()`.
+
+    **Raises:** `ValueError` if a coefficient has the wrong value at an end or a derivative there is not finite.
+    """
+
+    alpha_fn: Callable[[Array], Array]
+    sigma_fn: Callable[[Array], Array]
+    t_end: ClassVar[float] = 1.0
+
+    def __check_init__(self):
+        for t in (0.0, 1.0):
+            coefficients = self.coefficients(t)
+            if any(isinstance(value, jax.core.Tracer) for value in coefficients):
+                return
+            alpha, sigma, d_alpha, d_sigma = (float(value) for value in coefficients)
+            if abs(alpha - t) > 0.05 or abs(sigma - (1 - t)) > 0.05:
+                raise ValueError(
+                    "`alpha_fn` must run from 0 to 1 and `sigma_fn` from 1 to 0 (t = 0 is noise, t = 1 is data); "
+                    f"at t = {t:g} they are {alpha:g} and {sigma:g}."
+                )
+            if not (abs(d_alpha) < 1e6 and abs(d_sigma) < 1e6):
+                raise ValueError(
+                    f"`alpha_fn` and `sigma_fn` need finite derivatives on [0, 1]; at t = {t:g} they are {d_alpha:g} "
+                    f"and {d_sigma:g}."
+                )
+
+    def alpha(self, t):
+        return self.alpha_fn(t)
+
+    def sigma(self, t):
+        return self.sigma_fn(t)
+
+
+def as_time(t: Scalar, dtype: jnp.dtype | None = None) -> Float[Array, ""]:
+    """A time as a floating-point array."""
+    if dtype is None:
+        dtype = t.dtype if isinstance(t, AnyArray) and jnp.issubdtype(t.dtype, jnp.inexact) else None
+    return jnp.asarray(t, dtype or jnp.result_type(float))

@@ -1,0 +1,155 @@
+r"""What a network predicts, and every conversion between predictions.
+
+Along $x_t = \alpha x_1 + \sigma x_0$ each prediction is a row $(a, b)$ and means $a\, x_1 + b\, x_0$, or its
+conditional expectation given $x_t$:
+
+| prediction | row | ill-conditioned towards |
+|---|---|---|
+| `Velocity` | $(\alpha', \sigma')$ | nothing |
+| `Noise` | $(0, 1)$ | $t = 0$, where $x_0 = x_t$ says nothing about the data |
+| `Target` | $(1, 0)$ | $t = 1$, where $x_1 = x_t$ says nothing about the noise |
+| `Score` | $(0, -1/\sigma)$, for a standard normal source | both |
+
+Together with $x_t$ itself, the row $(\alpha, \sigma)$, a prediction fixes both unknowns, so any other one follows from
+one 2 x 2 solve. **Reference:** Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants (2023), arXiv 2303.08797.
+"""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._paths import AbstractPath, as_time, Coefficients
+from flowkit._types import FloatArray, Scalar
+
+
+CUT = 1e-3
+"""How far from an end of time a velocity is evaluated at the nearest, where the prediction is ill-conditioned there."""
+
+_FLOOR = 1e-5
+"""How far from an end of time a conversion is evaluated at the nearest, where its formula divides by 0 there."""
+
+
+class AbstractPrediction(eqx.Module):
+    """What the output of a network means.
+
+    To add one: subclass, implement `row`, and say at which ends of time the velocity cannot be recovered from it.
+    """
+
+    singular_start: eqx.AbstractClassVar[bool]
+    singular_end: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def row(self, c: Coefficients) -> tuple[Array, Array]:
+        """The factors `(a, b)` of data and noise."""
+
+    def evaluate(self, c: Coefficients, x0: FloatArray, x1: FloatArray) -> Float[Array, "..."]:
+        """$a x_1 + b x_0$, for one pair or for its conditional expectations."""
+        a, b = self.row(c)
+        return a * jnp.asarray(x1) + b * jnp.asarray(x0)
+
+
+class Velocity(AbstractPrediction):
+    r"""The velocity $v = \alpha' x_1 + \sigma' x_0$: finite and exact at every time, the default."""
+
+    singular_start: ClassVar[bool] = False
+    singular_end: ClassVar[bool] = False
+
+    def row(self, c: Coefficients) -> tuple[Array, Array]:
+        return c.d_alpha, c.d_sigma
+
+
+class Noise(AbstractPrediction):
+    r"""The noise $x_0$.
+
+    The velocity $(\alpha' x - D x_0) / \alpha$ is evaluated at $t = 10^{-3}$ at the earliest.
+    """
+
+    singular_start: ClassVar[bool] = True
+    singular_end: ClassVar[bool] = False
+
+    def row(self, c: Coefficients) -> tuple[Array, Array]:
+        return jnp.zeros_like(c.alpha), jnp.ones_like(c.alpha)
+
+
+class Target(AbstractPrediction):
+    r"""The data $x_1$.
+
+    The velocity $(\sigma' x + D x_1) / \sigma$ is evaluated at $t = 1 - 10^{-3}$ at the latest; samplers stop there
+    and jump to $x_1$.
+    """
+
+    singular_start: ClassVar[bool] = False
+    singular_end: ClassVar[bool] = True
+
+    def row(self, c: Coefficients) -> tuple[Array, Array]:
+        return jnp.ones_like(c.alpha), jnp.zeros_like(c.alpha)
+
+
+class Score(AbstractPrediction):
+    r"""The score $\nabla \log p_t(x) = -x_0 / \sigma$ of a standard normal source. Cut at both ends."""
+
+    singular_start: ClassVar[bool] = True
+    singular_end: ClassVar[bool] = True
+
+    def row(self, c: Coefficients) -> tuple[Array, Array]:
+        return jnp.zeros_like(c.alpha), -1 / c.sigma
+
+
+def convert(
+    value: FloatArray,
+    t: Scalar,
+    x: FloatArray,
+    path: AbstractPath,
+    *,
+    source: AbstractPrediction,
+    target: AbstractPrediction,
+) -> Float[Array, "..."]:
+    r"""Turns one prediction at `(t, x)` into another, exactly.
+
+    With the source row $(a, b)$ and the target row $(a', b')$, Cramer's rule on $x = \alpha x_1 + \sigma x_0$ and
+    $\mathrm{value} = a x_1 + b x_0$ gives
+
+    $$\frac{(a' b - b' a)\, x + (\alpha b' - \sigma a')\, \mathrm{value}}{\alpha b - \sigma a}.$$
+
+    Where that divides by zero, at an end of time, it is evaluated $10^{-5}$ away from the end, so the result is
+    finite everywhere. A prediction converts to itself unchanged at every time.
+
+    **Arguments:**
+
+    - `value`: the prediction, the shape of `x`.
+    - `t`: the time, in [0, 1].
+    - `x`: the point, of any shape.
+    - `path`: the path.
+    - `source`, `target`: what `value` is, and what is wanted.
+    """
+    value, x = jnp.asarray(value), jnp.asarray(x)
+    if value.shape != x.shape:
+        raise ValueError(f"`value` must have the shape of `x`, {x.shape}, got {value.shape}.")
+    if type(source) is type(target):
+        return value
+    c = path.coefficients(_inside(as_time(t, x.dtype), path, source, target))
+    a, b = source.row(c)
+    to_a, to_b = target.row(c)
+    determinant = c.alpha * b - c.sigma * a
+    return ((to_a * b - to_b * a) * x + (c.alpha * to_b - c.sigma * to_a) * value) / determinant
+
+
+def _inside(
+    t: Float[Array, ""], path: AbstractPath, source: AbstractPrediction, target: AbstractPrediction
+) -> Float[Array, ""]:
+    """The nearest time at which the conversion is finite."""
+    at_start, at_end = source.singular_start, source.singular_end or isinstance(target, Score)
+    if isinstance(source, Velocity):
+        at_start, at_end = at_start | _stands_still(path, 0.0), at_end | _stands_still(path, 1.0)
+    start = jnp.where(at_start, _FLOOR, 0.0).astype(t.dtype)
+    end = jnp.where(at_end, 1 - _FLOOR, 1.0).astype(t.dtype)
+    return jnp.clip(t, start, end)
+
+
+def _stands_still(path: AbstractPath, t: float) -> Array:
+    """Whether D = 0 at an end of the path, so that the velocity there tells nothing about data and noise."""
+    c = path.coefficients(t)
+    return c.d_alpha * c.sigma - c.alpha * c.d_sigma == 0

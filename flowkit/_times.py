@@ -1,0 +1,85 @@
+r"""Laws of the training time. A law is `(num, *, key) -> times (num,)` in [0, 1].
+
+Drawing from a density $p(t)$ and weighting the loss by $w(t)$ are the same freedom: uniform times with weight
+$w(t)\, p(t)$ have the same expectation.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._types import PRNGKey
+
+
+def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
+    """Independent times, uniform on [0, 1)."""
+    return jr.uniform(key, (num,))
+
+
+def stratified(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
+    """Uniform times, one in each of `num` equal strata in random order: the same law each, less variance together."""
+    ukey, pkey = jr.split(key)
+    offsets = jr.uniform(ukey, (num,))
+    return (jr.permutation(pkey, num).astype(offsets.dtype) + offsets) / num
+
+
+class LogitNormal(eqx.Module):
+    r"""$t = \mathrm{sigmoid}(m + s n)$ with $n \sim \mathcal N(0, 1)$; the median is $\mathrm{sigmoid}(m)$.
+
+    A law quoted for a time that runs from data to noise has its mean's sign changed here.
+
+    **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv 2403.03206.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __check_init__(self):
+        if not self.std > 0:
+            raise ValueError(f"`std` must be positive, got {self.std}.")
+
+    def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
+        return jax.nn.sigmoid(self.mean + self.std * jr.normal(key, (num,)))
+
+
+class ArctanLogNormal(eqx.Module):
+    r"""$t = 1 - \tfrac{2}{\pi} \arctan(\exp(s n - m))$ with $n \sim \mathcal N(0, 1)$.
+
+    **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models (2025), arXiv 2507.03738.
+    """
+
+    mean: float = 0.8
+    std: float = 1.6
+
+    def __check_init__(self):
+        if not self.std > 0:
+            raise ValueError(f"`std` must be positive, got {self.std}.")
+
+    def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
+        return 1 - 2 / jnp.pi * jnp.arctan(jnp.exp(self.std * jr.normal(key, (num,)) - self.mean))
+
+
+class Beta(eqx.Module):
+    r"""$t \sim \mathrm{Beta}(a, b)$, mean $a / (a + b)$."""
+
+    a: float = 1.0
+    b: float = 1.0
+
+    def __check_init__(self):
+        if not (self.a > 0 and self.b > 0):
+            raise ValueError(f"`a` and `b` must be positive, got {self.a} and {self.b}.")
+
+    def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
+        return jr.beta(key, self.a, self.b, (num,))
+
+
+def cosmap(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
+    r"""$t = 1 - 1 / (\tan(\pi u / 2) + 1)$ with uniform $u$: the density of the cosine schedule's signal-to-noise.
+
+    **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv 2403.03206.
+    """
+    # The same map with sine and cosine, finite at both ends.
+    angle = 0.5 * jnp.pi * jr.uniform(key, (num,))
+    return jnp.sin(angle) / (jnp.sin(angle) + jnp.cos(angle))
