@@ -1,0 +1,25 @@
+"""Data sets: exact toys, images as point clouds, files of point clouds, and batches of them."""
+
+from ._batches import batches as batches
+from ._digits import (
+    digits as digits,
+    Images as Images,
+    images_to_points as images_to_points,
+    load_digits as load_digits,
+)
+from ._npz import load_npz as load_npz, save_npz as save_npz
+from ._sets import normalize as normalize, PointSets as PointSets, Split as Split, Units as Units
+from ._split import train_test_split as train_test_split
+from ._toys import (
+    checkerboard as checkerboard,
+    circles as circles,
+    eight_gaussians as eight_gaussians,
+    eight_gaussians_mixture as eight_gaussians_mixture,
+    Mixture as Mixture,
+    MIXTURE_1D as MIXTURE_1D,
+    mixture_1d as mixture_1d,
+    moons as moons,
+    pinwheel as pinwheel,
+    s_curve as s_curve,
+    spiral as spiral,
+)

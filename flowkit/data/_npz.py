@@ -1,0 +1,124 @@
+"""Point clouds in `.npz` files of any origin: no pickle, and no memory but for bytes that are really
+there."""
+
+import math
+import os
+import uuid
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ._sets import check_layout, check_sets, PointSets, to_host
+
+
+_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_CHUNK = 1 << 20
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def load_npz(path: str | os.PathLike) -> PointSets:
+    """Reads `points` `(b, n, d)` and, where the file has them, `mask` `(b, n)` and `labels` `(b,)`; ignores
+    the rest.
+
+    Headers are checked before anything of their size is allocated, pickled objects are refused. Points that
+    the mask hides become zero if they are not finite, so that no gradient meets them.
+
+    **Raises:** `ValueError`, with the file's name and what to do, if the file is not an `.npz`, is cut short
+    or damaged, lacks `points`, or holds arrays of wrong shape or dtype, non-finite valid points, or clouds
+    without a valid point.
+    """
+    where = f"`{os.fspath(path)}`"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sets = _read_sets(archive, os.path.getsize(path), where)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"{where} is not a whole .npz file ({error}); write it again with `fk.data.save_npz`."
+        ) from error
+    check_sets(sets, where)
+    if sets.mask is not None:
+        sets.points[~np.isfinite(sets.points)] = 0
+    return sets
+
+
+def save_npz(path: str | os.PathLike, sets: PointSets) -> None:
+    """Writes point clouds for `load_npz`: all or nothing, so that a file that was there before is never lost.
+
+    The arrays go to a temporary file in the same folder, which replaces `path` when it is complete.
+    """
+    sets = to_host(sets)
+    check_sets(sets, "`sets`")
+    arrays = {name: array for name, array in sets._asdict().items() if array is not None}
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_sets(archive: zipfile.ZipFile, file_size: int, where: str) -> PointSets:
+    members = {info.filename: info for info in archive.infolist()}
+    if "points.npy" not in members:
+        found = ", ".join(sorted(members)) or "nothing"
+        raise ValueError(f"{where} has no array `points`, only {found}; save it with `numpy.savez(path, points=...)`.")
+    members = {name: members[f"{name}.npy"] for name in PointSets._fields if f"{name}.npy" in members}
+    headers = {name: _read_header(archive, info, file_size, f"{where}: `{name}`") for name, info in members.items()}
+    check_layout(headers["points"], headers.get("mask"), headers.get("labels"), where)
+    arrays = {name: _read_array(archive, info, headers[name], f"{where}: `{name}`") for name, info in members.items()}
+    return PointSets(**arrays)
+
+
+def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str) -> _Header:
+    """The header of one array, after its size has been compared with what the file says that it holds."""
+    if info.compress_size > file_size:
+        raise ValueError(f"{where} claims more bytes than the file has; it is cut short or damaged, write it again.")
+    with archive.open(info) as file:
+        header = _parse_header(file, where)
+        start = file.tell()
+    if header.dtype.hasobject:
+        raise ValueError(f"{where} holds Python objects, which are never unpickled; save an array of numbers.")
+    if min(header.shape, default=0) < 0 or start + header.num_bytes != info.file_size:
+        raise ValueError(
+            f"{where} has a header for shape {header.shape} of {header.dtype}, {header.num_bytes} bytes, but "
+            f"{info.file_size - start} follow it; it is damaged, write it again."
+        )
+    return header
+
+
+def _parse_header(file: IO[bytes], where: str) -> _Header:
+    try:
+        return _Header(*_READERS[npy.read_magic(file)](file))
+    # NumPy evaluates the header as a Python literal, and foreign bytes can break that in all of these ways.
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{where} is not a NumPy array ({error}); save it with `numpy.savez`.") from error
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header, where: str) -> np.ndarray:
+    """Grows with the bytes that are really there, whatever the header and the archive's directory claim."""
+    content = bytearray()
+    with archive.open(info) as file:
+        _parse_header(file, where)
+        while chunk := file.read(_CHUNK):
+            content += chunk
+    if len(content) != header.num_bytes:
+        raise ValueError(f"{where} ends after {len(content)} of {header.num_bytes} bytes; write the file again.")
+    array = np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
+    return np.ascontiguousarray(array, header.dtype.newbyteorder("="))

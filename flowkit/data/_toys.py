@@ -1,0 +1,222 @@
+"""One- and two-dimensional distributions that are drawn exactly, and as fast as the device draws random
+numbers.
+
+Every sampler is `sampler(num, *, ..., key)` and returns `num` independent points, `(num, d)`, in JAX's
+default precision. Points are drawn from the distribution itself: nothing lies on a grid, and components are
+chosen by chance (so a fresh batch per training step is a batch of the population, not of one finite set).
+"""
+
+import functools as ft
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._types import is_traced, PRNGKey, Scalar
+
+
+class Mixture(NamedTuple):
+    """The parameters of a Gaussian mixture; `fk.GaussianMixture(*mixture)` is its exact density.
+
+    - `means`: `(k, d)`.
+    - `stds`: `(k, d)`, standard deviations along the axes.
+    - `weights`: `(k,)`, their sum is one.
+    """
+
+    means: Float[np.ndarray, "k d"]
+    stds: Float[np.ndarray, "k d"]
+    weights: Float[np.ndarray, " k"]
+
+
+def _mixture(means: list, stds: list, weights: list) -> Mixture:
+    mixture = Mixture(np.array(means, float), np.array(stds, float), np.array(weights, float))
+    for array in mixture:
+        array.flags.writeable = False  # shared by everybody who imports it
+    return mixture
+
+
+MIXTURE_1D = _mixture([[-2.0], [2.0]], [[0.8], [0.6]], [0.7, 0.3])
+"""0.7 N(-2, 0.8^2) + 0.3 N(2, 0.6^2): mean -0.8, variance 3.916."""
+
+
+def mixture_1d(num: int, *, exact_counts: bool = False, key: PRNGKey) -> Float[Array, "{num} 1"]:
+    """Draws from the asymmetric pair of Gaussians `MIXTURE_1D`.
+
+    With `exact_counts` the first component has exactly `int(0.7 num)` points, in random order; otherwise the
+    number is random, and the points are independent.
+    """
+    _check(num)
+    return _mixture_1d(num, exact_counts, key)
+
+
+def eight_gaussians(num: int, *, radius: Scalar = 5.0, std: Scalar = 0.1**0.5, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """Eight equal Gaussians on a circle, at the multiples of 45 degrees: `eight_gaussians_mixture` as draws."""
+    _check(num, radius=radius, std=std)
+    return _eight_gaussians(num, radius, std, key)
+
+
+def eight_gaussians_mixture(radius: float = 5.0, std: float = 0.1**0.5) -> Mixture:
+    """The parameters of `eight_gaussians`."""
+    angles = np.arange(8) * (np.pi / 4)
+    means = radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return Mixture(means, np.full((8, 2), float(std)), np.full(8, 1 / 8))
+
+
+def moons(num: int, *, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """Two interleaved half circles of radius 1, around (0, 0) and (1, 1/2), blurred by Gaussian noise.
+
+    The distribution of scikit-learn's `make_moons`, whose points lie on a grid of angles; here angles are
+    uniform.
+    """
+    _check(num, noise=noise)
+    return _moons(num, noise, key)
+
+
+def circles(num: int, *, factor: Scalar = 0.5, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """Two equally likely circles of radius 1 and `factor`, blurred by Gaussian noise.
+
+    The distribution of scikit-learn's `make_circles`, whose points lie on a grid of angles.
+    """
+    _check(num, factor=factor, noise=noise)
+    return _circles(num, factor, noise, key)
+
+
+def s_curve(num: int, *, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """The letter S, blurred by Gaussian noise.
+
+    `(sin a, sign(a) (cos a - 1))` with `a` uniform in `(-3 pi/2, 3 pi/2)`: the first and third coordinate of
+    scikit-learn's `make_s_curve`.
+    """
+    _check(num, noise=noise)
+    return _s_curve(num, noise, key)
+
+
+def spiral(num: int, *, noise: Scalar = 0.1, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """Two arms `+-(a / pi) (cos a, sin a)` with `a` uniform in `(0, 3 pi)`, blurred by Gaussian noise."""
+    _check(num, noise=noise)
+    return _spiral(num, noise, key)
+
+
+def pinwheel(
+    num: int,
+    *,
+    num_arms: int = 5,
+    radial_std: Scalar = 0.3,
+    tangential_std: Scalar = 0.1,
+    rate: Scalar = 0.25,
+    key: PRNGKey,
+) -> Float[Array, "{num} 2"]:
+    """Gaussian blades on `num_arms` arms, bent like a toy windmill.
+
+    A point `(x, y)` with `x ~ N(1, radial_std^2)` and `y ~ N(0, tangential_std^2)` is turned to its arm and
+    by the angle `rate * exp(x)`, then doubled.
+
+    **Reference:** Composing graphical models with neural networks for structured representations and fast
+    inference, M. Johnson et al., 2016, arXiv 1603.06277.
+    """
+    _check(num, radial_std=radial_std, tangential_std=tangential_std)
+    if num_arms < 1:
+        raise ValueError(f"`num_arms` must be at least 1, got {num_arms}.")
+    return _pinwheel(num, num_arms, radial_std, tangential_std, rate, key)
+
+
+def checkerboard(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """Uniform on the eight squares `(i, j)`, `i + j` even, of a 4 x 4 board on `[-4, 4]^2`: density 1/32."""
+    _check(num)
+    return _checkerboard(num, key)
+
+
+def _check(num: int, **scales: Scalar) -> None:
+    """Numbers that are known now must make sense; traced ones cannot be looked at."""
+    if num < 1:
+        raise ValueError(f"`num` must be at least 1, got {num}.")
+    for name, scale in scales.items():
+        if not is_traced(scale) and not 0 <= float(scale) < float("inf"):
+            raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
+
+
+# Scales are traced, so that another noise level is not another program.
+_sampler = ft.partial(jax.jit, static_argnums=0)
+
+
+@ft.partial(jax.jit, static_argnums=(0, 1))
+def _mixture_1d(num: int, exact_counts: bool, key: PRNGKey):
+    index_key, noise_key = jr.split(key)
+    first = float(MIXTURE_1D.weights[0])
+    if exact_counts:
+        # Rounded first, so that no last bit decides whether 0.7 of 10 is 7.
+        second = jr.permutation(index_key, jnp.arange(num) >= int(round(first * num, 6)))
+    else:
+        second = jr.bernoulli(index_key, 1 - first, (num,))
+    index = second.astype(int)
+    means, stds = jnp.asarray(MIXTURE_1D.means)[index], jnp.asarray(MIXTURE_1D.stds)[index]
+    return _blur(means, stds, noise_key)
+
+
+@_sampler
+def _eight_gaussians(num: int, radius: Array, std: Array, key: PRNGKey):
+    index_key, noise_key = jr.split(key)
+    angles = jr.randint(index_key, (num,), 0, 8).astype(float) * (jnp.pi / 4)
+    return _blur(radius * _circle(angles), std, noise_key)
+
+
+@_sampler
+def _moons(num: int, noise: Array, key: PRNGKey):
+    arm_key, angle_key, noise_key = jr.split(key, 3)
+    inner = jr.bernoulli(arm_key, shape=(num, 1))
+    outer_points = _circle(jr.uniform(angle_key, (num,), maxval=jnp.pi))
+    return _blur(jnp.where(inner, jnp.array([1.0, 0.5]) - outer_points, outer_points), noise, noise_key)
+
+
+@_sampler
+def _circles(num: int, factor: Array, noise: Array, key: PRNGKey):
+    ring_key, angle_key, noise_key = jr.split(key, 3)
+    radius = jnp.where(jr.bernoulli(ring_key, shape=(num, 1)), factor, 1.0)
+    return _blur(radius * _circle(jr.uniform(angle_key, (num,), maxval=2 * jnp.pi)), noise, noise_key)
+
+
+@_sampler
+def _s_curve(num: int, noise: Array, key: PRNGKey):
+    angle_key, noise_key = jr.split(key)
+    angles = jr.uniform(angle_key, (num,), minval=-1.5 * jnp.pi, maxval=1.5 * jnp.pi)
+    points = jnp.stack([jnp.sin(angles), jnp.sign(angles) * (jnp.cos(angles) - 1)], axis=-1)
+    return _blur(points, noise, noise_key)
+
+
+@_sampler
+def _spiral(num: int, noise: Array, key: PRNGKey):
+    arm_key, angle_key, noise_key = jr.split(key, 3)
+    angles = jr.uniform(angle_key, (num,), maxval=3 * jnp.pi)
+    points = (angles / jnp.pi)[:, None] * _circle(angles)
+    return _blur(jnp.where(jr.bernoulli(arm_key, shape=(num, 1)), -points, points), noise, noise_key)
+
+
+@_sampler
+def _pinwheel(num: int, num_arms: Array, radial_std: Array, tangential_std: Array, rate: Array, key: PRNGKey):
+    arm_key, noise_key = jr.split(key)
+    x, y = jr.normal(noise_key, (2, num))
+    x, y = 1 + radial_std * x, tangential_std * y
+    arm = jr.randint(arm_key, (num,), 0, num_arms).astype(float) / num_arms
+    turn = _circle(2 * jnp.pi * arm + rate * jnp.exp(x))
+    cos, sin = turn[:, 0], turn[:, 1]
+    return 2 * jnp.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
+
+
+@_sampler
+def _checkerboard(num: int, key: PRNGKey):
+    column_key, row_key, inside_key = jr.split(key, 3)
+    column = jr.randint(column_key, (num,), 0, 4)
+    row = 2 * jr.randint(row_key, (num,), 0, 2) + column % 2
+    corner = jnp.stack([column, row], axis=-1).astype(float)
+    return 2 * (corner + jr.uniform(inside_key, (num, 2))) - 4
+
+
+def _circle(angles: Float[Array, " num"]) -> Float[Array, "num 2"]:
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _blur(points: Float[Array, "num d"], noise: Array, key: PRNGKey) -> Float[Array, "num d"]:
+    return points + noise * jr.normal(key, points.shape)
