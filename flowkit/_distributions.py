@@ -60,7 +60,8 @@ class Normal(AbstractDistribution):
         self.std = std if isinstance(std, float) else jnp.asarray(std)
 
     def sample(self, shape: tuple[int, ...], *, key: PRNGKey) -> Float[Array, "..."]:
-        return self.mean + self.std * jr.normal(key, shape, jnp.result_type(self.mean, self.std, float))
+        noise = jr.normal(key, shape, jnp.result_type(self.mean, self.std, float))
+        return jnp.asarray(self.mean + self.std * noise)
 
     def log_prob(self, x: FloatArray) -> Float[Array, ""]:
         x = jnp.asarray(x)

@@ -120,7 +120,7 @@ def encode(
         num_steps=num_steps,
         stepsize_controller=stepsize_controller,
     )
-    return solution.ys[-1]  # pyright: ignore[reportOptionalSubscript]
+    return end_state(solution)
 
 
 @eqx.filter_jit
@@ -162,6 +162,11 @@ def solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max
         max_steps=max_steps,
         **options,
     )
+
+
+def end_state(solution: dfx.Solution) -> Any:
+    """The state at the end of a solve that saved only that."""
+    return jax.tree.map(lambda leaf: leaf[-1], solution.ys)
 
 
 class MaskedVelocity(eqx.Module):

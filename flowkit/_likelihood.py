@@ -22,6 +22,7 @@ from flowkit._integrate import (
     DEFAULT_CONTROLLER,
     DEFAULT_SOLVER,
     end_of,
+    end_state,
     jump_to_data,
     MaskedVelocity,
     solve,
@@ -155,7 +156,7 @@ def _log_prob(flow, x1, cond, key, num_probes, source, mask, solver, num_steps, 
     t0, t1 = jnp.asarray(end_of(flow), x1.dtype), jnp.zeros((), x1.dtype)
     start = x1, jnp.zeros((), x1.dtype)
     solution = solve(velocity, start, cond, t0, t1, solver, num_steps, controller, dfx.SaveAt(t1=True), max_steps)
-    x0, change = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+    x0, change = end_state(solution)
     return _source_log_prob(source, x0, mask) + change
 
 
@@ -185,7 +186,7 @@ def _sample_and_log_prob(
         t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
         start = x0, jnp.zeros((), x0.dtype)
         solution = solve(velocity, start, cond, t0, t1, solver, num_steps, controller, dfx.SaveAt(t1=True), max_steps)
-        x1, change = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+        x1, change = end_state(solution)
         return jump_to_data(flow, x1, cond, mask), _source_log_prob(source, x0, mask) - change
 
     return eqx.filter_vmap(one, in_axes=(0, cond_axes, 0, 0))(x0, cond, mask, keys)

@@ -28,7 +28,7 @@ from flowkit._checks import check_data, check_rows
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow, zero_masked
-from flowkit._paths import AbstractPath, Coefficients
+from flowkit._paths import AbstractPath, as_time, Coefficients
 from flowkit._predictions import AbstractPrediction, CUT, Score, Velocity
 from flowkit._times import stratified, uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar, VelocityField
@@ -64,7 +64,7 @@ def likelihood_weighting(path: AbstractPath, t: Scalar) -> Float[Array, ""]:
     **Reference:** Kingma and Gao (2023), arXiv 2303.00848; Song et al., Maximum Likelihood Training of Score-Based
     Diffusion Models (2021), arXiv 2101.09258.
     """
-    t = jnp.minimum(t, jnp.asarray(1 - CUT, jnp.result_type(t)))
+    t = jnp.minimum(as_time(t), 1 - CUT)
     c = path.coefficients(t)
     return c.alpha / (c.sigma * _scale(Velocity(), c))
 

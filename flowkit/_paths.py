@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from flowkit._types import AnyArray, FloatArray, Scalar
+from flowkit._types import AnyArray, FloatArray, is_traced, Scalar
 
 
 class Coefficients(NamedTuple):
@@ -173,7 +173,7 @@ class AffinePath(AbstractPath):
     def __check_init__(self):
         for t in (0.0, 1.0):
             coefficients = self.coefficients(t)
-            if any(isinstance(value, jax.core.Tracer) for value in coefficients):
+            if is_traced(coefficients):
                 return
             alpha, sigma, d_alpha, d_sigma = (float(value) for value in coefficients)
             if abs(alpha - t) > 0.05 or abs(sigma - (1 - t)) > 0.05:

@@ -13,6 +13,7 @@ from flowkit._integrate import (
     DEFAULT_CONTROLLER,
     DEFAULT_SOLVER,
     end_of,
+    end_state,
     jump_to_data,
     MaskedVelocity,
     solve,
@@ -124,7 +125,7 @@ def _sample(
         t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
         saveat = dfx.SaveAt(t1=True)
         solution = solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, throw=throw)
-        return jump_to_data(flow, solution.ys[-1], cond, mask), statistics(solution, solver)
+        return jump_to_data(flow, end_state(solution), cond, mask), statistics(solution, solver)
 
     values, stats = eqx.filter_vmap(one, in_axes=(0, cond_axes, 0))(x0, cond, mask)
     return Samples(values, stats)
@@ -144,9 +145,9 @@ def statistics(solution: dfx.Solution, solver: dfx.AbstractSolver) -> Stats:
 def _evaluations(solver: dfx.AbstractSolver, attempted: Array) -> Array | None:
     if isinstance(solver, dfx.Euler):
         return attempted
-    if not isinstance(solver, dfx.AbstractERK):
+    tableau = solver.tableau if isinstance(solver, dfx.AbstractERK) else None
+    if not isinstance(tableau, dfx.ButcherTableau):
         return None
-    tableau = solver.tableau
     stages = len(tableau.b_sol)
     # The last stage of a first-same-as-last method is the first one of the next step.
     return (stages - 1) * attempted + 1 if tableau.fsal else stages * attempted

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 
 
@@ -18,7 +19,7 @@ AnyArray: TypeAlias = Array | np.ndarray
 FloatArray: TypeAlias = Float[AnyArray, "..."]
 """A real floating-point array of any shape."""
 
-Scalar: TypeAlias = float | int | Real[Array | np.ndarray | np.generic, ""]
+Scalar: TypeAlias = float | int | Real[Array | np.ndarray | np.number, ""]
 """A number, or an array of shape `()`."""
 
 Points: TypeAlias = Float[AnyArray, "n d"]
@@ -42,4 +43,4 @@ FlowMap: TypeAlias = Callable[..., Any]
 
 def is_traced(*values: Any) -> bool:
     """Whether any leaf is a tracer, whose value cannot be looked at."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
