@@ -1,0 +1,73 @@
+"""Data parallelism: the batch is split over a device mesh, the parameters are on every device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with one axis, `"data"`, over `devices` (all devices of all processes if `None`).
+
+    With several processes call `jax.distributed.initialize()` first; each process then hands its own part
+    of every batch to `fit` or to the step.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("`devices` is empty; leave it out to use all devices.")
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def check_mesh(mesh: Mesh | None) -> None:
+    if mesh is not None and "data" not in mesh.axis_names:
+        raise ValueError(
+            f'`mesh` must have an axis "data", got {mesh.axis_names}; `fk.training.data_mesh()` makes one.'
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Arrays whose axis number `axis` is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def shard_batch(batch: PyTree[Any], mesh: Mesh, *, axis: int = 0) -> PyTree[Any]:
+    """`batch` with axis number `axis` split over the devices of `mesh`.
+
+    With several processes `batch` is this process's part, and the result is the whole.
+    """
+    sharding, processes = split_over(mesh, axis), jax.process_count()
+
+    def put(leaf):
+        size = np.shape(leaf)[axis] * processes if np.ndim(leaf) > axis else 0
+        check_divisible(size, mesh)
+        if processes == 1:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(put, batch)
+
+
+def check_divisible(size: int, mesh: Mesh) -> None:
+    devices = mesh.shape["data"]
+    if size == 0 or size % devices:
+        raise ValueError(
+            f"`batches` gives batches of {size} examples, which {devices} devices cannot share equally; "
+            f"use a batch size that is a multiple of {devices} and drop the remainder."
+        )
+
+
+def replicate(leaves: list[Any], mesh: Mesh) -> list[Any]:
+    """The arrays, equal on every process, on every device of `mesh`."""
+    # Through jit, because a typed key cannot be put onto the devices of several processes otherwise.
+    return jax.jit(_identity, out_shardings=replicated(mesh))(leaves)
+
+
+def _identity(leaves: list[Any]) -> list[Any]:
+    return leaves
