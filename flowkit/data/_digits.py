@@ -69,13 +69,16 @@ def digits(
         raise ValueError(f"`draws` must be at least 1, got {draws}.")
     split = load_digits(test_fraction=test_fraction, seed=seed)
     train_key, test_key = jr.split(key)
+    return Split(
+        _clouds(split.train, num_points, draws, jitter, train_key),
+        _clouds(split.test, num_points, draws, jitter, test_key),
+    )
 
-    def clouds(images: Images, key: PRNGKey) -> PointSets:
-        repeated = np.tile(images.images, (draws, 1, 1))
-        points = images_to_points(repeated, num_points, jitter=jitter, key=key)
-        return PointSets(np.asarray(points), labels=np.tile(images.labels, draws))
 
-    return Split(clouds(split.train, train_key), clouds(split.test, test_key))
+def _clouds(images: Images, num_points: int, draws: int, jitter: float, key: PRNGKey) -> PointSets:
+    repeated = np.tile(images.images, (draws, 1, 1))
+    points = images_to_points(repeated, num_points, jitter=jitter, key=key)
+    return PointSets(np.asarray(points), labels=np.tile(images.labels, draws))
 
 
 def images_to_points(
@@ -113,16 +116,18 @@ def images_to_points(
 
 @ft.partial(jax.jit, static_argnums=1)
 def _images_to_points(images: Array, num_points: int, jitter: Array, key: PRNGKey) -> Array:
-    images = jnp.asarray(images, images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else float)
+    dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.zeros(()).dtype
+    # Half precision has too few numbers between 0 and 1 to choose a pixel by.
+    images = jnp.asarray(images, jnp.float32 if dtype.itemsize < 4 else dtype)
     keys = jr.split(key, images.shape[0])
-    return jax.vmap(lambda image, key: _image_to_points(image, num_points, jitter, key))(images, keys)
+    points = jax.vmap(lambda image, key: _image_to_points(image, num_points, jitter, key))(images, keys)
+    return points.astype(dtype)
 
 
 def _image_to_points(image: Array, num_points: int, jitter: Array, key: PRNGKey) -> Array:
     pixel_key, jitter_key = jr.split(key)
     height, width = image.shape
-    # Ascending order puts the empty pixels first, where the cumulative sum is exactly zero: no rounding can
-    # choose them.
+    # Ascending order puts empty pixels first, where the cumulative sum is exactly zero: no rounding can choose them.
     order = jnp.argsort(image.ravel())
     cdf = jnp.cumsum(image.ravel()[order])
     u = jr.uniform(pixel_key, (num_points,), image.dtype)

@@ -1,13 +1,13 @@
-"""Point clouds in `.npz` files of any origin: no pickle, and no memory but for bytes that are really
-there."""
+"""Point clouds in `.npz` files of any origin: no pickle, and no memory but for bytes that are really there."""
 
 import math
 import os
+import struct
 import uuid
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -17,6 +17,17 @@ from ._sets import check_layout, check_sets, PointSets, to_host
 
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _CHUNK = 1 << 20
+# What `zipfile` raises on foreign bytes, found by damaging files at random. An `OSError` comes from a seek to nowhere.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 
 
 class _Header(NamedTuple):
@@ -30,24 +41,24 @@ class _Header(NamedTuple):
 
 
 def load_npz(path: str | os.PathLike) -> PointSets:
-    """Reads `points` `(b, n, d)` and, where the file has them, `mask` `(b, n)` and `labels` `(b,)`; ignores
-    the rest.
+    """Reads point clouds: `points` `(b, n, d)` and, where the file has them, `mask` `(b, n)` and `labels` `(b,)`.
 
-    Headers are checked before anything of their size is allocated, pickled objects are refused. Points that
-    the mask hides become zero if they are not finite, so that no gradient meets them.
+    Other arrays in the file are ignored. Headers are checked before anything of their size is allocated, and pickled
+    objects are refused. Points that the mask hides become zero if they are not finite, so that no gradient meets them.
 
-    **Raises:** `ValueError`, with the file's name and what to do, if the file is not an `.npz`, is cut short
-    or damaged, lacks `points`, or holds arrays of wrong shape or dtype, non-finite valid points, or clouds
-    without a valid point.
+    **Raises:** `ValueError`, with the file's name and what to do, if the file is not an `.npz`, is cut short or
+    damaged, lacks `points`, or holds arrays of wrong shape or dtype, non-finite valid points, or clouds without a valid
+    point. `OSError` if it cannot be opened.
     """
     where = f"`{os.fspath(path)}`"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sets = _read_sets(archive, os.path.getsize(path), where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(
-            f"{where} is not a whole .npz file ({error}); write it again with `fk.data.save_npz`."
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                sets = _read_sets(archive, os.fstat(file.fileno()).st_size, where)
+        except _DAMAGED as error:
+            raise ValueError(
+                f"{where} is not a whole .npz file ({error}); write it again with `fk.data.save_npz`."
+            ) from error
     check_sets(sets, where)
     if sets.mask is not None:
         sets.points[~np.isfinite(sets.points)] = 0
@@ -88,6 +99,8 @@ def _read_sets(archive: zipfile.ZipFile, file_size: int, where: str) -> PointSet
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str) -> _Header:
     """The header of one array, after its size has been compared with what the file says that it holds."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{where} is compressed in an unknown way; save it with `numpy.savez`.")
     if info.compress_size > file_size:
         raise ValueError(f"{where} claims more bytes than the file has; it is cut short or damaged, write it again.")
     with archive.open(info) as file:
@@ -103,7 +116,7 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int
     return header
 
 
-def _parse_header(file: IO[bytes], where: str) -> _Header:
+def _parse_header(file: Any, where: str) -> _Header:
     try:
         return _Header(*_READERS[npy.read_magic(file)](file))
     # NumPy evaluates the header as a Python literal, and foreign bytes can break that in all of these ways.
