@@ -41,9 +41,9 @@ def batches(
 
     **Arguments:**
 
-    - `data`: a pytree of arrays with one leading axis, the examples (`PointSets`, a dict, one array); copied
-        to the host if it is elsewhere, never changed.
-    - `batch_size`: the size of the batch over all shards.
+    - `data`: a pytree of arrays with one leading axis, the examples (`PointSets`, a dict, one array). It is
+        never changed, and not copied if it is on the host: leave it as it is while batches are drawn.
+    - `batch_size`: the size of a batch over all shards; it may be larger than the data.
     - `num_steps`: how many batches there are; `None` for no end.
     - `seed`: of the permutations and of the transform.
     - `transform`: `transform(batch, rng)` returns the batch to use; `rng` is a NumPy generator of its own for

@@ -1,5 +1,4 @@
-"""One- and two-dimensional distributions that are drawn exactly, and as fast as the device draws random
-numbers.
+"""One- and two-dimensional distributions, drawn exactly and on the device.
 
 Every sampler is `sampler(num, *, ..., key)` and returns `num` independent points, `(num, d)`, in JAX's
 default precision. Points are drawn from the distribution itself: nothing lies on a grid, and components are
