@@ -1,0 +1,54 @@
+"""A stack of fully connected layers."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._types import AnyArray, PRNGKey
+from flowkit.nn._linear import Linear
+
+
+class FeedForward(eqx.Module):
+    """Linear layers with an activation between them (none after the last), on the last axis.
+
+    **Arguments:**
+
+    - `in_size`, `out_size`: sizes of the last axis.
+    - `hidden_sizes`: sizes between the layers; may be empty.
+    - `activation`: applied to every hidden layer.
+    - `zero_init`: start the last layer, hence the output, at zero.
+    - `key`: for the initial weights.
+    """
+
+    layers: tuple[Linear, ...]
+    activation: Callable[[Array], Array]
+    in_size: int = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        zero_init: bool = False,
+        key: PRNGKey,
+    ):
+        *hidden, last = pairwise((in_size, *hidden_sizes, out_size))
+        *keys, last_key = jr.split(key, len(hidden) + 1)
+        layers = [Linear(*sizes, key=layer_key) for sizes, layer_key in zip(hidden, keys, strict=True)]
+        self.layers = (*layers, Linear(*last, zero_init=zero_init, key=last_key))
+        self.activation = activation
+        self.in_size = in_size
+        self.out_size = out_size
+
+    def __call__(self, x: Float[AnyArray, "*leading _"]) -> Float[Array, "*leading _"]:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.activation(layer(x))
+        return last(x)

@@ -1,0 +1,85 @@
+"""The velocity network for vectors."""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._types import AnyArray, Cond, PRNGKey, Scalar
+from flowkit.nn._feed_forward import FeedForward
+from flowkit.nn._time_embeddings import AbstractTimeEmbedding, RawTime
+
+
+class MLP(eqx.Module):
+    """A fully connected velocity network: `v = layers([x, embedding(t), cond])`.
+
+    It starts as the velocity 0, because its last layer does.
+
+    **Arguments:**
+
+    - `in_size`: the size of `x`.
+    - `out_size`: the size of the result; `in_size` by default.
+    - `hidden_sizes`: the widths of the hidden layers.
+    - `cond_size`: how many numbers `cond` holds, all its arrays together; 0 is an unconditional network.
+    - `time_embedding`: how the time enters; `None` appends the raw number, which suits small problems.
+    - `activation`: of the hidden layers.
+    - `zero_init`: start the last layer at zero.
+    - `key`: for the initial weights.
+    """
+
+    layers: FeedForward
+    time_embedding: AbstractTimeEmbedding
+    in_size: int = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
+    cond_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int | None = None,
+        *,
+        hidden_sizes: Sequence[int] = (128, 128, 128),
+        cond_size: int = 0,
+        time_embedding: AbstractTimeEmbedding | None = None,
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        zero_init: bool = True,
+        key: PRNGKey,
+    ):
+        self.in_size = in_size
+        self.out_size = in_size if out_size is None else out_size
+        self.cond_size = cond_size
+        self.time_embedding = RawTime() if time_embedding is None else time_embedding
+        self.layers = FeedForward(
+            in_size + self.time_embedding.out_size + cond_size,
+            self.out_size,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            zero_init=zero_init,
+            key=key,
+        )
+
+    def __call__(self, t: Scalar, x: Float[AnyArray, " d"], cond: Cond = None) -> Float[Array, " out"]:
+        """The velocity at time `t` and place `x`.
+
+        `cond` may be any pytree of arrays; they are flattened and joined. A `ValueError` says so if `x` or `cond`
+        does not have the size that the network was built for.
+        """
+        x = jnp.asarray(x)
+        if x.size != self.in_size:
+            raise ValueError(f"`x` has {x.size} entries, but the network was built with in_size={self.in_size}.")
+        embedded = self.time_embedding(jnp.asarray(t, x.dtype))
+        return self.layers(jnp.concatenate([x, embedded, *self._flat_cond(cond, x.dtype)]))
+
+    def _flat_cond(self, cond: Cond, dtype: jnp.dtype) -> list[Float[Array, " _"]]:
+        leaves = [jnp.ravel(jnp.asarray(leaf)).astype(dtype) for leaf in jax.tree.leaves(cond)]
+        size = sum(leaf.size for leaf in leaves)
+        if size == self.cond_size:
+            return leaves
+        if self.cond_size == 0:
+            raise ValueError(
+                f"`cond` holds {size} numbers, but the network is unconditional: build it with cond_size={size}."
+            )
+        came = "is None" if cond is None else f"holds {size} numbers"
+        raise ValueError(f"`cond` {came}, but the network was built with cond_size={self.cond_size}.")

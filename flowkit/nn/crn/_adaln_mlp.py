@@ -1,0 +1,134 @@
+"""A network for every point on its own, conditioned by adaptive layer normalization."""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
+from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
+from flowkit.nn._layer_norm import LayerNorm, normalize
+from flowkit.nn._linear import Linear
+from flowkit.nn._modulation import modulate, Modulation
+from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
+from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
+from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
+from flowkit.nn.crn._crn import AbstractCRN, checked_latents, TimeAndLatent
+
+
+class AdaLNMLP(AbstractCRN):
+    """A velocity field of clouds in which each point moves on its own, given the latents and the time.
+
+    With `residual=True` every layer is `h <- h + gate * Linear(SiLU(AdaLN(h)))`, where
+    `AdaLN(h) = LayerNorm(h) (1 + scale) + shift` and scales, shifts and gates come from time and latents. All of them
+    start at zero, so each layer starts as the identity. With `residual=False` it is
+    `h <- AdaLN(SiLU(Linear(h)))`. The last layer starts at zero in both.
+
+    **Arguments:**
+
+    - `in_size`: the dimension of the points.
+    - `latent_size`: the size `c` of the latents `(k, c)`.
+    - `conditioner`: how the latents reach the points: `Broadcast()` for one latent, `PerPoint()`, `Pool()`, ...
+    - `width_size`, `depth`: the width and number of the layers.
+    - `cond_size`: the width of the conditioning.
+    - `time_embedding`: use `SinusoidalTime(32, scale=1.0)` if the network is to be differentiated in time.
+    - `features`: fixed features of the coordinates, see `PointEmbedding`.
+    - `residual`: see above.
+    - `key`: for the initial weights.
+
+    **Reference:** Peebles, Xie, Scalable Diffusion Models with Transformers, 2023 (arXiv 2212.09748), for the layers
+    that start as the identity.
+    """
+
+    conditioner: AbstractConditioner
+    conditioning: TimeAndLatent
+    modulation: Modulation
+    embedding: PointEmbedding
+    blocks: "tuple[_AbstractBlock, ...]"
+    out: Linear
+    in_size: int = eqx.field(static=True)
+    latent_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        latent_size: int,
+        *,
+        conditioner: AbstractConditioner = Broadcast(),
+        width_size: int = 64,
+        depth: int = 6,
+        cond_size: int = 256,
+        time_embedding: AbstractTimeEmbedding = SinusoidalTime(32),
+        features: AbstractFeatures | None = None,
+        residual: bool = True,
+        key: PRNGKey,
+    ):
+        conditioning_key, modulation_key, embedding_key, out_key, *keys = jr.split(key, depth + 4)
+        block = _ResidualBlock if residual else _PlainBlock
+        vector_size = out_size_of(conditioner, (), (1, in_size), (1, latent_size))
+        self.conditioner = conditioner
+        self.conditioning = TimeAndLatent(vector_size, cond_size, time_embedding, key=conditioning_key)
+        self.modulation = Modulation(
+            cond_size, width_size, depth * block.num_vectors, zero_init=residual, key=modulation_key
+        )
+        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.blocks = tuple(block(width_size, key=block_key) for block_key in keys)
+        self.out = Linear(width_size, in_size, zero_init=True, key=out_key)
+        self.in_size = in_size
+        self.latent_size = latent_size
+
+    def __call__(
+        self,
+        t: Scalar,
+        points: Points,
+        latents: Float[AnyArray, "k c"],
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "n d"]:
+        del key
+        points = valid_points(points, mask, self.in_size)
+        latents = checked_latents(latents, self.latent_size, points.dtype)
+        cond = self.conditioning(t, self.conditioner(t, points, latents))
+        vectors = jnp.split(self.modulation(cond), len(self.blocks))
+        h = jax.nn.silu(self.embedding(points))
+        for block, block_vectors in zip(self.blocks, vectors, strict=True):
+            h = block(h, block_vectors)
+        return zero_masked(self.out(h), mask)
+
+
+class _AbstractBlock(eqx.Module):
+    num_vectors: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]) -> Array:
+        """One layer of `AdaLNMLP`, given its scale, shift and perhaps gate."""
+
+
+class _ResidualBlock(_AbstractBlock):
+    num_vectors: ClassVar[int] = 3
+    linear: Linear
+
+    def __init__(self, width_size: int, *, key: PRNGKey):
+        self.linear = Linear(width_size, width_size, key=key)
+
+    def __call__(self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]) -> Array:
+        scale, shift, gate = vectors
+        return h + gate * self.linear(jax.nn.silu(modulate(normalize(h), scale, shift)))
+
+
+class _PlainBlock(_AbstractBlock):
+    num_vectors: ClassVar[int] = 2
+    linear: Linear
+    norm: LayerNorm
+
+    def __init__(self, width_size: int, *, key: PRNGKey):
+        self.linear = Linear(width_size, width_size, key=key)
+        self.norm = LayerNorm(width_size)
+
+    def __call__(self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]) -> Array:
+        scale, shift = vectors
+        return modulate(self.norm(jax.nn.silu(self.linear(h))), scale, shift)

@@ -1,0 +1,216 @@
+"""The invariants of networks on sets, as assertions for your networks as for ours.
+
+All take a function `fn(points, mask)`, such as an encoder or `lambda x, m: crn(t, x, latents, mask=m)`. A new velocity
+network is zero everywhere, and zero has every symmetry: pass it through `perturbed` first. The assertions refuse a
+function that is zero.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowkit._types import Mask, Points, PRNGKey
+
+
+Model = TypeVar("Model")
+
+
+def perturbed(model: Model, *, key: PRNGKey, scale: float = 0.1) -> Model:
+    """The model with Gaussian noise of this scale added to all of its floating-point arrays."""
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jr.split(key, max(len(leaves), 1))
+    noisy = [p + scale * jr.normal(k, p.shape, p.dtype) for p, k in zip(leaves, keys, strict=False)]
+    return eqx.combine(jax.tree.unflatten(treedef, noisy), rest)
+
+
+def assert_permutation_invariant(
+    fn: Callable[..., PyTree], points: PyTree, mask: Mask | None = None, *, key: PRNGKey, tolerance: float = 1e-5
+) -> None:
+    """`fn(P points, P mask) = fn(points, mask)` for random permutations `P`.
+
+    **Arguments:**
+
+    - `fn`: `(points, mask) -> ` any pytree of arrays.
+    - `points`: a cloud `(n, d)`, or a pytree of arrays that are permuted together along their first axis.
+    - `mask`: handed to `fn` and permuted too; `None` is handed on as `None`.
+    - `key`: for the permutations.
+    - `tolerance`: the largest deviation allowed, relative to the largest output or to 1, if that is larger.
+
+    Raises an `AssertionError` that gives the largest deviation and where it is.
+    """
+    expected = _nonzero(_call(fn, points, mask))
+    for permutation in _permutations(points, key):
+        actual = _call(fn, *_permute((points, mask), permutation))
+        _compare(actual, expected, tolerance, "the output changed when the points were permuted")
+
+
+def assert_permutation_equivariant(
+    fn: Callable[..., PyTree], points: PyTree, mask: Mask | None = None, *, key: PRNGKey, tolerance: float = 1e-5
+) -> None:
+    """`fn(P points, P mask) = P fn(points, mask)` for random permutations `P`.
+
+    Arguments and errors as in `assert_permutation_invariant`; the outputs are permuted along their first axis.
+    """
+    expected = _nonzero(_call(fn, points, mask))
+    n = _num_rows(points)
+    for leaf in jax.tree.leaves(expected):
+        if leaf.ndim == 0 or leaf.shape[0] != n:
+            raise AssertionError(f"an output has shape {leaf.shape}, not one row for each of the {n} points.")
+    for permutation in _permutations(points, key):
+        actual = _call(fn, *_permute((points, mask), permutation))
+        what = "the output was not permuted as the points were"
+        _compare(actual, _permute(expected, permutation), tolerance, what)
+
+
+def assert_mask_independent(
+    fn: Callable[..., PyTree],
+    points: Points,
+    mask: Mask | None = None,
+    *,
+    key: PRNGKey,
+    num_padding: int = 3,
+    tolerance: float = 1e-5,
+) -> None:
+    """What stands in masked rows has no influence, on values and on gradients.
+
+    Masked rows are appended that hold large numbers, NaN, and infinities of both signs; so is `mask`, if given, and
+    what it masks is overwritten in the same way. Checked are: the output is that of the valid points alone; an output
+    with one row for each point is zero in masked rows; the gradients with respect to the points, and to the
+    parameters if `fn` is a module, are finite, and zero in masked rows; everything is finite if all is masked. All
+    this runs under `jit`, and `vmap` over the contents.
+
+    Arguments and errors as in `assert_permutation_invariant`; `num_padding` is the number of rows appended.
+    """
+    n = points.shape[0]
+    valid = np.ones(n, bool) if mask is None else np.asarray(mask)
+    clean = jnp.where(valid[:, None], jnp.asarray(points), jnp.zeros_like(points))
+    expected = _nonzero(_call(fn, clean, jnp.asarray(valid)))
+    padded_mask = jnp.asarray(np.append(valid, np.zeros(num_padding, bool)))
+    clouds = _contents(clean, padded_mask, num_padding, key)
+
+    outputs = _call_batch(fn, clouds, padded_mask)
+    for i, name in enumerate(_CONTENTS):
+        actual = jax.tree.map(lambda leaf, i=i: leaf[i], outputs)
+        what = f"the output changed when {num_padding} masked points holding {name} were appended"
+        _compare(jax.tree.map(lambda a, e: _unpadded(a, e, valid), actual, expected), expected, tolerance, what)
+
+    nothing = jnp.zeros_like(padded_mask)
+    _finite(_call_batch(fn, clouds, nothing), "the output is not finite if all points are masked")
+    for some_mask in (padded_mask, nothing):
+        fn_gradient, gradient = _gradients(fn, clouds, some_mask)
+        _finite((fn_gradient, gradient), "a gradient is not finite")
+        masked = jnp.where(some_mask[:, None], jnp.zeros_like(gradient), gradient)
+        _compare(masked, jnp.zeros_like(masked), 0.0, "the gradient with respect to masked points is not zero")
+
+
+_CONTENTS = ("large numbers", "NaN", "inf", "-inf")
+
+
+def _contents(clean: Points, padded_mask: Bool[Array, " m"], num_padding: int, key: PRNGKey) -> Float[Array, "4 m d"]:
+    """The cloud with every kind of content in its masked rows."""
+    padded = jnp.pad(clean, ((0, num_padding), (0, 0)))
+    large = 100 * jr.normal(key, padded.shape, padded.dtype)
+    fills = jnp.stack([large, *(jnp.full_like(padded, value) for value in (jnp.nan, jnp.inf, -jnp.inf))])
+    return jnp.where(padded_mask[:, None], padded, fills)
+
+
+@eqx.filter_jit
+def _call(fn: Callable[..., Any], points: PyTree, mask: Any) -> PyTree:
+    return fn(points, mask)
+
+
+@eqx.filter_jit
+def _call_batch(fn: Callable[..., Any], clouds: Any, mask: Any) -> PyTree:
+    return jax.vmap(lambda points: fn(points, mask))(clouds)
+
+
+@eqx.filter_jit
+def _gradients(fn: Callable[..., Any], clouds: Any, mask: Any) -> tuple[Any, Array]:
+    """Gradients of the sum of squared outputs, with respect to the parameters and to the points."""
+
+    def total(fn_and_clouds):
+        fn, clouds = fn_and_clouds
+        outputs = jax.vmap(lambda points: fn(points, mask))(clouds)
+        floats = eqx.filter(outputs, eqx.is_inexact_array)
+        return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(floats))
+
+    return eqx.filter_grad(total)((fn, clouds))
+
+
+def _num_rows(points: PyTree) -> int:
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(points)}
+    if len(sizes) != 1:
+        raise ValueError(f"`points` must be arrays with the same number of rows, got {sorted(sizes)}.")
+    return sizes.pop()
+
+
+def _permutations(points: PyTree, key: PRNGKey, number: int = 3) -> Array:
+    n = _num_rows(points)
+    if n < 2:
+        raise ValueError(f"`points` has {n} rows, of which no permutation can be told: pass at least two.")
+    return jax.vmap(lambda k: jr.permutation(k, n))(jr.split(key, number))
+
+
+def _permute(tree: PyTree, permutation: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[permutation], tree)
+
+
+def _unpadded(actual: Array, expected: Array, mask: np.ndarray) -> Array:
+    """The rows of an output before the padding, after checking that masked rows are zero."""
+    n = mask.shape[0]
+    per_point = expected.shape[:1] == (n,) and actual.shape[:1] != expected.shape[:1]
+    if not per_point:
+        return actual
+    masked = np.ones(actual.shape[0], bool)
+    masked[:n] = ~mask
+    rows = actual[masked]
+    _compare(rows, jnp.zeros_like(rows), 0.0, "the output is not zero in masked rows")
+    return actual[:n]
+
+
+def _nonzero(outputs: PyTree) -> PyTree:
+    if not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(outputs)):
+        raise AssertionError(
+            "the output is zero everywhere, which says nothing about the function. A new velocity network starts at "
+            "zero: pass it through `flowkit.testing.perturbed` first."
+        )
+    return outputs
+
+
+def _finite(tree: PyTree, what: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.all(jnp.isfinite(leaf)):
+            raise AssertionError(f"{what}{_at(path)}.")
+
+
+def _compare(actual: PyTree, expected: PyTree, tolerance: float, what: str) -> None:
+    """Raise if any leaf deviates by more than `tolerance` times the larger of 1 and its largest entry."""
+    if jax.tree.structure(actual) != jax.tree.structure(expected):
+        raise AssertionError(f"{what}: its structure changed.")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
+    for (path, a), e in pairs:
+        if a.shape != e.shape:
+            raise AssertionError(f"{what}{_at(path)}: its shape is {a.shape}, not {e.shape}.")
+        if a.size == 0:
+            continue
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        deviation = np.abs(a - e)
+        # NaN compares false with everything, so what is asked is whether all is well.
+        if not np.all(deviation <= tolerance * max(1.0, np.abs(e).max())):
+            worst = np.unravel_index(np.argmax(np.where(np.isnan(deviation), np.inf, deviation)), a.shape)
+            index = tuple(int(i) for i in worst)
+            raise AssertionError(
+                f"{what}{_at(path)}: the largest deviation is {deviation[worst]:.3g} at index {index} "
+                f"({a[worst]:.6g} instead of {e[worst]:.6g}, tolerance {tolerance:g})."
+            )
+
+
+def _at(path: Any) -> str:
+    return f" (leaf {jax.tree_util.keystr(path)})" if path else ""
