@@ -30,9 +30,14 @@ def mean_over_batch(fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *,
     num = batch_size(examples)
     if block is None or block == num:
         return jnp.mean(_apply(fn, shared, examples))
-    if block < 1 or num % block != 0:
-        raise ValueError(f"`block` must be positive and divide the batch of {num}, got {block}.")
+    check_block(block, num)
     return _blocked_sum((shared, examples), fn, block) / num
+
+
+def check_block(block: int | None, num: int) -> None:
+    """Raises for blocks that do not divide the batch."""
+    if block is not None and (block < 1 or num % block != 0):
+        raise ValueError(f"`block` must be positive and divide the batch of {num}, got {block}.")
 
 
 def batch_size(examples: PyTree[Any]) -> int:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy as jsp
+import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._types import FloatArray, PRNGKey
+from flowkit._types import FloatArray, is_traced, PRNGKey
 
 
 class AbstractDistribution(eqx.Module):
@@ -54,7 +55,7 @@ class Normal(AbstractDistribution):
     std: float | FloatArray
 
     def __init__(self, mean: float | FloatArray = 0.0, std: float | FloatArray = 1.0):
-        if isinstance(std, float) and not std > 0:
+        if not is_traced(std) and not np.all(np.asarray(std) > 0):
             raise ValueError(f"`std` must be positive, got {std}.")
         self.mean = mean if isinstance(mean, float) else jnp.asarray(mean)
         self.std = std if isinstance(std, float) else jnp.asarray(std)
@@ -110,6 +111,10 @@ class GaussianMixture(AbstractDistribution):
         weights = jnp.ones(num, means.dtype) if weights is None else jnp.asarray(weights, means.dtype)
         if weights.shape != (num,):
             raise ValueError(f"`weights` must have shape {(num,)}, one per component, got {weights.shape}.")
+        if not is_traced(weights) and not np.all(weights > 0):
+            raise ValueError(f"`weights` must be positive, got {weights}.")
+        if not is_traced(lower) and not np.all(np.diagonal(lower, axis1=1, axis2=2) > 0):
+            raise ValueError("`covariances` must be positive definite, standard deviations positive.")
         self.logits = jnp.log(weights)
         self.means = means
         index = jnp.arange(size)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._blocks import mean_over_batch
+from flowkit._blocks import check_block, mean_over_batch
 from flowkit._checks import check_data, check_rows
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
@@ -59,12 +59,13 @@ def likelihood_weighting(path: AbstractPath, t: Scalar) -> Float[Array, ""]:
     r"""The "optimal" weight $\alpha / (\sigma D)$ of the velocity error, for which the loss bounds the likelihood.
 
     The same weight is $D / (\alpha \sigma)$ on the noise and $\alpha D / \sigma^3$ on the target error. It diverges at
-    $t = 1$, and is evaluated at $t = 1 - 10^{-3}$ at the latest.
+    $t = 1$, and is evaluated at $t = 1 - 10^{-3}$ at the latest (and at $t = 10^{-5}$ at the earliest, where it is 0/0
+    on some paths).
 
     **Reference:** Kingma and Gao (2023), arXiv 2303.00848; Song et al., Maximum Likelihood Training of Score-Based
     Diffusion Models (2021), arXiv 2101.09258.
     """
-    t = jnp.minimum(as_time(t), 1 - CUT)
+    t = jnp.clip(as_time(t), 1e-5, 1 - CUT)
     c = path.coefficients(t)
     return c.alpha / (c.sigma * _scale(Velocity(), c))
 
@@ -114,6 +115,7 @@ def flow_matching_loss(
     data and clouds without a valid point.
     """
     _check(x1, cond, mask, targets)
+    check_block(block, x1.shape[0])
     return _loss(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block)
 
 
@@ -133,6 +135,7 @@ def flow_matching_errors(
 ) -> Errors:
     """The terms whose mean is `fk.flow_matching_loss`, with their times; same arguments, same draws."""
     _check(x1, cond, mask, targets)
+    check_block(block, x1.shape[0])
     return _errors(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block)
 
 

@@ -1,0 +1,346 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+from scipy.optimize import linear_sum_assignment
+
+import flowkit as fk
+
+from .oracles import compilations, mixture_1d, mixture_2d, PATHS, PREDICTIONS
+
+
+class Linear(eqx.Module):
+    """A network that is wrong everywhere, with a gradient, which depends on the condition."""
+
+    weight: jax.Array
+
+    def __call__(self, t, x, cond, mask=None):
+        y = x @ self.weight + t
+        return y if cond is None else y + jnp.sum(cond)
+
+
+def network(dtype=jnp.float32):
+    return Linear(jnp.array([[0.5, -0.2], [0.3, 0.8]], dtype))
+
+
+NATIVE = ["velocity", "noise", "target"]
+
+
+def converted(path, prediction):
+    """One function of (t, x), read as a velocity and restated in another prediction."""
+    base = fk.Flow(network(jnp.float64), path)
+
+    class Restated(eqx.Module):
+        base: fk.Flow
+
+        def __call__(self, t, x, cond):
+            return self.base.predict(PREDICTIONS[prediction], t, x, cond)
+
+    return fk.Flow(Restated(base), path, PREDICTIONS[prediction])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "variance-preserving"])
+@pytest.mark.parametrize("target", NATIVE)
+def test_native_losses_agree_after_their_factors(name, target, key):
+    """METHODS.md A.5: whatever the network predicts, the loss of a listed target is the same number."""
+    with jax.enable_x64(True):
+        x1 = jr.normal(key, (16, 2), jnp.float64) + 1
+        times = lambda num, key: fk.uniform(num, key=key) * 0.9 + 0.05
+        losses = [
+            fk.flow_matching_loss(converted(PATHS[name], p), x1, key=key, times=times, targets=(PREDICTIONS[target],))
+            for p in NATIVE
+        ]
+        np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-10)
+
+
+def test_factor_table_of_the_linear_path(key):
+    """Velocity network: noise loss t^2, target loss (1 - t)^2, and their sum."""
+    with jax.enable_x64(True):
+        x1 = jr.normal(key, (64, 2), jnp.float64)
+        flow = fk.Flow(network(jnp.float64))
+        velocity, t = fk.flow_matching_errors(flow, x1, key=key)
+        noise, _ = fk.flow_matching_errors(flow, x1, key=key, targets=(fk.Noise(),))
+        both, _ = fk.flow_matching_errors(flow, x1, key=key, targets=(fk.Noise(), fk.Target()))
+        score, _ = fk.flow_matching_errors(flow, x1, key=key, targets=(fk.Score(),))
+        np.testing.assert_allclose(noise, t**2 * velocity)
+        np.testing.assert_allclose(both, (t**2 + (1 - t) ** 2) * velocity)
+        inside = t < 1 - 1e-3
+        np.testing.assert_allclose(score[inside], ((t / (1 - t)) ** 2 * velocity)[inside])
+
+
+@pytest.mark.parametrize("prediction", NATIVE)
+def test_likelihood_weighting_is_applied_once(prediction, key):
+    """w_v = t / (1 - t) on the velocity error, whatever the network predicts; twice for two listed targets."""
+    with jax.enable_x64(True):
+        x1 = jr.normal(key, (64, 2), jnp.float64)
+        flow = converted(fk.LinearPath(), prediction)
+        times = lambda num, key: fk.uniform(num, key=key) * 0.9 + 0.05
+        velocity, t = fk.flow_matching_errors(flow, x1, key=key, times=times)
+        options = {"key": key, "times": times, "weighting": fk.likelihood_weighting}
+        weighted, _ = fk.flow_matching_errors(flow, x1, **options)
+        np.testing.assert_allclose(weighted, t / (1 - t) * velocity, rtol=1e-10)
+        twice, _ = fk.flow_matching_errors(flow, x1, targets=(fk.Noise(), fk.Target()), **options)
+        np.testing.assert_allclose(twice, 2 * weighted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cosine", "polynomial", "variance-preserving"])
+def test_likelihood_weighting_is_half_the_slope_of_the_log_snr(name):
+    """On the noise error, e_v = -(D / alpha) e_0, the weight is lambda' / 2 with lambda = log(alpha^2 / sigma^2)."""
+    with jax.enable_x64(True):
+        path = PATHS[name]
+        for t in (0.2, 0.8):
+            log_snr = lambda t: 2 * jnp.log(path.alpha(t) / path.sigma(t))
+            c = path.coefficients(t)
+            squared_ratio = ((c.d_alpha * c.sigma - c.alpha * c.d_sigma) / c.alpha) ** 2
+            np.testing.assert_allclose(
+                fk.likelihood_weighting(path, t) * squared_ratio, 0.5 * jax.grad(log_snr)(t), rtol=1e-9
+            )
+        assert np.isfinite(fk.likelihood_weighting(path, 1.0))
+
+
+@pytest.mark.parametrize(("floor", "flow"), [(np.pi / 2 * 0.5, fk.exact_flow(fk.Normal(1.3, 0.5))), (2.827313, None)])
+def test_loss_of_the_exact_flow_is_its_floor(floor, flow, key):
+    """METHODS.md T-3: (pi / 2) s s0 for Gaussians, 2.827313 for the mixture; with 5 standard errors."""
+    xkey, lkey = jr.split(key)
+    data = mixture_1d() if flow is None else fk.Normal(1.3, 0.5)
+    x1 = data.sample((200_000, 1), key=xkey)
+    errors, _ = fk.flow_matching_errors(flow or fk.exact_flow(mixture_1d()), x1, key=lkey)
+    assert abs(errors.mean() - floor) < 5 * errors.std() / np.sqrt(len(errors))
+
+
+def test_loss_of_the_zero_network(key):
+    """E|x1 - x0|^2 = 5.556 for the mixture (METHODS.md T-3)."""
+    xkey, lkey = jr.split(key)
+    x1 = mixture_1d().sample((200_000, 1), key=xkey)
+    errors, _ = fk.flow_matching_errors(fk.Flow(lambda t, x, cond: 0 * x), x1, key=lkey)
+    assert abs(errors.mean() - 5.556) < 5 * errors.std() / np.sqrt(len(errors))
+
+
+@pytest.mark.parametrize("prediction", NATIVE)
+def test_expected_gradient_at_the_exact_flow_is_zero(prediction, key):
+    """The minimiser is the conditional expectation: shifting or scaling the exact network cannot help."""
+
+    class Perturbed(eqx.Module):
+        exact: fk.Flow
+        shift: jax.Array
+        scale: jax.Array
+
+        def __call__(self, t, x, cond):
+            return self.scale * self.exact.network(t, x, cond) + self.shift
+
+    path = fk.CosinePath()
+    exact = fk.exact_flow(mixture_2d(), path, prediction=PREDICTIONS[prediction])
+    xkey, lkey = jr.split(key)
+    x1 = mixture_2d().sample((200, 1000, 2), key=xkey)
+    options = {"targets": (PREDICTIONS[prediction],)}
+
+    @jax.jit
+    @jax.vmap
+    def gradient(x1, key):
+        def loss(shift_and_scale):
+            flow = fk.Flow(Perturbed(exact, *shift_and_scale), path, PREDICTIONS[prediction])
+            return fk.flow_matching_loss(flow, x1, key=key, **options)
+
+        return jnp.stack(jax.grad(loss)((jnp.zeros(()), jnp.ones(()))))
+
+    draws = gradient(x1, jr.split(lkey, 200))
+    assert np.all(np.abs(draws.mean(0)) < 4 * draws.std(0) / np.sqrt(200))
+
+
+class PointNetwork(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, t, x, cond, mask=None):
+        return x @ self.weight + t
+
+
+def test_masked_points_change_nothing(key):
+    flow = fk.Flow(PointNetwork(jnp.array([[0.5, -0.2], [0.3, 0.8]])))
+    x1 = np.array(jr.normal(key, (4, 6, 2)))
+    mask = np.ones((4, 6), bool)
+    mask[:, 4:] = False
+    mask[0, 3] = False
+    value_and_grad = eqx.filter_value_and_grad(lambda flow, x1: fk.flow_matching_loss(flow, x1, key=key, mask=mask))
+    value, gradient = value_and_grad(flow, x1)
+    for bad in (1e9, np.inf, np.nan):
+        x1[~mask] = bad
+        other, other_gradient = value_and_grad(flow, x1)
+        assert value == other
+        np.testing.assert_array_equal(gradient.network.weight, other_gradient.network.weight)
+
+
+def test_masked_mean_is_over_valid_points(key):
+    """By hand: with one valid point per cloud the loss is that of the points alone."""
+    flow = fk.Flow(PointNetwork(jnp.eye(2)))
+    x1 = jr.normal(key, (5, 3, 2))
+    mask = np.zeros((5, 3), bool)
+    mask[:, 1] = True
+    per_example = fk.flow_matching_errors(flow, x1, key=key, mask=mask).values
+    whole = jax.vmap(lambda m: fk.flow_matching_errors(flow, x1, key=key, mask=m).values)(
+        jnp.stack([jnp.broadcast_to(jnp.arange(3) == i, (5, 3)) for i in range(3)])
+    )
+    np.testing.assert_allclose(whole[1], per_example)
+    np.testing.assert_allclose(whole.mean(0), fk.flow_matching_errors(flow, x1, key=key).values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_blocks_give_the_same_value_and_gradients(block, key):
+    with jax.enable_x64(True):
+        x1 = jr.normal(key, (16, 2), jnp.float64)
+        cond = jr.normal(jr.key(1), (16, 3), jnp.float64)
+        flow = fk.Flow(network(jnp.float64), prediction=fk.Target())
+
+        @eqx.filter_value_and_grad
+        def loss(flow_and_cond, block):
+            flow, cond = flow_and_cond
+            return fk.flow_matching_loss(flow, x1, cond, key=key, block=block, coupling=fk.assignment)
+
+        whole, whole_gradient = loss((flow, cond), None)
+        blocked, blocked_gradient = loss((flow, cond), block)
+        np.testing.assert_allclose(blocked, whole, rtol=1e-12)
+        leaves = zip(jax.tree.leaves(blocked_gradient), jax.tree.leaves(whole_gradient), strict=True)
+        for got, expected in leaves:
+            np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+def test_assignment_against_scipy_and_everything_follows(key):
+    x0key, x1key = jr.split(key)
+    x0, x1 = jr.normal(x0key, (32, 2, 3)), jr.normal(x1key, (32, 2, 3))
+    pairing = fk.assignment(x0, x1, key=key)
+    cost = np.sum((np.asarray(x1)[:, None] - np.asarray(x0)[None]) ** 2, axis=(2, 3))
+    np.testing.assert_array_equal(pairing.source, linear_sum_assignment(cost)[1])
+    assert sorted(pairing.source.tolist()) == list(range(32))
+    assert pairing.data is None
+
+
+def test_assignment_sorts_in_one_dimension(key):
+    x0, x1 = np.array([[3.0], [-1.0], [0.5]], np.float32), np.array([[0.0], [9.0], [-5.0]], np.float32)
+    np.testing.assert_array_equal(x0[np.asarray(fk.assignment(x0, x1, key=key).source)].ravel(), [0.5, 3.0, -1.0])
+
+
+def test_labels_and_masks_follow_their_data(key):
+    """A coupling that reverses the data, and a network that subtracts its label: the loss must not change."""
+
+    def reverse(x0, x1, cond, *, key):
+        return fk.Pairing(data=jnp.arange(x1.shape[0])[::-1], source=jnp.arange(x1.shape[0])[::-1])
+
+    class ByLabel(eqx.Module):
+        def __call__(self, t, x, cond, mask=None):
+            return x * 0 + cond["label"] - jnp.sum(jnp.where(mask[:, None], x, 0))
+
+    x1 = jr.normal(key, (8, 3, 2))
+    cond = {"label": jnp.arange(8.0)}
+    mask = np.array(jr.bernoulli(key, 0.6, (8, 3)))
+    mask[:, 0] = True
+    times = lambda num, key: jnp.full(num, 0.3)
+    losses = [
+        fk.flow_matching_loss(fk.Flow(ByLabel()), x1, cond, key=key, times=times, coupling=coupling, mask=mask)
+        for coupling in (fk.independent, reverse)
+    ]
+    assert losses[0] == pytest.approx(float(losses[1]), rel=1e-6)
+
+
+def test_weights_of_a_pairing_scale_the_errors(key):
+    doubled = lambda x0, x1, cond, *, key: fk.Pairing(weights=jnp.full(x0.shape[0], 2.0))
+    x1, flow = jr.normal(key, (8, 2)), fk.Flow(network())
+    once, twice = (fk.flow_matching_loss(flow, x1, key=key, coupling=c) for c in (fk.independent, doubled))
+    assert twice == pytest.approx(2 * float(once))
+
+
+def test_explained_velocity_of_the_exact_flow_is_one(key):
+    xkey, ekey = jr.split(key)
+    exact = fk.exact_flow(mixture_2d())
+    report = fk.explained_velocity(exact, mixture_2d().sample((4000, 2), key=xkey), key=ekey, floor=exact)
+    np.testing.assert_allclose(report.r2, np.ones(10), atol=1e-6)
+    np.testing.assert_allclose(report.times, np.arange(0.05, 1, 0.1), rtol=1e-6)
+
+
+def test_explained_velocity_without_a_floor(key):
+    """One Gaussian: 1 - Var(v_c | x_t) / Var(v_c), with Var(v_c | x_t) = s^2 / c_t^2 and Var(v_c) = 1 + s^2."""
+    std, num = 0.5, 200_000
+    xkey, ekey = jr.split(key)
+    x1 = fk.Normal(1.3, std).sample((num, 1), key=xkey)
+    report = fk.explained_velocity(fk.exact_flow(fk.Normal(1.3, std)), x1, key=ekey, bins=5)
+    t = np.linspace(0, 1, 1001)
+    floor = std**2 / ((1 - t) ** 2 + t**2 * std**2)
+    expected = 1 - np.array([floor[i * 200 : i * 200 + 201].mean() for i in range(5)]) / (1 + std**2)
+    # The ratio of two means over num / 5 squares of normals: a relative error of about sqrt(2 / (num / 5)) each.
+    np.testing.assert_allclose(report.r2, expected, atol=5 * 2 * np.sqrt(2 / (num / 5)))
+    assert report.total == pytest.approx(float(report.r2.mean()), abs=0.01)
+
+
+def test_explained_velocity_of_the_mean_is_zero(key):
+    x1 = fk.Normal(2.0, 1.0).sample((50_000, 1), key=key)
+    report = fk.explained_velocity(fk.Flow(lambda t, x, cond: 0 * x + 2.0), x1, key=jr.key(1))
+    np.testing.assert_allclose(report.r2, np.zeros(10), atol=5e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_losses_are_finite_at_the_ends_of_time(path, prediction):
+    ends = lambda num, key: jnp.linspace(0, 1, num)
+    flow = fk.Flow(network(), path, prediction)
+    loss = lambda flow: fk.flow_matching_loss(
+        flow, jnp.ones((5, 2)), key=jr.key(0), times=ends, weighting=fk.likelihood_weighting
+    )
+    value, gradient = eqx.filter_value_and_grad(loss)(flow)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient.network.weight))
+
+
+def test_the_second_call_compiles_nothing(key):
+    x1 = np.zeros((8, 2), np.float32)
+    flow = fk.Flow(network())
+    calls = [
+        lambda key, x1: fk.flow_matching_loss(flow, x1, key=key, coupling=fk.assignment, block=4),
+        lambda key, x1: fk.flow_matching_errors(flow, x1, key=key, times=fk.LogitNormal()),
+        lambda key, x1: fk.explained_velocity(flow, x1, key=key),
+    ]
+    for call in calls:
+        call(key, x1)
+        with compilations() as events:
+            jax.block_until_ready(call(key, x1 + np.float32(1)))
+        assert events == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ({"x1": np.zeros((0, 2), np.float32)}, "`x1`"),
+        ({"x1": np.zeros(3, np.float32)}, "`x1`"),
+        ({"x1": np.full((4, 2), np.nan, np.float32)}, "`x1` holds NaN"),
+        ({"cond": np.zeros(3)}, "`cond` must have 4 rows"),
+        ({"mask": np.ones((4, 3), bool)}, "`mask` must have shape"),
+        ({"mask": np.zeros((4, 2), bool)}, "without any valid point"),
+        ({"targets": ()}, "`targets`"),
+        ({"block": 3}, "`block`"),
+    ],
+)
+@pytest.mark.parametrize("function", [fk.flow_matching_loss, fk.flow_matching_errors])
+def test_wrong_values(function, change, fragment, key):
+    arguments = {"x1": np.zeros((4, 2), np.float32), "key": key} | change
+    with pytest.raises(ValueError, match=fragment):
+        function(fk.Flow(network()), **arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x1": np.zeros((4, 2), np.int32)},
+        {"mask": np.ones((4, 2))},
+        {"key": jr.PRNGKey(0)},
+        {"targets": ("velocity",)},
+    ],
+)
+def test_wrong_types(change, key):
+    arguments = {"x1": np.zeros((4, 2), np.float32), "key": key} | change
+    with pytest.raises(TypeCheckError, match=next(iter(change))):
+        fk.flow_matching_loss(fk.Flow(network()), **arguments)
+
+
+def test_coupling_on_unequal_batches(key):
+    with pytest.raises(ValueError, match="equal shape"):
+        fk.assignment(np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32), key=key)
