@@ -96,8 +96,7 @@ class Stream:
 def make_source(batches: Any, batch_size: int | None, mesh: Mesh | None, *, needs_position: bool) -> Resident | Stream:
     """The source of batches for anything that `fit` accepts."""
     is_grain = isinstance(batches, grain.MapDataset | grain.IterDataset | grain.DatasetIterator)
-    leaves = jax.tree.leaves(batches)
-    if not is_grain and leaves and all(eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves):
+    if not is_grain and _is_arrays(batches):
         return Resident(batches, batch_size, mesh)
     if batch_size is not None:
         raise ValueError("`batch_size` is for arrays in `batches`; a dataset or an iterator gives batches itself.")
@@ -118,8 +117,15 @@ def make_source(batches: Any, batch_size: int | None, mesh: Mesh | None, *, need
     return Stream(batches, mesh)
 
 
+def _is_arrays(batches: Any) -> bool:
+    """Whether it is a pytree of arrays; looking at an iterator must not use it up."""
+    is_stream = lambda node: isinstance(node, Iterable) and not isinstance(node, dict | list | tuple)
+    leaves = jax.tree.leaves(batches, is_leaf=is_stream)
+    return bool(leaves) and all(eqx.is_array(leaf) for leaf in leaves)
+
+
 def _stack(*leaves: Any) -> Any:
-    return jnp.stack(leaves) if eqx.is_array(leaves[0]) else np.stack(leaves)
+    return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else np.stack(leaves)
 
 
 def _everywhere(leaf: Any, mesh: Mesh) -> jax.Array:

@@ -17,6 +17,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
@@ -258,7 +260,16 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, parts: dict[str, Any
         }
         items[name] = ocp.args.StandardRestore(target)
     restored = manager.restore(step, args=ocp.args.Composite(**items))
-    return {name: [restored[name][str(i)] for i in range(len(restored[name]))] for name in parts}
+    return {name: [_own(restored[name][str(i)]) for i in range(len(restored[name]))] for name in parts}
+
+
+def _own(leaf: jax.Array) -> jax.Array:
+    """A copy of an array just read, in a buffer that may be donated, and free to move to other devices."""
+    if len(leaf.sharding.device_set) > 1:
+        return leaf.copy()
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jr.wrap_key_data(_own(jr.key_data(leaf)), impl=jr.key_impl(leaf))
+    return jnp.array(np.asarray(leaf))
 
 
 def _read_history(manager: ocp.CheckpointManager, step: int, meta: Any) -> dict[str, Series]:

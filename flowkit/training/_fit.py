@@ -77,7 +77,7 @@ def fit(
     **Arguments:**
 
     - `loss`: `(model, batch, key) -> scalar` or `-> (scalar, metrics)`; the metrics join the history.
-    - `model`: any pytree with floating-point JAX arrays. It is copied, not changed.
+    - `model`: any pytree with floating-point arrays. It is copied, not changed.
     - `batches`: one of
         - an array, or a pytree of arrays with the same first axis: it stays on the device, and each step draws
           `batch_size` examples there, uniformly with replacement (all of them, if that is `None`);
@@ -146,8 +146,7 @@ class _Run:
         found = None if saver is None else saver.resume(self.state())
         if found is not None:
             state, history, position = found
-            # Copied, because what was just read may share its memory with the reader.
-            self.arrays, self.step = _copies(take_apart(state)[0]), int(state.step)
+            self.arrays, self.step = take_apart(state)[0], int(state.step)
             source.seek(position)
         self.recorder = Recorder(history, stacked=steps_per_call > 1)
         self.whole = True

@@ -64,9 +64,12 @@ def check_divisible(size: int, mesh: Mesh) -> None:
 
 
 def replicate(leaves: list[Any], mesh: Mesh) -> list[Any]:
-    """The arrays, equal on every process, on every device of `mesh`."""
+    """The arrays, equal on every process, on every device of `mesh`; as they are if they are there already."""
+    sharding = replicated(mesh)
+    if all(leaf.sharding == sharding for leaf in leaves):
+        return leaves
     # Through jit, because a typed key cannot be put onto the devices of several processes otherwise.
-    return jax.jit(_identity, out_shardings=replicated(mesh))(leaves)
+    return jax.jit(_identity, out_shardings=sharding)(leaves)
 
 
 def _identity(leaves: list[Any]) -> list[Any]:

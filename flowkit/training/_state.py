@@ -80,7 +80,7 @@ def update_ema(ema: PyTree[Any], model: PyTree[Any], decay: float | Real[AnyArra
 
 
 def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
-    """Which leaves of `model` are trained: floating-point JAX arrays, within `trainable(model)` if given."""
+    """Which leaves of `model` are trained: floating-point arrays, within `trainable(model)` if given."""
     if trainable is None:
         mask = jax.tree.map(eqx.is_inexact_array, model)
     else:
@@ -96,12 +96,12 @@ def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
         mask = jax.tree.map(lambda leaf: eqx.is_inexact_array(leaf) and id(leaf) in names, model)
     if not any(jax.tree.leaves(mask)):
         what = "`model` has" if trainable is None else "`trainable` selects"
-        raise ValueError(f"{what} no floating-point JAX array, so there is nothing to train.")
+        raise ValueError(f"{what} no floating-point array, so there is nothing to train.")
     return mask
 
 
 def copy_arrays(tree: PyTree[Any]) -> PyTree[Any]:
-    """`tree` with its JAX arrays in buffers of their own, which may be donated."""
+    """`tree` with its arrays in buffers of their own on the device, which may be donated."""
     return jax.tree.map(lambda leaf: _copy(leaf) if eqx.is_array(leaf) else leaf, tree)
 
 
@@ -120,7 +120,7 @@ def init_state(
 
     **Arguments:**
 
-    - `model`: any pytree. Its floating-point JAX arrays are trained; NumPy arrays in it are constants.
+    - `model`: any pytree. Its floating-point arrays are trained.
     - `optimizer`: an Optax optimiser. Its state is made for the trainable arrays only.
     - `ema_decay`: `None` keeps no average. Its value is given to `make_step`.
     - `trainable`: see `make_step`; the same for both.
@@ -129,7 +129,8 @@ def init_state(
     check_decay(ema_decay)
     model = copy_arrays(model)
     ema = None if ema_decay is None else copy_arrays(model)
-    opt_state = optimizer.init(eqx.filter(model, trainable_mask(model, trainable)))
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimizer.init(eqx.filter(model, trainable_mask(model, trainable)))
     # Optimisers may store the parameters themselves (lookahead does), and a buffer is donated only once.
     opt_state = jax.tree.map(_copy, opt_state)
     return TrainState(model=model, ema=ema, opt_state=opt_state, step=jnp.zeros((), jnp.int32), key=_copy(key))

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ._sharding import check_mesh, replicated, shard_batch, split_over
+from ._sharding import check_mesh, replicate, replicated, shard_batch, split_over
 from ._state import check_decay, decay_at, EMADecay, Trainable, trainable_mask, TrainState, update_ema
 
 
@@ -44,7 +44,7 @@ class Static:
 
 
 class Frame(NamedTuple):
-    """What of a state is no JAX array: its structure and its other leaves (`None` stands for an array)."""
+    """What of a state is no array: its structure and its other leaves (`None` stands for an array)."""
 
     treedef: Any
     static: tuple[Static | None, ...]
@@ -162,14 +162,18 @@ class Step:
         self._feed = Feed(None if steps_per_call == 1 else steps_per_call)
 
     def __call__(self, state: TrainState, batch: PyTree[Any]) -> tuple[TrainState, dict[str, Array]]:
-        arrays, frame = take_apart(state)
+        arrays, frame = self._take_apart(state)
         arrays, metrics = compiled(self._recipe, frame, self._feed)(arrays, self._place(batch))
         return frame.build(arrays), metrics
 
     def lower(self, state: TrainState, batch: PyTree[Any]) -> jax.stages.Lowered:
         """The step lowered for these arguments, to read its cost or its compiled program."""
-        arrays, frame = take_apart(state)
+        arrays, frame = self._take_apart(state)
         return compiled(self._recipe, frame, self._feed).lower(arrays, self._place(batch))
+
+    def _take_apart(self, state):
+        arrays, frame = take_apart(state)
+        return arrays if self._recipe.mesh is None else replicate(arrays, self._recipe.mesh), frame
 
     def _place(self, batch):
         length, mesh = self._feed.length, self._recipe.mesh
