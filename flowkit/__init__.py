@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook as _install_import_hook
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
 _install_import_hook("flowkit", "beartype.beartype")
 
-from flowkit import nn as nn
+from flowkit import latent as latent, nn as nn
 from flowkit._couplings import assignment as assignment, independent as independent, Pairing as Pairing
 from flowkit._distributions import (
     AbstractDistribution as AbstractDistribution,

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 
-def mean_over_batch(fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: int | None) -> Float[Array, ""]:
-    """The mean of `fn(shared, example) -> ()` over the leading axis of `examples`.
+def mean_over_batch(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: int | None
+) -> tuple[Float[Array, ""], PyTree[Any]]:
+    """The mean of the first result of `fn(shared, example) -> (value, aux)` over the leading axis of `examples`.
 
     **Arguments:**
 
@@ -25,13 +27,17 @@ def mean_over_batch(fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *,
     - `block`: how many examples at a time; `None` for all at once. Values and gradients are the same, reverse mode
       only.
 
+    **Returns:** the mean, and the `aux` of all examples, through which no gradient flows.
+
     **Raises:** `ValueError` if `block` does not divide the batch.
     """
     num = batch_size(examples)
-    if block is None or block == num:
-        return jnp.mean(_apply(fn, shared, examples))
     check_block(block, num)
-    return _blocked_sum((shared, examples), fn, block) / num
+    if block is None or block == num:
+        values, aux = _apply(fn, shared, examples)
+        return jnp.mean(values), jax.lax.stop_gradient(aux)
+    total, aux = _blocked_sum((shared, examples), fn, block)
+    return total / num, jax.lax.stop_gradient(aux)
 
 
 def check_block(block: int | None, num: int) -> None:
@@ -45,7 +51,7 @@ def batch_size(examples: PyTree[Any]) -> int:
     return next(leaf.shape[0] for leaf in jax.tree.leaves(examples) if eqx.is_array(leaf))
 
 
-def _apply(fn: Callable, shared: PyTree[Any], examples: PyTree[Any]) -> Float[Array, " b"]:
+def _apply(fn: Callable, shared: PyTree[Any], examples: PyTree[Any]) -> tuple[Float[Array, " b"], PyTree[Any]]:
     return eqx.filter_vmap(ft.partial(fn, shared))(examples)
 
 
@@ -63,8 +69,13 @@ def _merge(blocks: PyTree[Any]) -> PyTree[Any]:
 @eqx.filter_custom_vjp
 def _blocked_sum(shared_and_examples, fn, block):
     shared, examples = shared_and_examples
-    step = lambda total, example: (total + jnp.sum(_apply(fn, shared, example)), None)
-    return jax.lax.scan(step, jnp.zeros(()), _split(examples, block))[0]
+
+    def step(total, example):
+        values, aux = _apply(fn, shared, example)
+        return total + jnp.sum(values), aux
+
+    total, aux = jax.lax.scan(step, jnp.zeros(()), _split(examples, block))
+    return total, _merge(aux)
 
 
 @_blocked_sum.def_fwd
@@ -76,20 +87,24 @@ def _blocked_sum_fwd(perturbed, shared_and_examples, fn, block):
     def block_sum(diff, fixed_example):
         diff_shared, diff_example = diff
         example = eqx.combine(diff_example, fixed_example)
-        return jnp.sum(_apply(fn, eqx.combine(diff_shared, fixed_shared), example))
+        values, aux = _apply(fn, eqx.combine(diff_shared, fixed_shared), example)
+        return jnp.sum(values), aux
 
     def step(carry, example):
         total, gradient = carry
-        value, (d_shared, d_example) = jax.value_and_grad(block_sum)((diff_shared, example[0]), example[1])
-        return (total + value, jax.tree.map(jnp.add, gradient, d_shared)), d_example
+        diff_example, fixed_example = example
+        value_and_grad = jax.value_and_grad(block_sum, has_aux=True)
+        (value, aux), (d_shared, d_example) = value_and_grad((diff_shared, diff_example), fixed_example)
+        return (total + value, jax.tree.map(jnp.add, gradient, d_shared)), (d_example, aux)
 
     start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, diff_shared)
     blocks = _split(diff_examples, block), _split(fixed_examples, block)
-    (total, d_shared), d_examples = jax.lax.scan(step, start, blocks)
-    return total, (d_shared, _merge(d_examples))
+    (total, d_shared), (d_examples, aux) = jax.lax.scan(step, start, blocks)
+    return (total, _merge(aux)), (d_shared, _merge(d_examples))
 
 
 @_blocked_sum.def_bwd
 def _blocked_sum_bwd(residuals, gradient, perturbed, shared_and_examples, fn, block):
     del perturbed, shared_and_examples, fn, block
-    return jax.tree.map(lambda leaf: gradient.astype(leaf.dtype) * leaf, residuals)
+    d_total, _ = gradient
+    return jax.tree.map(lambda leaf: d_total.astype(leaf.dtype) * leaf, residuals)

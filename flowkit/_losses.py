@@ -180,8 +180,8 @@ def _check(x1, cond, mask, targets) -> None:
         raise ValueError("`targets` must list at least one prediction, for instance `(fk.Velocity(),)`.")
 
 
-class _Example(NamedTuple):
-    """What is drawn for one example, or, with a leading axis, for a batch."""
+class Example(NamedTuple):
+    """What the loss draws for one example, or, with a leading axis, for a batch."""
 
     x0: Array
     x1: Array
@@ -192,7 +192,7 @@ class _Example(NamedTuple):
     key: Array | None
 
 
-def _draw(flow, x1, cond, key, source, coupling, times, mask) -> _Example:
+def draw_examples(flow, x1, cond, key, source, coupling, times, mask) -> Example:
     skey, ckey, tkey, nkey = jr.split(key, 4)
     # What stands at a masked point may be NaN, which would reach the gradient through a product with zero.
     x1 = jnp.asarray(x1) if mask is None else jax.vmap(zero_masked)(x1, mask)
@@ -203,7 +203,7 @@ def _draw(flow, x1, cond, key, source, coupling, times, mask) -> _Example:
     x0 = _take(x0, pairing.source)
     x1, cond, mask = _take((x1, cond, mask), pairing.data)
     keys = jr.split(nkey, num) if flow.takes_key else None
-    return _Example(x0, x1, t, cond, mask, pairing.weights, keys)
+    return Example(x0, x1, t, cond, mask, pairing.weights, keys)
 
 
 def _take(tree, rows):
@@ -215,7 +215,7 @@ def _scale(prediction: AbstractPrediction, c: Coefficients) -> Array:
     return a * c.sigma - b * c.alpha
 
 
-def _example_error(targets, weighting, flow: Flow, example: _Example) -> Float[Array, ""]:
+def _example_error(targets, weighting, flow: Flow, example: Example) -> Float[Array, ""]:
     x0, x1, t, cond, mask, weight, key = example
     end = 1 - CUT if any(isinstance(target, Score) for target in targets) else 1.0
     t = jnp.clip(t, flow.t_start, min(flow.t_end, end))
@@ -248,34 +248,34 @@ def _mean_square(error: Array, mask: Array | None) -> Float[Array, ""]:
     return jnp.sum(jnp.where(mask, per_point, 0)) / jnp.maximum(jnp.sum(mask, dtype=error.dtype), 1)
 
 
-class _ExampleError(eqx.Module):
-    """`_example_error` with its options, hashable by value, so that equal losses share one compilation."""
+class ExampleError(eqx.Module):
+    """The error of one example as a function of `(flow, example)`, with the options as fields: it closes over nothing."""
 
     targets: tuple[AbstractPrediction, ...]
     weighting: Weighting | None
 
-    def __call__(self, flow: Flow, example: _Example) -> Float[Array, ""]:
-        return _example_error(self.targets, self.weighting, flow, example)
+    def __call__(self, flow: Flow, example: Example) -> tuple[Float[Array, ""], None]:
+        return _example_error(self.targets, self.weighting, flow, example), None
 
 
 @eqx.filter_jit
 def _loss(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block):
-    examples = _draw(flow, x1, cond, key, source, coupling, times, mask)
-    return mean_over_batch(_ExampleError(targets, weighting), flow, examples, block=block)
+    examples = draw_examples(flow, x1, cond, key, source, coupling, times, mask)
+    return mean_over_batch(ExampleError(targets, weighting), flow, examples, block=block)[0]
 
 
 @eqx.filter_jit
 def _errors(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block):
-    examples = _draw(flow, x1, cond, key, source, coupling, times, mask)
-    error = ft.partial(_ExampleError(targets, weighting), flow)
+    examples = draw_examples(flow, x1, cond, key, source, coupling, times, mask)
+    error = lambda example: _example_error(targets, weighting, flow, example)
     return Errors(jax.lax.map(error, examples, batch_size=block or examples.t.shape[0]), examples.t)
 
 
 @eqx.filter_jit
 def _explained_velocity(flow, x1, cond, key, bins, floor, source, coupling, mask):
-    examples = _draw(flow, x1, cond, key, source, coupling, stratified, mask)
+    examples = draw_examples(flow, x1, cond, key, source, coupling, stratified, mask)
 
-    def sums(example: _Example):
+    def sums(example: Example):
         x0, x1, t, cond, mask, _, key = example
         c = flow.path.coefficients(t)
         x_t, target = c.alpha * x1 + c.sigma * x0, Velocity().evaluate(c, x0, x1)

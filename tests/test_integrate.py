@@ -1,0 +1,296 @@
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+import flowkit as fk
+
+from .oracles import compilations, mixture_1d, mixture_2d, PATHS, PREDICTIONS
+
+
+# METHODS.md T-5: absolute errors at 20, 40 and 80 steps on the field of N(1.3, 0.5^2), from 0.7, in float64.
+SOLVERS = {
+    "euler": (dfx.Euler(), [2.50e-2, 1.27e-2, 6.42e-3], 0.95),
+    "heun": (dfx.Heun(), [3.56e-4, 9.58e-5, 2.48e-5], 1.85),
+    "midpoint": (dfx.Midpoint(), [1.02e-5, 1.28e-6, 1.60e-7], 1.9),
+    "rk4": (fk.RK4(), [3.10e-8, 2.62e-9, 1.86e-10], 3.5),
+}
+
+
+@pytest.mark.parametrize(("solver", "errors", "order"), SOLVERS.values(), ids=SOLVERS)
+def test_orders_of_convergence(solver, errors, order):
+    with jax.enable_x64(True):
+        flow, x0 = fk.exact_flow(fk.Normal(1.3, 0.5)), jnp.array([0.7])
+        exact = 1.3 + 0.5 * 0.7
+        steps = (20, 40, 80)
+        got = [abs(float(fk.integrate(flow, x0, solver=solver, num_steps=n).ys[0, 0]) - exact) for n in steps]
+        np.testing.assert_allclose(got, errors, rtol=5e-3)
+        assert np.all(np.log2(np.divide(got[:-1], got[1:])) > order)
+
+
+def test_rk4_by_hand():
+    with jax.enable_x64(True):
+        f = lambda t, x, cond: jnp.sin(3 * t) * x + cond
+        x, h, t = 0.8, 0.25, 0.0
+        for _ in range(4):
+            k1 = f(t, x, 0.1)
+            k2 = f(t + h / 2, x + h / 2 * k1, 0.1)
+            k3 = f(t + h / 2, x + h / 2 * k2, 0.1)
+            k4 = f(t + h, x + h * k3, 0.1)
+            x, t = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), t + h
+        got = fk.integrate(f, jnp.array(0.8), 0.1, solver=fk.RK4(), num_steps=4)
+        np.testing.assert_allclose(got.ys[0], x, rtol=1e-14)
+
+
+@pytest.mark.parametrize("solver", [dfx.Euler(), fk.RK4(), dfx.Tsit5()])
+def test_a_constant_velocity_needs_one_step(solver):
+    moved = fk.integrate(lambda t, x, cond: cond, jnp.zeros(2), jnp.array([1.0, -2.0]), solver=solver, num_steps=1)
+    np.testing.assert_allclose(moved.ys[0], [1.0, -2.0], rtol=1e-6)
+
+
+# METHODS.md T-10: z, G(z).
+MAP = [(-3, -4.311711), (-2, -3.476204), (-1, -2.599939), (-0.5, -2.119218), (0, -1.547241), (0.25, -1.152468)]
+MAP += [(0.5, -0.200616), (0.6, 1.180153), (1, 1.956572), (2, 2.860200), (3, 3.567248)]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_map_of_the_mixture(name):
+    """One-dimensional flows preserve order, so every path ends in the same map; the source of the variance-preserving
+    path is approximate, and the narrow noise of `sigma_min` blurs the data a little."""
+    with jax.enable_x64(True):
+        flow = fk.exact_flow(mixture_1d(jnp.float64), PATHS[name])
+        z, expected = np.array(MAP).T
+        controller = dfx.PIDController(rtol=1e-9, atol=1e-9)
+        solve = lambda z: fk.integrate(flow, z, t1=flow.t_end, stepsize_controller=controller).ys[0]
+        got = jax.vmap(solve)(jnp.asarray(z)[:, None])[:, 0]
+        if name == "variance-preserving":
+            got = jax.vmap(lambda x: flow.predict(fk.Target(), flow.t_end, x))(got[:, None])[:, 0]
+        tolerance = {"linear-sigma-min": 1e-3, "variance-preserving": 0.2}.get(name, 1e-6)
+        np.testing.assert_allclose(got, expected, atol=tolerance)
+
+
+def test_jumps_and_encodings_of_the_mixture():
+    """METHODS.md T-10, other pairs of times, also backwards."""
+    with jax.enable_x64(True):
+        flow = fk.exact_flow(mixture_1d(jnp.float64))
+        controller = dfx.PIDController(rtol=1e-9, atol=1e-9)
+        for x, s, t, expected in [(0, 0, 0.5, -0.639602), (0.5, 0.5, 1, 1.435197), (-1, 0.25, 0.75, -1.897501)]:
+            moved = fk.integrate(flow, jnp.array([float(x)]), t0=s, t1=t, stepsize_controller=controller)
+            np.testing.assert_allclose(moved.ys[0], [expected], atol=1e-6)
+        for x, expected in [(-2.0, -0.385320), (0.0, 0.512307), (1.5, 0.708538)]:
+            code = fk.encode(flow, jnp.array([x]), stepsize_controller=controller)
+            np.testing.assert_allclose(code, [expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine", "polynomial"])
+def test_there_and_back(path, key):
+    flow = fk.exact_flow(mixture_2d(), PATHS[path])
+    x0 = jr.normal(key, (2,))
+    x1 = fk.integrate(flow, x0).ys[0]
+    np.testing.assert_allclose(fk.encode(flow, x1), x0, atol=2e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 7, 10, 49])
+def test_a_uniform_grid_has_its_steps_and_exact_ends(num_steps):
+    saveat = dfx.SaveAt(steps=True, t0=True)
+    solution = fk.integrate(lambda t, x, cond: x, jnp.ones(1), solver=dfx.Euler(), num_steps=num_steps, saveat=saveat)
+    ts = np.asarray(solution.ts)
+    ts = ts[np.isfinite(ts)]
+    assert ts[0] == 0
+    assert ts[-1] == 1
+    np.testing.assert_allclose(ts, np.linspace(0, 1, num_steps + 1), atol=1e-6)
+    assert int(solution.stats["num_steps"]) == num_steps
+
+
+def test_other_grids_are_diffrax_own():
+    with jax.enable_x64(True):
+        grid = np.array([0.0, 0.1, 0.5, 1.0])
+        got = fk.integrate(
+            lambda t, x, cond: -x, jnp.ones(()), solver=dfx.Euler(), stepsize_controller=dfx.StepTo(grid)
+        )
+        np.testing.assert_allclose(got.ys[0], np.prod(1 - np.diff(grid)))
+
+
+def test_trajectories_are_saved():
+    ts = jnp.linspace(0, 1, 5)
+    solution = fk.integrate(lambda t, x, cond: jnp.ones_like(x), jnp.zeros(2), saveat=dfx.SaveAt(ts=ts))
+    np.testing.assert_allclose(solution.ys, np.broadcast_to(ts[:, None], (5, 2)), atol=1e-6)
+
+
+def test_gradients_of_a_solve_match_finite_differences():
+    with jax.enable_x64(True):
+        flow = fk.exact_flow(mixture_1d(jnp.float64))
+        end = lambda x: fk.integrate(flow, x, solver=fk.RK4(), num_steps=20).ys[0, 0]
+        h = 1e-6
+        expected = (end(jnp.array([0.3 + h])) - end(jnp.array([0.3 - h]))) / (2 * h)
+        np.testing.assert_allclose(jax.grad(end)(jnp.array([0.3])), [expected], rtol=1e-6)
+
+
+EVALUATIONS = {
+    "tsit5": (dfx.Tsit5(), lambda n: 6 * n + 1),
+    "dopri5": (dfx.Dopri5(), lambda n: 6 * n + 1),
+    "dopri8": (dfx.Dopri8(), lambda n: 13 * n + 1),
+    "bosh3": (dfx.Bosh3(), lambda n: 3 * n + 1),
+    "heun": (dfx.Heun(), lambda n: 2 * n),
+    "midpoint": (dfx.Midpoint(), lambda n: 2 * n),
+    "rk4": (fk.RK4(), lambda n: 4 * n),
+    "euler": (dfx.Euler(), lambda n: n),
+}
+
+
+@pytest.mark.parametrize(("solver", "count"), EVALUATIONS.values(), ids=EVALUATIONS)
+def test_evaluations_are_those_that_happen(solver, count, key):
+    """Against the number of times that the field is really called."""
+    calls = []
+
+    def velocity(t, x, cond):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        return -x * jnp.cos(9 * t)
+
+    samples = fk.sample(velocity, (1,), num_samples=1, key=key, solver=solver, num_steps=5)
+    jax.effects_barrier()
+    assert samples.stats.evaluations.tolist() == [count(5)] == [len(calls)]
+    assert (samples.stats.accepted.tolist(), samples.stats.rejected.tolist()) == ([5], [0])
+
+
+def test_statistics_are_per_example(key):
+    """The jump between the modes takes more steps than the tails; every sample has its own."""
+    samples = fk.sample(fk.exact_flow(mixture_1d()), (1,), num_samples=200, key=key)
+    stats = samples.stats
+    assert stats.evaluations.shape == stats.accepted.shape == (200,)
+    assert len(np.unique(stats.evaluations)) > 3
+    np.testing.assert_array_equal(stats.evaluations, 6 * (stats.accepted + stats.rejected) + 1)
+    assert np.all(np.asarray(jax.vmap(lambda r: r == dfx.RESULTS.successful)(stats.result)))
+
+
+def test_a_solver_that_gives_up_says_so(key):
+    field = fk.exact_flow(mixture_1d())
+    samples = fk.sample(field, (1,), num_samples=4, key=key, max_steps=2, throw=False)
+    assert np.all(np.asarray(jax.vmap(lambda r: r == dfx.RESULTS.max_steps_reached)(samples.stats.result)))
+    with pytest.raises(Exception, match="maximum number of solver steps"):
+        jax.block_until_ready(fk.sample(field, (1,), num_samples=4, key=key, max_steps=2).values)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "target"])
+@pytest.mark.parametrize("path", ["linear", "cosine", "variance-preserving"])
+def test_samples_have_the_law_of_the_data(path, prediction, key):
+    """Mean, variance and mass left of zero of the mixture (METHODS.md T-6), in standard errors."""
+    num = 4000
+    flow = fk.exact_flow(mixture_1d(), PATHS[path], prediction=PREDICTIONS[prediction])
+    x = np.asarray(fk.sample(flow, (1,), num_samples=num, key=key).values)[:, 0]
+    assert abs(x.mean() + 0.8) < 4 * np.sqrt(3.916 / num)
+    assert abs(x.var() - 3.916) < 4 * np.sqrt(np.mean((x - x.mean()) ** 4) / num)
+    assert abs(np.mean(x < 0) - 0.6958) < 4 * np.sqrt(0.6958 * 0.3042 / num)
+
+
+def test_the_jump_ends_on_finite_data(key):
+    """With a target prediction every sample ends on a datum."""
+    data = jnp.array([[0.0, 1.0], [2.0, 3.0], [-1.0, 0.5]])
+    flow = fk.exact_flow(fk.Empirical(data), prediction=fk.Target())
+    values = np.asarray(fk.sample(flow, (2,), num_samples=50, key=key).values)
+    distances = np.linalg.norm(values[:, None] - np.asarray(data), axis=-1).min(axis=1)
+    assert np.all(distances < 1e-5)
+
+
+def test_conditions_per_sample_and_shared(key):
+    velocity = lambda t, x, cond: cond - 0 * x
+    each = fk.sample(velocity, (2,), num_samples=3, key=key, cond=jnp.arange(6.0).reshape(3, 2)).values
+    shared = fk.sample(velocity, (2,), num_samples=3, key=key, cond=jnp.array([0.0, 1.0]), cond_axes=None).values
+    x0 = fk.sample(lambda t, x, cond: 0 * x, (2,), num_samples=3, key=key).values
+    np.testing.assert_allclose(each - x0, np.arange(6.0).reshape(3, 2), atol=1e-6)
+    np.testing.assert_allclose(shared - x0, np.broadcast_to([0.0, 1.0], (3, 2)), atol=1e-6)
+
+
+def test_masked_points_stay_at_zero(key):
+    flow = fk.Flow(lambda t, x, cond, mask=None: x * 0 + 1)
+    mask = np.array([[True, False, True], [True, True, False]])
+    values = np.asarray(fk.sample(flow, (3, 2), num_samples=2, key=key, mask=mask).values)
+    assert np.all(values[~mask] == 0)
+    assert np.all(values[mask] != 0)
+    moved = fk.integrate(flow, np.full((3, 2), np.inf, np.float32), mask=np.zeros(3, bool)).ys[0]
+    np.testing.assert_array_equal(moved, np.zeros((3, 2)))
+
+
+def test_inference_mode(key):
+    class Dropped(eqx.Module):
+        dropout: eqx.nn.Dropout
+
+        def __call__(self, t, x, cond, key=None):
+            return self.dropout(jnp.ones_like(x), key=key)
+
+    values = fk.sample(fk.Flow(Dropped(eqx.nn.Dropout(0.5))), (3,), num_samples=2, key=key).values
+    assert np.all(np.isfinite(values))
+
+
+def test_the_second_call_compiles_nothing(key):
+    """Also with another tolerance, end or start."""
+    flow = fk.exact_flow(mixture_1d())
+    x = np.zeros(1, np.float32)
+    controller = lambda tol: dfx.PIDController(rtol=tol, atol=tol)
+    calls = [
+        lambda key, tol: fk.integrate(flow, x, t0=tol, stepsize_controller=controller(tol)).ys,
+        lambda key, tol: fk.integrate(flow, x, num_steps=4, solver=fk.RK4(), t1=1 - tol).ys,
+        lambda key, tol: fk.encode(flow, x, stepsize_controller=controller(tol)),
+        lambda key, tol: fk.sample(flow, (1,), num_samples=4, key=key, stepsize_controller=controller(tol)).values,
+    ]
+    for call in calls:
+        jax.block_until_ready(call(key, 1e-3))
+        other = jr.key(2)
+        with compilations() as events:
+            jax.block_until_ready(call(other, 1e-4))
+        assert events == []
+
+
+def test_under_jit_vmap_and_a_loop_of_its_own_length(key):
+    """No Python loop over solver steps: the field is traced as often for 400 steps as for 4."""
+    calls = []
+
+    def velocity(t, x, cond):
+        calls.append(1)
+        return -x
+
+    counts = []
+    for num_steps in (4, 400):
+        fk.integrate(velocity, jnp.zeros(1), solver=fk.RK4(), num_steps=num_steps)
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]
+    flow = fk.exact_flow(mixture_1d())
+    xs = jr.normal(key, (3, 1))
+    batched = jax.jit(jax.vmap(lambda x: fk.integrate(flow, x).ys[0]))(xs)
+    single = jnp.stack([fk.integrate(flow, x).ys[0] for x in xs])
+    np.testing.assert_allclose(batched, single, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "fragment"),
+    [
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), t0=-0.1), "`t0` must be in"),
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), t1=1.1), "`t1` must be in"),
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), solver=fk.RK4()), "no error estimate"),
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), solver=dfx.Euler()), "no error estimate"),
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), num_steps=0), "`num_steps`"),
+        (
+            lambda f, key: fk.integrate(f, jnp.zeros(1), num_steps=4, stepsize_controller=dfx.ConstantStepSize()),
+            "not both",
+        ),
+        (lambda f, key: fk.sample(f, (1,), num_samples=0, key=key), "`num_samples`"),
+        (lambda f, key: fk.sample(f, (0, 2), num_samples=1, key=key), "`shape`"),
+        (lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond=jnp.zeros(3)), "`cond` must have 2 rows"),
+        (lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond_axes=1), "`cond_axes`"),
+        (lambda f, key: fk.sample(f, (3, 1), num_samples=2, key=key, mask=np.ones((2, 2), bool)), "`mask`"),
+        (lambda f, key: fk.log_prob(f, jnp.zeros(1), num_probes=0), "`num_probes`"),
+        (lambda f, key: fk.sample_and_log_prob(f, (1,), num_samples=2, num_probes=0, key=key), "`num_probes`"),
+    ],
+)
+def test_wrong_use(call, fragment, key):
+    with pytest.raises(ValueError, match=fragment):
+        call(lambda t, x, cond: x, key)
+
+
+def test_old_style_keys_are_named():
+    with pytest.raises(TypeCheckError, match="key"):
+        fk.sample(lambda t, x, cond: x, (1,), num_samples=1, key=jr.PRNGKey(0))
