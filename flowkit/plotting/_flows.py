@@ -52,10 +52,8 @@ def trajectories(
     paths = np.asarray(points, np.float64)
     size = paths.shape[-1]
     require(size in (1, 2, 3), f"`points` has {size} dimensions; 1, 2 or 3 can be drawn.")
-    require(paths.shape[1] == len(times), f"`points` has {paths.shape[1]} times and `times` has {len(times)}.")
     require(len(paths) > 0 and len(times) > 1, "`points` needs at least one trajectory of two times.")
     background = np.zeros((0, size)) if target is None else np.asarray(target, np.float64)
-    require(background.shape[1] == size, f"`target` has {background.shape[1]} dimensions and `points` has {size}.")
     if size == 1:
         figure = _draw_over_time(np.asarray(times, np.float64), paths[..., 0], background[:, 0], limits, title)
     else:

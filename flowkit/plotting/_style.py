@@ -76,7 +76,7 @@ def style_space(axes: Any, lows: np.ndarray, highs: np.ndarray, *, ticks: bool =
     axes.set_ylim(lows[1], highs[1])
     if len(lows) == 3:
         axes.set_zlim(lows[2], highs[2])
-        axes.set_box_aspect((1, 1, 1), zoom=1.0 if ticks else 1.3)
+        axes.set_box_aspect((1, 1, 1), zoom=1.0 if ticks else 1.5)
         axes.view_init(elev=20, azim=-60)
         for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
             axis.set_pane_color((1, 1, 1, 1))
@@ -87,6 +87,8 @@ def style_space(axes: Any, lows: np.ndarray, highs: np.ndarray, *, ticks: bool =
     if not ticks:
         for axis in ("x", "y", "z")[: len(lows)]:
             getattr(axes, f"set_{axis}ticks")([])
+        if len(lows) == 3:
+            axes.set_axis_off()
         for spine in axes.spines.values():
             spine.set_color(FAINT)
             spine.set_linewidth(0.8)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from flowkit._types import AnyArray
 
-from ._style import colors, FAINT, finish, INK, new_figure, Number, PathLike, require, style_axes, style_legend
+from ._style import colors, finish, INK, new_figure, Number, PathLike, require, style_axes, style_legend
 
 
 _METRIC_WORDS = ("chamfer", "emd", "w2", "nna", "mmd", "coverage", "distance")
@@ -60,7 +60,7 @@ def loss_trajectory(
 
 def explained_velocity(
     times: Float[AnyArray, " bins"],
-    r2: Float[AnyArray, " bins"] | Mapping[str, Float[AnyArray, " bins"]],
+    r2: Float[AnyArray, " bins"] | Mapping[str, Float[AnyArray, " _"]],
     *,
     title: str = "explained velocity",
     path: PathLike = None,
@@ -148,6 +148,7 @@ def _scale(axes, title: str, values: list[np.ndarray]) -> None:
         axes.set_ylim(max(every.min() - 0.05, -1.0), 1.05)
     elif every.min() > 0 and ("log" in title or (title == "loss" and every.max() > 10 * every.min())):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
-        axes.tick_params(which="both", labelsize=8, labelcolor=INK, color=FAINT)
+        subs = (1, 2, 5) if every.max() < 100 * every.min() else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,261 @@
+"""Figures hold what they were given, leave no global state, and refuse what cannot be drawn."""
+
+import subprocess
+import sys
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+
+import flowkit.plotting as plotting
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+STEPS = np.arange(200)
+TIMES = np.linspace(0, 1, 5, dtype=np.float32)
+HISTORY = {
+    "loss": (STEPS, np.exp(-STEPS / 50) + 0.1),
+    "flow": (STEPS, np.exp(-STEPS / 50)),
+    "prior": (list(range(200)), [0.1] * 200),
+    "chamfer": (STEPS[::50], [4.0, 3.0, 2.0, 1.5]),
+    "explained_velocity": (STEPS[::50], [-0.5, 0.3, 0.5, 0.6]),
+}
+
+# Every figure once: the call, and how many panels it has.
+FIGURES = {
+    "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 36, 20, 2), **k), 36),
+    "point_clouds_3d": (lambda **k: plotting.point_clouds(normal(0, 2, 20, 3), **k), 2),
+    "reconstructions": (lambda **k: plotting.reconstructions(normal(0, 8, 20, 2), normal(1, 8, 20, 2), **k), 16),
+    "samples_2d": (lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k), 3),
+    "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 4),
+    "explained_velocity": (lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k), 1),
+    "trajectories_1d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 1), **k), 1),
+    "trajectories_2d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 2), **k), 1),
+    "trajectories_3d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 3), **k), 1),
+    "vector_field": (lambda **k: plotting.vector_field(lambda t, x: t - x, **k), 5),  # four and the colour bar
+    "density_1d": (lambda **k: plotting.density_1d(normal(0, 100), **k), 1),
+}
+
+
+def axes_of(figure) -> list[Any]:
+    return list(figure.axes)
+
+
+def offsets(axes):
+    return np.concatenate([c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)])
+
+
+@pytest.mark.parametrize(("make", "panels"), FIGURES.values(), ids=FIGURES)
+def test_figure_is_made_and_saved(make, panels, tmp_path):
+    assert len(make().axes) == panels
+    path = tmp_path / "new" / "folder" / "figure.png"
+    figure = make(path=path)
+    assert isinstance(figure, Figure)
+    image = plt.imread(path)
+    np.testing.assert_allclose(image.shape[:2], figure.get_size_inches()[::-1] * 150, atol=1)
+    assert image[..., :3].std() > 0.01
+    assert plt.get_fignums() == []
+
+
+def test_no_pyplot():
+    code = "import sys, flowkit.plotting; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_colors_are_frozen():
+    assert len(plotting.colors) == 8
+    assert plotting.colors["latent_z_hat"] == "#2ca02c"
+    with pytest.raises(TypeError):
+        plotting.colors["data_x"] = "red"  # pyright: ignore
+
+
+# ---- clouds
+
+
+def test_point_clouds_draw_the_valid_points():
+    clouds = normal(0, 3, 20, 2)
+    clouds[1, 4] = np.nan
+    masks = np.arange(20) < np.asarray([[20], [10], [1]])
+    figure = plotting.point_clouds(jnp.asarray(clouds), masks, titles=["a", "b", "c"], columns=3)
+    for axes, cloud, mask in zip(axes_of(figure), clouds, masks, strict=False):
+        expected = cloud[mask & np.isfinite(cloud).all(1)]
+        np.testing.assert_allclose(offsets(axes), expected)
+        assert axes.get_aspect() == 1
+        assert axes.get_ylim()[0] < axes.get_ylim()[1]
+    assert [a.get_title() for a in figure.axes] == ["a", "b", "c"]
+    assert len({(a.get_xlim(), a.get_ylim()) for a in figure.axes}) == 1
+
+
+def test_point_clouds_of_different_sizes():
+    figure = plotting.point_clouds([normal(0, 5, 2), normal(1, 500, 2), normal(2, 50_000, 2)], limits=(-2, 2))
+    areas = [a.collections[0].get_sizes()[0] for a in axes_of(figure)[:3]]
+    assert areas[0] > areas[1] > areas[2] > 0
+    assert figure.axes[0].get_xlim() == (-2, 2)
+
+
+def test_weights_order_the_shades():
+    weights = np.arange(20, dtype=np.float32)[None]
+    axes = plotting.point_clouds(normal(0, 1, 20, 2), weights=weights).axes[0]
+    shades = np.asarray(axes.collections[0].get_array())
+    assert (np.diff(shades) > 0).all()
+    plotting.point_clouds(normal(0, 1, 20, 2), np.zeros((1, 20), bool), weights=weights)
+    plotting.point_clouds(normal(0, 1, 20, 2), weights=np.ones((1, 20), np.float32))
+
+
+def test_hidden_points_are_red():
+    inputs, samples = normal(0, 1, 20, 2), normal(1, 1, 30, 2)
+    seen = np.arange(20)[None] < 15
+    valid = np.arange(20)[None] < 18
+    figure = plotting.reconstructions(inputs, samples[:, :20], seen, valid)
+    shown, hidden = axes_of(figure)[0].collections
+    np.testing.assert_allclose(shown.get_offsets(), inputs[0, :15])
+    np.testing.assert_allclose(hidden.get_offsets(), inputs[0, 15:18])
+    assert np.allclose(hidden.get_facecolor()[0, :3], [0xD6 / 255, 0x27 / 255, 0x28 / 255])
+    np.testing.assert_allclose(offsets(figure.axes[1]), samples[0, :18])
+    assert len(plotting.reconstructions(inputs, samples).axes) == 2
+
+
+def test_samples_2d_overlay_holds_both():
+    target, generated = normal(0, 50, 2), normal(1, 60, 2)
+    left, middle, right = plotting.samples_2d(target, generated, limits=(-3, 3)).axes
+    np.testing.assert_allclose(offsets(left), target)
+    np.testing.assert_allclose(offsets(middle), generated)
+    np.testing.assert_allclose(offsets(right), np.concatenate([target, generated]))
+
+
+# ---- training
+
+
+def titles(figure):
+    return [a.get_title() for a in figure.axes]
+
+
+def test_loss_panels():
+    figure = plotting.loss_trajectory(HISTORY)
+    assert titles(figure) == ["loss", "components (log scale)", "metrics", "explained velocity"]
+    total, components = axes_of(figure)[:2]
+    raw, smooth = total.lines
+    np.testing.assert_allclose(raw.get_ydata(), HISTORY["loss"][1])
+    assert raw.get_alpha() < 1
+    assert len(smooth.get_ydata()) == len(STEPS)
+    assert components.get_yscale() == "log"
+    assert len(figure.axes[2].lines) == 1  # short curves are not smoothed
+
+
+def test_missing_and_chosen_panels():
+    pick = lambda *names: {n: HISTORY[n] for n in names}
+    assert titles(plotting.loss_trajectory(pick("loss"))) == ["loss"]
+    assert titles(plotting.loss_trajectory(pick("loss", "chamfer"))) == ["loss", "metrics"]
+    four = plotting.loss_trajectory(pick("loss", "flow", "prior", "chamfer"))
+    assert titles(four) == ["loss", "components (log scale)", "metrics", "components"]
+    chosen = plotting.loss_trajectory(HISTORY, panels={"mine": ["prior", "flow"]}, smoothing=0)
+    assert titles(chosen) == ["mine"]
+    assert len(chosen.axes[0].lines) == 2
+
+
+def test_running_mean_is_the_mean_of_a_window():
+    values = normal(0, 200).astype(np.float64)
+    values[50] = np.nan
+    figure = plotting.loss_trajectory({"loss": (STEPS, values)}, smoothing=0.05)
+    smooth = axes_of(figure)[0].lines[1].get_ydata()
+    expected = [np.nanmean(values[max(i - 5, 0) : i + 6]) for i in range(200)]
+    np.testing.assert_allclose(smooth, expected)
+
+
+def test_curves_of_nan_and_negative_losses_are_drawn(tmp_path):
+    history = {"loss": (STEPS, np.full(200, np.nan)), "nll": (STEPS, -STEPS / 10.0)}
+    figure = plotting.loss_trajectory(history, path=tmp_path / "a.png")
+    assert all(a.get_yscale() == "linear" for a in figure.axes)
+
+
+def test_explained_velocity_of_several_steps():
+    r2 = {f"step {k}": TIMES * k for k in (-5, 1)}
+    axes = axes_of(plotting.explained_velocity(TIMES, r2))[0]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == list(r2)
+    assert axes.get_ylim()[0] >= -1.05
+
+
+# ---- flows
+
+
+def test_trajectories_hold_their_paths():
+    points = normal(0, 7, 5, 2)
+    points[2, 3:] = np.inf
+    axes = axes_of(plotting.trajectories(TIMES, points, target=normal(1, 9, 2)))[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), points[0])
+    np.testing.assert_allclose(axes.lines[2].get_xydata(), points[2, :3])
+    line = axes_of(plotting.trajectories(TIMES, points[..., :1], target=normal(1, 9, 1)))[0]
+    np.testing.assert_allclose(line.collections[0].get_segments()[1][:, 0], TIMES)
+
+
+def test_vector_field_arrows():
+    figure = plotting.vector_field(lambda t, x: t * x, (-1, 1), (0, 1), resolution=4, points=normal(0, 9, 2))
+    still, moving = (a.collections[-1] for a in axes_of(figure)[:2])
+    assert len(still.U) == 16
+    assert not np.any(still.U)
+    np.testing.assert_allclose(np.stack([moving.U, moving.V], 1), np.stack([moving.X, moving.Y], 1))
+
+
+def test_vector_field_of_a_module_traces_once():
+    traces = []
+
+    class Field(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, t, x):
+            traces.append(1)
+            return self.weight @ x
+
+    plotting.vector_field(Field(jnp.eye(2)))
+    plotting.vector_field(Field(2 * jnp.eye(2)))
+    assert len(traces) == 1
+
+
+def test_density_has_unit_mass():
+    samples = normal(0, 500)
+    axes = axes_of(plotting.density_1d({"a": samples, "b": samples + 1}, (TIMES, TIMES), bins=30))[0]
+    corners = axes.patches[0].get_path().vertices
+    area = 0.5 * np.sum(corners[:-1, 0] * corners[1:, 1] - corners[1:, 0] * corners[:-1, 1])
+    assert abs(area) == pytest.approx(1)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), TIMES)
+
+
+# ---- wrong use
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plotting.point_clouds([]), "`clouds` is empty"),
+        (lambda: plotting.point_clouds(normal(0, 2, 5, 4)), r"`clouds` has a cloud of shape \(5, 4\)"),
+        (lambda: plotting.point_clouds(normal(0, 2, 5, 2), titles=["a"]), "`titles` must have one entry"),
+        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), np.ones((1, 4), bool)), r"shape \(4,\)"),
+        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), weights=normal(0, 1, 4)), "`weights` has 4"),
+        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), limits=(1, 0)), "lower limit comes first"),
+        (lambda: plotting.point_clouds([normal(0, 5, 2), normal(0, 5, 3)]), "same dimension"),
+        (lambda: plotting.reconstructions(normal(0, 2, 5, 2), normal(0, 3, 5, 2)), "`samples` has 3 clouds"),
+        (lambda: plotting.loss_trajectory({}), "`history` is empty"),
+        (lambda: plotting.loss_trajectory({"a": ([1, 2], [1.0])}), r"`history\['a'\]`"),
+        (lambda: plotting.loss_trajectory(HISTORY, panels={"x": ["y"]}), "`panels` names 'y'"),
+        (lambda: plotting.loss_trajectory(HISTORY, smoothing=2), "`smoothing` is 2"),
+        (lambda: plotting.explained_velocity(TIMES, {"a": TIMES[1:]}), "has 4 bins and `times` has 5"),
+        (lambda: plotting.trajectories(TIMES, normal(0, 0, 5, 2)), "at least one trajectory"),
+        (lambda: plotting.trajectories(TIMES, normal(0, 7, 5, 4)), "`points` has 4 dimensions"),
+        (lambda: plotting.vector_field(lambda t, x: t, times=(0.0,)), "`velocity` gives shape"),
+        (lambda: plotting.vector_field(lambda t, x: x, times=()), "`times` is empty"),
+        (lambda: plotting.density_1d(np.full(3, np.nan)), "`samples` holds no finite value"),
+        (lambda: plotting.density_1d(TIMES, (TIMES, TIMES[1:])), "`density` has shapes"),
+    ],
+)
+def test_wrong_use(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
