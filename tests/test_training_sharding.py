@@ -53,7 +53,7 @@ def test_mesh():
 @pytest.mark.parametrize(("batches", "batch_size", "steps_per_call"), SOURCES.values(), ids=SOURCES)
 def test_two_devices_are_one(batches, batch_size, steps_per_call, key):
     run = ft.partial(fit, loss, model(), batches, batch_size=batch_size, steps_per_call=steps_per_call)
-    one, two = run(num_steps=10, key=key), run(num_steps=10, mesh=tr.data_mesh(), key=key)
+    one, two = run(num_steps=6, key=key), run(num_steps=6, mesh=tr.data_mesh(), key=key)
     np.testing.assert_allclose(one.history["loss"].values, two.history["loss"].values, rtol=1e-5)
     for name in ("model", "ema"):
         first, second = (jax.tree.leaves(eqx.filter(getattr(run, name), eqx.is_array)) for run in (one, two))

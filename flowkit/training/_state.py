@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree, Real
 from .._types import AnyArray, PRNGKey
 
 
-EMADecay: TypeAlias = float | Callable[..., Any] | None
+EMADecay: TypeAlias = float | int | Callable[..., Any] | None
 """A constant decay, a schedule `step -> decay`, or `None` for no average."""
 
 Trainable: TypeAlias = Callable[..., Any] | None
@@ -45,7 +45,7 @@ class WarmUpDecay(eqx.Module):
     `ema_decay=WarmUpDecay(0.999)`.
     """
 
-    decay: float
+    decay: float | int
 
     def __check_init__(self):
         check_decay(self.decay)
@@ -56,7 +56,7 @@ class WarmUpDecay(eqx.Module):
 
 
 def check_decay(ema_decay: EMADecay) -> None:
-    if isinstance(ema_decay, float) and not 0 <= ema_decay <= 1:
+    if isinstance(ema_decay, float | int) and not 0 <= ema_decay <= 1:
         raise ValueError(f"`ema_decay` must lie in [0, 1], got {ema_decay}; 0.999 averages about 1000 steps.")
 
 
