@@ -33,8 +33,8 @@ HISTORY = {
 # Every figure once: the call, and how many panels it has.
 FIGURES = {
     "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 36, 20, 2), **k), 36),
-    "point_clouds_3d": (lambda **k: plotting.point_clouds(normal(0, 2, 20, 3), **k), 2),
-    "reconstructions": (lambda **k: plotting.reconstructions(normal(0, 8, 20, 2), normal(1, 8, 20, 2), **k), 16),
+    "point_clouds_3d": (lambda **k: plotting.point_clouds(normal(0, 3, 20, 3), **k), 3),
+    "reconstructions": (lambda **k: plotting.reconstructions(normal(0, 7, 20, 2), normal(1, 7, 20, 2), **k), 14),
     "samples_2d": (lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k), 3),
     "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 4),
     "explained_velocity": (lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k), 1),

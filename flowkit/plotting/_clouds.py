@@ -66,10 +66,10 @@ def point_clouds(
     shades = [_shades(clouds[i], _entry(weights, i), _entry(masks, i)) for i in range(number)]
     columns = columns or math.ceil(math.sqrt(number))
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
-    rows = math.ceil(number / columns)
-    figure, panels = _grid(points, rows, columns, limits, title_rows=0 if titles is None else rows)
+    title_rows = 0 if titles is None else math.ceil(number / columns)
+    figure, panels = _grid(points, number, columns, limits, title_rows=title_rows)
     darkness = LinearSegmentedColormap.from_list("darkness", ["#f2f2f2", color, "#000000"])
-    for i, axes in enumerate(panels[:number]):
+    for i, axes in enumerate(panels):
         area = point_area(len(points[i]), PANEL)
         shade = {"color": color} if weights is None else {"c": shades[i], "cmap": darkness, "vmin": 0, "vmax": 1.3}
         axes.scatter(*points[i].T, s=area, linewidths=0, alpha=0.85, **shade)
@@ -104,7 +104,7 @@ def reconstructions(
     columns = min(columns, number)
     given = [as_points("inputs", x, _entry(masks, i)) for i, x in enumerate(inputs)]
     drawn = [as_points("samples", x, _entry(masks, i)) for i, x in enumerate(samples)]
-    figure, panels = _grid([*given, *drawn], math.ceil(number / columns), 2 * columns, limits, title_rows=1)
+    figure, panels = _grid([*given, *drawn], 2 * number, 2 * columns, limits, title_rows=1)
     for i in range(number):
         left, right = panels[2 * i], panels[2 * i + 1]
         area = point_area(len(given[i]), PANEL)
@@ -148,18 +148,17 @@ def samples_2d(
 
 
 def _grid(
-    points: list[np.ndarray], rows: int, columns: int, limits: Limits, *, title_rows: int
+    points: list[np.ndarray], number: int, columns: int, limits: Limits, *, title_rows: int
 ) -> tuple[Figure, list[Any]]:
-    """A figure of equal square panels, unused ones left out by the caller being hidden."""
+    """A figure of equal square panels for so many clouds; some rows carry titles."""
     size = points[0].shape[1]
     require(all(p.shape[1] == size for p in points), "all clouds of a figure must have the same dimension.")
     lows, highs = box(points, size, limits)
+    rows = math.ceil(number / columns)
     figure = new_figure(columns * PANEL, rows * PANEL + 0.2 * title_rows)
-    panels = []
-    for i in range(rows * columns):
-        axes = figure.add_subplot(rows, columns, i + 1, **_projection(size))
+    panels = [figure.add_subplot(rows, columns, i + 1, **_projection(size)) for i in range(number)]
+    for axes in panels:
         style_space(axes, lows, highs, ticks=False)
-        panels.append(axes)
     return figure, panels
 
 
