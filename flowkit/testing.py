@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import PyTree
 
-from flowkit._types import Mask, Points, PRNGKey
+from flowkit._types import AnyArray, Mask, Points, PRNGKey
 
 
 Model = TypeVar("Model")
@@ -23,11 +23,7 @@ Model = TypeVar("Model")
 
 def perturbed(model: Model, *, key: PRNGKey, scale: float = 0.1) -> Model:
     """The model with Gaussian noise of this scale added to all of its floating-point arrays."""
-    params, rest = eqx.partition(model, eqx.is_inexact_array)
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jr.split(key, max(len(leaves), 1))
-    noisy = [p + scale * jr.normal(k, p.shape, p.dtype) for p, k in zip(leaves, keys, strict=False)]
-    return eqx.combine(jax.tree.unflatten(treedef, noisy), rest)
+    return _perturbed(model, key, scale)
 
 
 def assert_permutation_invariant(
@@ -88,37 +84,49 @@ def assert_mask_independent(
 
     Arguments and errors as in `assert_permutation_invariant`; `num_padding` is the number of rows appended.
     """
-    n = points.shape[0]
-    valid = np.ones(n, bool) if mask is None else np.asarray(mask)
-    clean = jnp.where(valid[:, None], jnp.asarray(points), jnp.zeros_like(points))
-    expected = _nonzero(_call(fn, clean, jnp.asarray(valid)))
-    padded_mask = jnp.asarray(np.append(valid, np.zeros(num_padding, bool)))
+    rows = np.asarray(points)
+    valid = np.ones(len(rows), bool) if mask is None else np.asarray(mask)
+    clean = np.where(valid[:, None], rows, 0)
+    expected = _nonzero(_call(fn, clean, valid))
+    padded_mask = np.append(valid, np.zeros(num_padding, bool))
     clouds = _contents(clean, padded_mask, num_padding, key)
 
-    outputs = _call_batch(fn, clouds, padded_mask)
+    outputs, gradients = _value_and_gradients(fn, clouds, padded_mask)
     for i, name in enumerate(_CONTENTS):
-        actual = jax.tree.map(lambda leaf, i=i: leaf[i], outputs)
+        actual = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], outputs)
         what = f"the output changed when {num_padding} masked points holding {name} were appended"
         _compare(jax.tree.map(lambda a, e: _unpadded(a, e, valid), actual, expected), expected, tolerance, what)
+    _check_gradients(gradients, padded_mask)
 
-    nothing = jnp.zeros_like(padded_mask)
-    _finite(_call_batch(fn, clouds, nothing), "the output is not finite if all points are masked")
-    for some_mask in (padded_mask, nothing):
-        fn_gradient, gradient = _gradients(fn, clouds, some_mask)
-        _finite((fn_gradient, gradient), "a gradient is not finite")
-        masked = jnp.where(some_mask[:, None], jnp.zeros_like(gradient), gradient)
-        _compare(masked, jnp.zeros_like(masked), 0.0, "the gradient with respect to masked points is not zero")
+    nothing = np.zeros_like(padded_mask)
+    outputs, gradients = _value_and_gradients(fn, clouds, nothing)
+    _finite(outputs, "the output is not finite if all points are masked")
+    _check_gradients(gradients, nothing)
 
 
 _CONTENTS = ("large numbers", "NaN", "inf", "-inf")
 
 
-def _contents(clean: Points, padded_mask: Bool[Array, " m"], num_padding: int, key: PRNGKey) -> Float[Array, "4 m d"]:
-    """The cloud with every kind of content in its masked rows."""
-    padded = jnp.pad(clean, ((0, num_padding), (0, 0)))
-    large = 100 * jr.normal(key, padded.shape, padded.dtype)
-    fills = jnp.stack([large, *(jnp.full_like(padded, value) for value in (jnp.nan, jnp.inf, -jnp.inf))])
-    return jnp.where(padded_mask[:, None], padded, fills)
+def _contents(clean: np.ndarray, padded_mask: np.ndarray, num_padding: int, key: PRNGKey) -> np.ndarray:
+    """The padded cloud with every kind of content in its masked rows, `(4, n + num_padding, d)`."""
+    padded = np.pad(clean, ((0, num_padding), (0, 0)))
+    large = 100 * np.asarray(jr.normal(key, padded.shape))
+    fills = np.stack([large, *(np.full_like(large, value) for value in (np.nan, np.inf, -np.inf))])
+    return np.where(padded_mask[:, None], padded, fills).astype(clean.dtype)
+
+
+# What is compared afterwards are NumPy arrays: every operation of JAX that is not inside of these would be compiled
+# on its own.
+
+
+@eqx.filter_jit
+def _perturbed(model: Any, key: PRNGKey, scale: float) -> Any:
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    leaves, treedef = jax.tree.flatten(params)
+    sizes = [leaf.size for leaf in leaves]
+    noise = jnp.split(scale * jr.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+    noisy = [p + z.reshape(p.shape).astype(p.dtype) for p, z in zip(leaves, noise, strict=True)]
+    return eqx.combine(jax.tree.unflatten(treedef, noisy), rest)
 
 
 @eqx.filter_jit
@@ -127,21 +135,23 @@ def _call(fn: Callable[..., Any], points: PyTree, mask: Any) -> PyTree:
 
 
 @eqx.filter_jit
-def _call_batch(fn: Callable[..., Any], clouds: Any, mask: Any) -> PyTree:
-    return jax.vmap(lambda points: fn(points, mask))(clouds)
-
-
-@eqx.filter_jit
-def _gradients(fn: Callable[..., Any], clouds: Any, mask: Any) -> tuple[Any, Array]:
-    """Gradients of the sum of squared outputs, with respect to the parameters and to the points."""
+def _value_and_gradients(fn: Callable[..., Any], clouds: Any, mask: Any) -> tuple[PyTree, PyTree]:
+    """The outputs, and the gradients of their squares with respect to the parameters and the points."""
 
     def total(fn_and_clouds):
         fn, clouds = fn_and_clouds
         outputs = jax.vmap(lambda points: fn(points, mask))(clouds)
-        floats = eqx.filter(outputs, eqx.is_inexact_array)
-        return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(floats))
+        floats = jax.tree.leaves(eqx.filter(outputs, eqx.is_inexact_array))
+        return sum(jnp.sum(leaf * leaf) for leaf in floats), outputs
 
-    return eqx.filter_grad(total)((fn, clouds))
+    (_, outputs), gradients = eqx.filter_value_and_grad(total, has_aux=True)((fn, clouds))
+    return outputs, gradients
+
+
+def _check_gradients(gradients: PyTree, mask: np.ndarray) -> None:
+    _finite(gradients, "a gradient is not finite")
+    masked = np.asarray(gradients[1])[:, ~mask]
+    _compare(masked, np.zeros_like(masked), 0.0, "the gradient with respect to masked points is not zero")
 
 
 def _num_rows(points: PyTree) -> int:
@@ -151,18 +161,18 @@ def _num_rows(points: PyTree) -> int:
     return sizes.pop()
 
 
-def _permutations(points: PyTree, key: PRNGKey, number: int = 3) -> Array:
+def _permutations(points: PyTree, key: PRNGKey, number: int = 3) -> list[np.ndarray]:
     n = _num_rows(points)
     if n < 2:
         raise ValueError(f"`points` has {n} rows, of which no permutation can be told: pass at least two.")
-    return jax.vmap(lambda k: jr.permutation(k, n))(jr.split(key, number))
+    return [np.asarray(jr.permutation(permutation_key, n)) for permutation_key in jr.split(key, number)]
 
 
-def _permute(tree: PyTree, permutation: Array) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[permutation], tree)
+def _permute(tree: PyTree, permutation: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[permutation], tree)
 
 
-def _unpadded(actual: Array, expected: Array, mask: np.ndarray) -> Array:
+def _unpadded(actual: np.ndarray, expected: AnyArray, mask: np.ndarray) -> np.ndarray:
     """The rows of an output before the padding, after checking that masked rows are zero."""
     n = mask.shape[0]
     per_point = expected.shape[:1] == (n,) and actual.shape[:1] != expected.shape[:1]
@@ -171,12 +181,12 @@ def _unpadded(actual: Array, expected: Array, mask: np.ndarray) -> Array:
     masked = np.ones(actual.shape[0], bool)
     masked[:n] = ~mask
     rows = actual[masked]
-    _compare(rows, jnp.zeros_like(rows), 0.0, "the output is not zero in masked rows")
+    _compare(rows, np.zeros_like(rows), 0.0, "the output is not zero in masked rows")
     return actual[:n]
 
 
 def _nonzero(outputs: PyTree) -> PyTree:
-    if not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(outputs)):
+    if not any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(outputs)):
         raise AssertionError(
             "the output is zero everywhere, which says nothing about the function. A new velocity network starts at "
             "zero: pass it through `flowkit.testing.perturbed` first."
@@ -186,7 +196,7 @@ def _nonzero(outputs: PyTree) -> PyTree:
 
 def _finite(tree: PyTree, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.all(jnp.isfinite(leaf)):
+        if not np.all(np.isfinite(np.asarray(leaf))):
             raise AssertionError(f"{what}{_at(path)}.")
 
 

@@ -1,4 +1,4 @@
-"""The velocity network for vectors."""
+"""The velocity network for vectors, or for small arrays read as vectors."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,8 @@ from flowkit.nn._time_embeddings import AbstractTimeEmbedding, RawTime
 class MLP(eqx.Module):
     """A fully connected velocity network: `v = layers([x, embedding(t), cond])`.
 
-    It starts as the velocity 0, because its last layer does.
+    It starts as the velocity 0, because its last layer does. An array of another shape, such as latents `(k, c)`, is
+    read as a vector, and the result has its shape again.
 
     **Arguments:**
 
@@ -60,8 +61,8 @@ class MLP(eqx.Module):
             key=key,
         )
 
-    def __call__(self, t: Scalar, x: Float[AnyArray, " d"], cond: Cond = None) -> Float[Array, " out"]:
-        """The velocity at time `t` and place `x`.
+    def __call__(self, t: Scalar, x: Float[AnyArray, "..."], cond: Cond = None) -> Float[Array, "..."]:
+        """The velocity at time `t` and place `x`, the shape of `x` (if `out_size` is another size, a vector of it).
 
         `cond` may be any pytree of arrays; they are flattened and joined. A `ValueError` says so if `x` or `cond`
         does not have the size that the network was built for.
@@ -70,7 +71,8 @@ class MLP(eqx.Module):
         if x.size != self.in_size:
             raise ValueError(f"`x` has {x.size} entries, but the network was built with in_size={self.in_size}.")
         embedded = self.time_embedding(jnp.asarray(t, x.dtype))
-        return self.layers(jnp.concatenate([x, embedded, *self._flat_cond(cond, x.dtype)]))
+        out = self.layers(jnp.concatenate([jnp.ravel(x), embedded, *self._flat_cond(cond, x.dtype)]))
+        return jnp.reshape(out, x.shape) if self.out_size == self.in_size else out
 
     def _flat_cond(self, cond: Cond, dtype: jnp.dtype) -> list[Float[Array, " _"]]:
         leaves = [jnp.ravel(jnp.asarray(leaf)).astype(dtype) for leaf in jax.tree.leaves(cond)]

@@ -1,0 +1,41 @@
+"""The registries: everything that is held to the same invariants, listed once.
+
+A new encoder or network is one line here.
+"""
+
+import flowkit.nn as nn
+
+
+# name: (dimension, key) -> encoder
+GLOBAL_ENCODERS = {
+    "point_net": lambda d, key: nn.PointNet(d, 8, hidden_sizes=(16, 32), key=key),
+    "point_net_max": lambda d, key: nn.PointNet(d, 8, hidden_sizes=(16,), pooling=nn.max_pool, key=key),
+    "point_net_mean": lambda d, key: nn.PointNet(d, 8, hidden_sizes=(16,), pooling=nn.mean_pool, key=key),
+    "point_net_sinusoidal": lambda d, key: nn.PointNet(
+        d, 8, hidden_sizes=(16,), features=nn.SinusoidalFeatures(), key=key
+    ),
+    "point_net_fourier": lambda d, key: nn.PointNet(
+        d, 8, hidden_sizes=(16,), features=nn.FourierFeatures(d, num_frequencies=16, scale=1.0, key=key), key=key
+    ),
+}
+LOCAL_ENCODERS = {}
+STRUCTURED_ENCODERS = {}
+ENCODERS = GLOBAL_ENCODERS | LOCAL_ENCODERS | STRUCTURED_ENCODERS
+
+SMALL: dict = {"width_size": 16, "depth": 2, "cond_size": 16}
+
+# name: (dimension, key) -> network for latents of size 8
+GLOBAL_CRNS = {
+    "adaln_mlp": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, key=key),
+    "adaln_mlp_plain": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, residual=False, key=key),
+    "adaln_mlp_features": lambda d, key: nn.AdaLNMLP(
+        d, 8, **SMALL, features=nn.SinusoidalFeatures(nn.banded()), key=key
+    ),
+}
+LOCAL_CRNS = {
+    "adaln_mlp_per_point": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.PerPoint(), key=key),
+}
+STRUCTURED_CRNS = {
+    "adaln_mlp_pool": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.Pool(), key=key),
+}
+CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS

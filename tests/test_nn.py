@@ -1,0 +1,452 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+import flowkit.nn as nn
+from flowkit.testing import (
+    assert_mask_independent,
+    assert_permutation_equivariant,
+    assert_permutation_invariant,
+    perturbed,
+)
+
+from .helpers import CRNS, ENCODERS, GLOBAL_CRNS, GLOBAL_ENCODERS, LOCAL_CRNS, LOCAL_ENCODERS, SMALL, STRUCTURED_CRNS
+
+
+KEY = jr.key(0)
+DIMENSIONS = (2, 3, 4)
+NUM_LATENTS = dict.fromkeys(GLOBAL_CRNS, 1) | dict.fromkeys(LOCAL_CRNS, 6) | dict.fromkeys(STRUCTURED_CRNS, 3)
+TIME_EMBEDDINGS = {
+    "raw": lambda key: nn.RawTime(),
+    "sinusoidal": lambda key: nn.SinusoidalTime(16),
+    "zero_to_one": lambda key: nn.ZeroToOneTime(6),
+    "learned": lambda key: nn.LearnedTime(5, key=key),
+    "learned_sinusoidal": lambda key: nn.LearnedTime(
+        5, embedding=nn.SinusoidalTime(8, scale=1.0), width_size=7, key=key
+    ),
+}
+FEATURES = {
+    "sinusoidal": (lambda d, key: nn.SinusoidalFeatures(), lambda d: 2 * 16 * d),
+    "banded": (lambda d, key: nn.SinusoidalFeatures(nn.banded(3, 5)), lambda d: 2 * 15 * d),
+    "fourier": (lambda d, key: nn.FourierFeatures(d, num_frequencies=7, key=key), lambda d: 14),
+    "fourier_learnable": (
+        lambda d, key: nn.FourierFeatures(d, num_frequencies=7, learnable=True, key=key),
+        lambda d: 14,
+    ),
+}
+PARAMETER_COUNTS = {
+    "autoencoder half, 1 to 1": (lambda: nn.FeedForward(1, 1, hidden_sizes=(32, 64, 32), key=KEY), 4289),
+    "1-D velocity": (lambda: nn.MLP(1, hidden_sizes=(32, 64, 32), key=KEY), 4321),
+    "2-D velocity": (lambda: nn.MLP(2, hidden_sizes=(32, 64, 32), key=KEY), 4386),
+    "1-D average velocity": (lambda: nn.MLP(1, hidden_sizes=(32, 64, 32), cond_size=1, key=KEY), 4353),
+    "2-D velocity with learned time": (
+        lambda: nn.MLP(2, hidden_sizes=(128, 256, 256, 128), time_embedding=nn.LearnedTime(64, key=KEY), key=KEY),
+        144_834,
+    ),
+    "AdaLN MLP": (lambda: nn.AdaLNMLP(2, 32, residual=False, key=KEY), 305_858),
+}
+
+
+def cloud(d, n=6):
+    return jr.normal(jr.key(d), (n, d)) + 0.3
+
+
+def parameters(model):
+    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+
+
+@eqx.filter_jit
+def call(network, *args):
+    return network(*args)
+
+
+class Cloudwise(eqx.Module):
+    """A conditional network as a function of the cloud and its mask alone."""
+
+    crn: nn.AbstractCRN
+    latents: jax.Array
+
+    def __call__(self, points, mask=None):
+        n = points.shape[0]
+        latents = self.latents
+        if isinstance(self.crn.conditioner, nn.PerPoint):  # pyright: ignore
+            latents = jnp.pad(latents, ((0, n - latents.shape[0]), (0, 0)))
+        return self.crn(0.3, points, latents, mask)
+
+
+def cloudwise(name, d):
+    crn = perturbed(CRNS[name](d, KEY), key=jr.key(1))
+    return Cloudwise(crn, jr.normal(jr.key(2), (NUM_LATENTS[name], 8)))
+
+
+# -- embeddings
+
+
+@pytest.mark.parametrize("name", TIME_EMBEDDINGS)
+@pytest.mark.parametrize("t", [0.0, 1, -0.5, 2.0, np.float32(0.3)])
+def test_time_embedding_size_and_legal_times(name, t):
+    embedding = TIME_EMBEDDINGS[name](KEY)
+    value = embedding(t)
+    assert value.shape == (embedding.out_size,)
+    assert value.dtype == jnp.float32
+    assert jnp.all(jnp.isfinite(value))
+
+
+@pytest.mark.parametrize("endpoint", [True, False])
+def test_sinusoidal_time_is_its_formula(endpoint):
+    t, size, scale, period = 0.37, 8, 5.0, 100.0
+    value = nn.SinusoidalTime(size, scale=scale, max_period=period, endpoint=endpoint)(t)
+    for k in range(4):
+        angle = scale * t * period ** (-k / (3 if endpoint else 4))
+        np.testing.assert_allclose(value[k], np.sin(angle), rtol=1e-5)
+        np.testing.assert_allclose(value[4 + k], np.cos(angle), rtol=1e-5)
+
+
+def test_sinusoidal_time_keeps_close_times_apart():
+    # The default scale is for [0, 1]: at scale 1 a difference of 0.01 would move an embedding by about 0.01.
+    embedding = nn.SinusoidalTime(32)
+    assert jnp.linalg.norm(embedding(0.50) - embedding(0.51)) > 1.0
+
+
+def test_zero_to_one_time_is_a_fourier_basis():
+    # Cosines of k pi t are orthogonal on [0, 1], with squared norm 1/2; so are the sines.
+    n = 2000
+    grid = jnp.linspace(0, 1, n, endpoint=False) + 0.5 / n
+    values = jax.vmap(nn.ZeroToOneTime(8))(grid)
+    for block in (values[:, :4], values[:, 4:]):
+        np.testing.assert_allclose(block.T @ block / n, 0.5 * np.eye(4), atol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "size"), [(nn.SinusoidalTime, 2), (nn.SinusoidalTime, 7), (nn.ZeroToOneTime, 3)])
+def test_time_embedding_size_must_be_even(make, size):
+    with pytest.raises(ValueError, match=f"`size` must be even.*got {size}"):
+        make(size)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("d", DIMENSIONS)
+def test_features_size_and_pointwise(name, d):
+    make, size = FEATURES[name]
+    features = make(d, KEY)
+    points = cloud(d)
+    value = features(points)
+    assert value.shape == (6, size(d))
+    np.testing.assert_allclose(features(points[2:3])[0], value[2], atol=1e-4)
+    # Every feature is a sine or a cosine, and they come in pairs.
+    half = size(d) // 2
+    np.testing.assert_allclose(value[:, :half] ** 2 + value[:, half:] ** 2, 1.0, rtol=1e-5)
+
+
+def test_frequencies():
+    ratios = np.diff(np.log(nn.log_spaced(16, 1.0, 10.0)))
+    np.testing.assert_allclose(ratios, np.log(10) / 15)
+    frequencies = np.array(nn.banded(4, 5, 1.0, 64.0)).reshape(4, 5)
+    np.testing.assert_allclose(frequencies[:, 0], 64.0 ** (np.arange(4) / 4))
+    assert np.all(np.diff(frequencies.ravel()) > 0)
+    assert frequencies.max() < 64
+
+
+def test_fourier_kernel_is_gaussian():
+    # The mean of cos(2 pi B (x - y)) over B ~ N(0, s^2) is exp(-2 pi^2 s^2 |x - y|^2); its variance is below 1/2.
+    scale, number = 0.2, 20_000
+    features = nn.FourierFeatures(3, num_frequencies=number, scale=scale, key=KEY)
+    a, b = features(cloud(3)[:2])
+    x, y = cloud(3)[:2]
+    expected = jnp.exp(-2 * jnp.pi**2 * scale**2 * jnp.sum((x - y) ** 2))
+    assert abs(a @ b / number - expected) < 5 * np.sqrt(0.5 / number)
+
+
+def test_fixed_fourier_frequencies_are_not_trained():
+    fixed = nn.FourierFeatures(2, key=KEY)
+    learnable = nn.FourierFeatures(2, key=KEY, learnable=True)
+    assert parameters(fixed) == []
+    assert [p.shape for p in parameters(learnable)] == [(256, 2)]
+    np.testing.assert_allclose(fixed(cloud(2)), learnable(cloud(2)), atol=1e-4)
+
+
+def test_fourier_features_of_several_keys():
+    make = eqx.filter_vmap(lambda key: nn.FourierFeatures(2, num_frequencies=4, key=key))
+    values = eqx.filter_vmap(lambda features: features(cloud(2)))(make(jr.split(KEY, 3)))
+    assert values.shape == (3, 6, 8)
+    assert not np.allclose(values[0], values[1])
+
+
+def test_point_embedding_parts():
+    features = nn.SinusoidalFeatures()
+    assert nn.PointEmbedding(3, 5, key=KEY).linear.in_size == 3
+    assert nn.PointEmbedding(3, 5, features=features, key=KEY).linear.in_size == 3 + 96
+    assert nn.PointEmbedding(3, 5, features=features, use_raw=False, key=KEY)(cloud(3)).shape == (6, 5)
+
+
+# -- layers
+
+
+def test_linear_is_the_affine_map_and_its_law():
+    linear = nn.Linear(400, 300, key=KEY)
+    x = jr.normal(KEY, (2, 5, 400))
+    expected = np.einsum("abi,io->abo", x, linear.weight)
+    np.testing.assert_allclose(linear(x), expected, atol=1e-4)
+    # LeCun: variance 1 / in_size; the estimate of 120,000 draws has a relative error of sqrt(2 / 120,000) = 0.4 %.
+    assert abs(400 * jnp.var(linear.weight) - 1) < 5 * 0.0041
+    zero = nn.Linear(4, 3, zero_init=True, key=KEY)
+    assert not np.any(np.concatenate([p.ravel() for p in (linear.bias, zero.weight, zero.bias)]))  # pyright: ignore
+
+
+def test_layer_norm_values_and_derivatives():
+    norm = nn.LayerNorm(7)
+    h = jr.normal(KEY, (5, 7)) * 3 + 2
+
+    def plain(h):
+        return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-6)
+
+    np.testing.assert_allclose(norm(h), plain(h), atol=1e-5)
+    np.testing.assert_allclose(jax.jacfwd(norm)(h), jax.jacfwd(plain)(h), atol=1e-5)
+    np.testing.assert_allclose(jax.jacrev(norm)(h), jax.jacrev(plain)(h), atol=1e-5)
+    constant = jnp.full((1, 7), 4.0)
+    assert jnp.all(jnp.isfinite(jax.jacrev(norm)(constant)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "reduce"),
+    [
+        (nn.max_pool, lambda x: x.max(0)),
+        (nn.mean_pool, lambda x: x.mean(0)),
+        (nn.max_mean_pool, lambda x: np.concatenate([x.max(0), x.mean(0)])),
+    ],
+)
+def test_pooling_is_that_of_the_valid_rows(pool, reduce):
+    features = np.asarray(cloud(4)) - 5  # negative, so that a zero would win a maximum
+    mask = np.array([True, False, True, True, False, True])
+    np.testing.assert_allclose(pool(features), reduce(features), rtol=1e-6)
+    np.testing.assert_allclose(pool(features, mask), reduce(features[mask]), rtol=1e-6)
+    assert not jnp.any(pool(features, np.zeros(6, bool)))
+
+
+def test_modulation_is_the_same_shared_or_per_point():
+    modulation = nn.Modulation(5, 4, 3, key=KEY)
+    cond = jr.normal(KEY, (1, 5))
+    shared, per_point = modulation(cond), modulation(jnp.tile(cond, (6, 1)))
+    assert shared.shape == (3, 1, 4)
+    assert per_point.shape == (3, 6, 4)
+    np.testing.assert_allclose(jnp.broadcast_to(shared, per_point.shape), per_point, atol=1e-6)
+    h = cloud(4)
+    assert jnp.array_equal(nn.modulate(h, jnp.zeros((1, 4)), jnp.zeros((1, 4))), h)
+
+
+# -- the vector network
+
+
+@pytest.mark.parametrize("name", PARAMETER_COUNTS)
+def test_parameter_counts_of_the_literature(name):
+    make, expected = PARAMETER_COUNTS[name]
+    assert sum(p.size for p in parameters(make())) == expected
+
+
+@pytest.mark.parametrize("name", TIME_EMBEDDINGS)
+def test_mlp_sees_time_place_and_cond(name):
+    embedding = TIME_EMBEDDINGS[name](KEY)
+    mlp = nn.MLP(3, 2, cond_size=5, hidden_sizes=(16,), time_embedding=embedding, zero_init=False, key=KEY)
+    x, cond = jnp.arange(3.0), {"image": jnp.ones((2, 2)), "label": 1}
+    value = mlp(0.2, x, cond)
+    assert value.shape == (2,)
+    assert not jnp.allclose(value, mlp(0.4, x, cond))
+    assert not jnp.allclose(value, mlp(0.2, x + 1, cond))
+    assert not jnp.allclose(value, mlp(0.2, x, {"image": jnp.ones((2, 2)), "label": 0}))
+
+
+def test_mlp_is_its_formula():
+    mlp = nn.MLP(2, hidden_sizes=(5,), cond_size=1, activation=jnp.tanh, zero_init=False, key=KEY)
+    first, last = mlp.layers.layers
+    x, t, cond = jnp.array([0.5, -1.0]), 0.3, jnp.array(2.0)
+    joined = jnp.array([0.5, -1.0, 0.3, 2.0])
+    np.testing.assert_allclose(mlp(t, x, cond), jnp.tanh(joined @ first.weight) @ last.weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cond_size", "cond", "message"),
+    [
+        (0, jnp.ones(3), "unconditional: build it with cond_size=3"),
+        (3, None, "`cond` is None.*cond_size=3"),
+        (3, jnp.ones(2), "`cond` holds 2 numbers.*cond_size=3"),
+    ],
+)
+def test_mlp_refuses_another_cond(cond_size, cond, message):
+    mlp = nn.MLP(2, cond_size=cond_size, key=KEY)
+    with pytest.raises(ValueError, match=message):
+        mlp(0.5, jnp.zeros(2), cond)
+
+
+def test_mlp_refuses_another_size_or_type():
+    mlp = nn.MLP(2, key=KEY)
+    with pytest.raises(ValueError, match="`x` has 3 entries.*in_size=2"):
+        mlp(0.5, jnp.zeros(3))
+    with pytest.raises(TypeCheckError, match="x"):
+        mlp(0.5, jnp.zeros(2, int))
+
+
+def test_mlp_reads_other_shapes_as_vectors():
+    mlp = nn.MLP(6, zero_init=False, key=KEY)
+    x = jr.normal(KEY, (2, 3))
+    np.testing.assert_array_equal(mlp(0.5, x), mlp(0.5, x.ravel()).reshape(2, 3))
+
+
+# -- networks on sets
+
+
+@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_symmetry_and_masks(name, d):
+    encoder = perturbed(ENCODERS[name](d, KEY), key=jr.key(1))
+    mask = jnp.array([True, True, False, True, True, True])
+    symmetric = assert_permutation_equivariant if name in LOCAL_ENCODERS else assert_permutation_invariant
+    symmetric(encoder, cloud(d), mask, key=KEY)
+    assert_mask_independent(encoder, cloud(d), mask, key=KEY)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_contract(name):
+    encoder = ENCODERS[name](3, KEY)
+    assert (encoder.in_size, encoder.out_size) == (3, 8)
+    for n in (1, 2, 9):
+        latents = call(encoder, cloud(3, n))
+        assert latents.ndim == 2
+        assert latents.shape[1] == 8
+        assert latents.shape[0] == 1 or name not in GLOBAL_ENCODERS
+        np.testing.assert_allclose(latents, call(encoder, cloud(3, n), jnp.ones(n, bool)), atol=1e-5)
+    batch = jnp.stack([cloud(3), cloud(3) + 1])
+    together = call(jax.vmap(encoder), batch)
+    np.testing.assert_allclose(together[1], call(encoder, batch[1]), atol=1e-5)
+    assert call(encoder, np.asarray(cloud(3))).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_refuses_wrong_clouds(name):
+    encoder = ENCODERS[name](3, KEY)
+    with pytest.raises(ValueError, match="`points` have 2 coordinates.*in_size=3"):
+        encoder(cloud(2))
+    with pytest.raises(ValueError, match="`points` is an empty set"):
+        encoder(jnp.zeros((0, 3)))
+    with pytest.raises(TypeCheckError, match="mask"):
+        encoder(cloud(3), jnp.ones(5, bool))
+
+
+def test_point_net_tells_clouds_apart_that_differ_in_scale_only():
+    # LayerNorm on raw coordinates would map both clouds to the same signs.
+    encoder = nn.PointNet(2, 8, key=KEY)
+    assert jnp.max(jnp.abs(encoder(cloud(2)) - encoder(3 * cloud(2)))) > 0.1
+
+
+def test_point_net_needs_a_layer():
+    with pytest.raises(ValueError, match="`hidden_sizes` is empty"):
+        nn.PointNet(2, 8, hidden_sizes=(), key=KEY)
+
+
+@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("name", CRNS)
+def test_crn_masks(name, d):
+    mask = jnp.array([True, True, False, True, True, True])
+    assert_mask_independent(cloudwise(name, d), cloud(d), mask, key=KEY)
+
+
+@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("name", CRNS)
+def test_crn_symmetry(name, d):
+    network = cloudwise(name, d)
+    mask = jnp.array([True, True, False, True, True, True])
+    if name in LOCAL_CRNS:  # points and latents move together
+        joint = lambda both, mask: network.crn(0.3, both[0], both[1], mask)
+        assert_permutation_equivariant(joint, (cloud(d), network.latents), mask, key=KEY)
+    else:
+        assert_permutation_equivariant(network, cloud(d), mask, key=KEY)
+        in_latents = lambda latents, _: network.crn(0.3, cloud(d), latents)
+        if name in STRUCTURED_CRNS:
+            assert_permutation_invariant(in_latents, network.latents, key=KEY)
+
+
+@pytest.mark.parametrize("name", CRNS)
+def test_crn_starts_as_zero_and_learns(name):
+    crn = CRNS[name](2, KEY)
+    latents = jr.normal(KEY, (NUM_LATENTS[name], 8))
+    assert (crn.in_size, crn.latent_size) == (2, 8)
+    assert not jnp.any(call(crn, 0.5, cloud(2), latents))
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(crn):
+        return jnp.mean((crn(0.5, cloud(2), latents) - cloud(2)) ** 2)
+
+    assert any(jnp.any(g != 0) for g in parameters(gradient(crn)))
+    # Once the last layer has moved, so does everything else.
+    assert all(jnp.any(g != 0) for g in parameters(gradient(perturbed(crn, key=KEY))))
+
+
+@pytest.mark.parametrize("name", CRNS)
+def test_crn_depends_on_all_its_inputs_under_all_transforms(name):
+    network = cloudwise(name, 3)
+    crn, latents, points = network.crn, network.latents, cloud(3)
+    value = call(crn, 0.3, points, latents)
+    assert value.shape == points.shape
+    assert not jnp.allclose(value, call(crn, 0.6, points, latents))
+    assert not jnp.allclose(value, call(crn, 0.3, points, latents + 1))
+    np.testing.assert_allclose(value, call(crn, np.float32(0.3), np.asarray(points), np.asarray(latents)), atol=1e-5)
+    times = jnp.array([0.1, 0.3])
+    batch = call(jax.vmap(crn, in_axes=(0, None, None)), times, points, latents)
+    np.testing.assert_allclose(batch[1], value, atol=1e-5)
+    tangent = call(lambda t: jax.jvp(lambda t: crn(t, points, latents), (t,), (jnp.ones(()),))[1], jnp.array(0.3))
+    assert jnp.all(jnp.isfinite(tangent))
+
+
+@pytest.mark.parametrize("name", CRNS)
+def test_adaln_mlp_moves_each_point_on_its_own(name):
+    network = cloudwise(name, 2)
+    points = cloud(2)
+    moved = points.at[3].add(1.0)
+    change = jnp.any(call(network, points) != call(network, moved), axis=1)
+    assert change.tolist() == [False, False, False, True, False, False]
+
+
+def test_conditioners_agree_where_they_meet():
+    # One latent for all points is the same, said once, once for each point, or as the mean of equal ones.
+    make = lambda conditioner: perturbed(nn.AdaLNMLP(2, 8, **SMALL, conditioner=conditioner, key=KEY), key=jr.key(1))
+    latent = jr.normal(KEY, (1, 8))
+    many = jnp.tile(latent, (6, 1))
+    expected = call(make(nn.Broadcast()), 0.3, cloud(2), latent)
+    np.testing.assert_allclose(call(make(nn.PerPoint()), 0.3, cloud(2), many), expected, atol=1e-5)
+    np.testing.assert_allclose(call(make(nn.Pool(nn.mean_pool)), 0.3, cloud(2), many), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "shape", "message"),
+    [
+        (nn.Broadcast(), (2, 8), "2 rows.*Broadcast.*Pool"),
+        (nn.PerPoint(), (2, 8), "2 rows and `points` has 6"),
+        (nn.Broadcast(), (1, 7), "size 7.*latent_size=8"),
+    ],
+)
+def test_crn_refuses_wrong_latents(conditioner, shape, message):
+    crn = nn.AdaLNMLP(2, 8, conditioner=conditioner, key=KEY)
+    with pytest.raises(ValueError, match=message):
+        crn(0.5, cloud(2), jnp.zeros(shape))
+
+
+def test_shared_conditioning_is_computed_once():
+    # With one latent no product over the points has the conditioning's width: 17 appears in vectors of one row only.
+    crn = nn.AdaLNMLP(2, 8, cond_size=17, key=KEY)
+    jaxpr = jax.make_jaxpr(lambda x, z: crn(0.3, x, z))(jnp.zeros((50, 2)), jnp.zeros((1, 8)))
+    shapes = [v.aval.shape for equation in jaxpr.jaxpr.eqns for v in equation.outvars]
+    assert (1, 17) in shapes
+    assert (50, 17) not in shapes
+
+
+def test_second_call_compiles_nothing(caplog):
+    crn, encoder = CRNS["adaln_mlp"](2, KEY), ENCODERS["point_net"](2, KEY)
+    points = cloud(2)
+    crn(0.3, points, encoder(points))
+    shifted = points + 1
+    with jax.log_compiles():
+        crn(0.4, shifted, encoder(shifted))
+    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
