@@ -249,7 +249,7 @@ def _mean_square(error: Array, mask: Array | None) -> Float[Array, ""]:
 
 
 class ExampleError(eqx.Module):
-    """The error of one example as a function of `(flow, example)`, with the options as fields: it closes over nothing."""
+    """The error of one example as a function of `(flow, example)`, with the options as fields: it closes over none."""
 
     targets: tuple[AbstractPrediction, ...]
     weighting: Weighting | None
