@@ -1,0 +1,141 @@
+"""The rules that hold the code together: layers, abstract or final, imports, docstrings."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import pytest
+
+import flowkit as fk
+
+
+ROOT = Path(fk.__file__).parent
+SATELLITES = ["nn", "data", "training", "metrics", "plotting", "testing"]
+MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "flowkit.")]
+
+# Which private modules of the core a core module may import (docs: contributing).
+CORE = {
+    "_types": set(),
+    "_checks": {"_types"},
+    "_blocks": {"_types"},
+    "_distributions": {"_types"},
+    "_paths": {"_types"},
+    "_times": {"_types"},
+    "_couplings": {"_types"},
+    "_predictions": {"_types", "_paths"},
+    "_flow": {"_types", "_checks", "_paths", "_predictions"},
+}
+CORE["_oracles"] = CORE["_flow"] | {"_flow", "_distributions"}
+CORE["_losses"] = CORE["_integrate"] = CORE["_oracles"] | {"_oracles", "_blocks", "_times", "_couplings"}
+CORE["_likelihood"] = CORE["_sampling"] = CORE["_integrate"] | {"_integrate", "_losses"}
+
+
+def flowkit_imports(module: str) -> set[str]:
+    """The first component below `flowkit` of everything that a module imports from it."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    package = module if path.is_dir() else module.rpartition(".")[0]
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "flowkit" else {base}
+    return {name.split(".")[1] for name in found if name.startswith("flowkit.")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_layers(module):
+    part = module.split(".")[1]
+    allowed = {part}
+    if part in CORE:
+        allowed |= CORE[part]
+    elif part in SATELLITES:
+        allowed |= {"_types"}
+    else:
+        assert part == "latent", f"{module} has no place in the table of layers"
+        allowed |= set(CORE)
+    assert flowkit_imports(module) <= allowed
+
+
+def modules_of_flowkit():
+    return [sub for sub in eqx.Module.__subclasses__() if sub.__module__.startswith("flowkit")]
+
+
+def all_subclasses(cls):
+    return {cls, *(below for sub in cls.__subclasses__() for below in all_subclasses(sub))}
+
+
+def test_classes_are_abstract_or_final():
+    """Abstract names say so; final classes have no subclasses; no concrete method is overridden."""
+    for name in MODULES:
+        importlib.import_module(name)
+    classes = {cls for root in modules_of_flowkit() for cls in all_subclasses(root)}
+    classes = {cls for cls in classes if cls.__module__.startswith("flowkit")}
+    assert len(classes) > 30
+    for cls in classes:
+        abstract = inspect.isabstract(cls) or bool(getattr(cls, "__abstractvars__", ()) or _abstract_class_vars(cls))
+        named_abstract = cls.__name__.lstrip("_").startswith("Abstract")
+        assert abstract == named_abstract, f"{cls} is {'abstract' if abstract else 'final'}, against its name"
+        if not named_abstract:
+            assert not [sub for sub in cls.__subclasses__() if sub.__module__.startswith("flowkit")], f"{cls} is final"
+        for base in cls.__mro__[1:]:
+            if not base.__module__.startswith("flowkit"):
+                continue
+            concrete = {
+                key
+                for key, value in vars(base).items()
+                if inspect.isfunction(inspect.unwrap(getattr(value, "__wrapped__", value)))
+                and not getattr(value, "__isabstractmethod__", False)
+                and not key.startswith("__")
+            }
+            assert not concrete & set(vars(cls)), f"{cls} overrides {concrete & set(vars(cls))} of {base}"
+
+
+def _abstract_class_vars(cls):
+    return getattr(cls, "__abstractclassvars__", ())
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.rpartition(".")[2].startswith("_")] + ["flowkit"])
+def test_public_names_are_documented(module):
+    namespace = importlib.import_module(module)
+    for name, value in vars(namespace).items():
+        if name.startswith("_") or inspect.ismodule(value) or not callable(value):
+            continue
+        if getattr(value, "__module__", "").startswith("flowkit"):
+            assert value.__doc__, f"{module}.{name} has no docstring"
+
+
+def test_files_and_functions_keep_their_size():
+    for path in ROOT.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_annotations_are_objects():
+    """With annotations as strings the run-time checks would not see them."""
+    assert not [path for path in ROOT.rglob("*.py") if "from __future__ import annotations" in path.read_text()]
+
+
+def test_importing_touches_no_device_and_loads_satellites_late():
+    program = """
+import sys, jax
+import flowkit as fk
+late = ["grain", "orbax", "matplotlib", "flowkit.data", "flowkit.training", "flowkit.plotting"]
+assert not [name for name in late if name in sys.modules], [name for name in late if name in sys.modules]
+assert not jax._src.xla_bridge._backends, "a device was touched"
+fk.data, fk.training, fk.plotting, fk.metrics, fk.testing
+assert not jax._src.xla_bridge._backends, "a device was touched"
+assert {"data", "nn", "sample"} <= set(dir(fk))
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="nothing"):
+        fk.nothing  # noqa: B018
