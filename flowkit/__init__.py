@@ -4,14 +4,19 @@ A flow is a network, a path and a prediction; a loss trains it, a solver samples
 """
 
 import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+# Before the hook, which slows the import of everything after it.
+import diffrax as _diffrax  # noqa: F401
+import optax as _optax  # noqa: F401
 from jaxtyping import install_import_hook as _install_import_hook
+
+from flowkit import _typecheck as _typecheck
 
 
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
-_install_import_hook("flowkit", "beartype.beartype")
+_install_import_hook("flowkit", f"{_typecheck.__name__}.checked_when_called")
 
-from flowkit import latent as latent, nn as nn
 from flowkit._couplings import assignment as assignment, independent as independent, Pairing as Pairing
 from flowkit._distributions import (
     AbstractDistribution as AbstractDistribution,
@@ -61,7 +66,18 @@ from flowkit._times import (
 
 __version__ = "0.1.0"
 
-_LOADED_ON_FIRST_USE = ("data", "metrics", "plotting", "testing", "training")
+if _TYPE_CHECKING:
+    from flowkit import (
+        data as data,
+        latent as latent,
+        metrics as metrics,
+        nn as nn,
+        plotting as plotting,
+        testing as testing,
+        training as training,
+    )
+
+_LOADED_ON_FIRST_USE = ("data", "latent", "metrics", "nn", "plotting", "testing", "training")
 
 
 def __getattr__(name):

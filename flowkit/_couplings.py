@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from flowkit._types import AnyArray, Cond, FloatArray, PRNGKey
 
@@ -68,6 +67,9 @@ def _solve_assignment(cost: Float[Array, "b b"]) -> Int[Array, " b"]:
 
 
 def _assign_on_host(cost: AnyArray) -> np.ndarray:
+    # Imported here: scipy.optimize takes as long to import as jax.
+    from scipy.optimize import linear_sum_assignment
+
     cost = np.asarray(cost)
     if not np.isfinite(cost).all():
         raise ValueError("`x0` or `x1` holds NaN or infinity, so there is no assignment; check the data.")

@@ -126,10 +126,11 @@ def test_importing_touches_no_device_and_loads_satellites_late():
     program = """
 import sys, jax
 import flowkit as fk
-late = ["grain", "orbax", "matplotlib", "flowkit.data", "flowkit.training", "flowkit.plotting"]
+late = ["grain", "orbax", "matplotlib", "scipy.optimize"]
+late += [f"flowkit.{name}" for name in ("data", "latent", "metrics", "nn", "plotting", "testing", "training")]
 assert not [name for name in late if name in sys.modules], [name for name in late if name in sys.modules]
 assert not jax._src.xla_bridge._backends, "a device was touched"
-fk.data, fk.training, fk.plotting, fk.metrics, fk.testing
+fk.data, fk.training, fk.plotting, fk.metrics, fk.testing, fk.nn, fk.latent
 assert not jax._src.xla_bridge._backends, "a device was touched"
 assert {"data", "nn", "sample"} <= set(dir(fk))
 """
