@@ -21,6 +21,7 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "flowkit.")
 # Which private modules of the core a core module may import (docs: contributing).
 CORE = {
     "_types": set(),
+    "_typecheck": set(),
     "_checks": {"_types"},
     "_blocks": {"_types"},
     "_distributions": {"_types"},
