@@ -37,7 +37,9 @@ def _parameters(cls: griffe.Class):
     for member in cls.members.values():
         if member.is_alias or not member.is_attribute or member.annotation is None or "property" in member.labels:
             continue
-        if "instance-attribute" not in member.labels or any(f".{name}" in str(member.annotation) for name in _NOT_FIELDS):
+        if "instance-attribute" not in member.labels or any(
+            f".{name}" in str(member.annotation) for name in _NOT_FIELDS
+        ):
             continue
         yield griffe.Parameter(
             member.name,
