@@ -77,7 +77,7 @@ def test_hutchinson_is_unbiased(key):
 
 
 def test_rademacher_probes_have_their_variance(key):
-    """One probe at a frozen linear field: variance 2 (|S|_F^2 - sum S_ii^2), S the symmetric part (METHODS.md B.4)."""
+    """One probe at a frozen linear field: variance 2 (|S|_F^2 - sum S_ii^2), S the symmetric part."""
     matrix = jr.normal(key, (3, 3))
     field = lambda t, x, cond: matrix @ x
     draws = np.asarray(jax.vmap(lambda key: fk.log_prob(field, jnp.zeros(3), key=key))(jr.split(jr.key(1), 2000)))

@@ -45,7 +45,7 @@ def converted(path, prediction):
 @pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "variance-preserving"])
 @pytest.mark.parametrize("target", NATIVE)
 def test_native_losses_agree_after_their_factors(name, target, key):
-    """METHODS.md A.5: whatever the network predicts, the loss of a listed target is the same number."""
+    """Whatever the network predicts, the loss of a listed target is the same number."""
     with jax.enable_x64(True):
         x1 = jr.normal(key, (16, 2), jnp.float64) + 1
         times = lambda num, key: fk.uniform(num, key=key) * 0.9 + 0.05
@@ -103,7 +103,7 @@ def test_likelihood_weighting_is_half_the_slope_of_the_log_snr(name):
 
 @pytest.mark.parametrize(("floor", "flow"), [(np.pi / 2 * 0.5, fk.exact_flow(fk.Normal(1.3, 0.5))), (2.827313, None)])
 def test_loss_of_the_exact_flow_is_its_floor(floor, flow, key):
-    """METHODS.md T-3: (pi / 2) s s0 for Gaussians, 2.827313 for the mixture; with 5 standard errors."""
+    """(pi / 2) s s0 for Gaussians, 2.827313 for the mixture by quadrature; within 5 standard errors."""
     xkey, lkey = jr.split(key)
     data = mixture_1d() if flow is None else fk.Normal(1.3, 0.5)
     x1 = data.sample((200_000, 1), key=xkey)
@@ -112,7 +112,7 @@ def test_loss_of_the_exact_flow_is_its_floor(floor, flow, key):
 
 
 def test_loss_of_the_zero_network(key):
-    """E|x1 - x0|^2 = 5.556 for the mixture (METHODS.md T-3)."""
+    """E|x1 - x0|^2 = 5.556 for the mixture."""
     xkey, lkey = jr.split(key)
     x1 = mixture_1d().sample((200_000, 1), key=xkey)
     errors, _ = fk.flow_matching_errors(fk.Flow(lambda t, x, cond: 0 * x), x1, key=lkey)

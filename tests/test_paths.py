@@ -35,7 +35,7 @@ def test_ends_are_exact(name):
 
 
 def test_variance_preserving_ends():
-    # METHODS.md A.4.
+    # exp(-4.975 - 0.05) and its complement.
     start, end = (fk.VariancePreservingPath().coefficients(t) for t in (0.0, 1.0))
     assert float(start.alpha) == pytest.approx(0.00657, abs=5e-6)
     assert float(start.sigma) == pytest.approx(0.999978, abs=5e-7)
@@ -91,7 +91,7 @@ def test_times_lie_in_the_unit_interval(law, key):
     assert np.all((t >= 0) & (t <= 1))
 
 
-# Medians of METHODS.md A.7; that of Beta(2, 1) is 2^(-1/2), and the cosmap is symmetric.
+# A monotone map takes medians to medians; that of Beta(2, 1) is 2^(-1/2), and the cosmap is symmetric.
 MEDIANS = {"uniform": 0.5, "logit-normal": 0.5987, "arctan-lognormal": 0.7312, "beta": 0.7071, "cosmap": 0.5}
 
 

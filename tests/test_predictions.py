@@ -37,7 +37,7 @@ def test_conversion_recovers_the_pair(path, source, target, key):
 
 
 def test_linear_path_table(key):
-    """The table of METHODS.md A.3, written out."""
+    """The conversions of a velocity on the linear path, written out."""
     with jax.enable_x64(True):
         x0, x1 = pair(key, jnp.float64)
         t = 0.3

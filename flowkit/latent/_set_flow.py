@@ -187,8 +187,6 @@ def set_flow_loss(
     **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and `marginal_kl`, those that apply.
     """
     check_data("points", points, mask)
-    if encoder_mask is not None and encoder_mask.shape != points.shape[:2]:
-        raise ValueError(f"`encoder_mask` must have shape {points.shape[:2]}, got {encoder_mask.shape}.")
     if vae_kl_weight and not model.variational:
         raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
     if targets is None:
