@@ -16,7 +16,7 @@ import jax.scipy as jsp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._types import FloatArray, is_traced, PRNGKey
+from flowkit._types import FloatArray, is_traced, Number, PRNGKey
 
 
 class AbstractDistribution(eqx.Module):
@@ -51,14 +51,14 @@ class Normal(AbstractDistribution):
     the module that holds them is.
     """
 
-    mean: float | FloatArray
-    std: float | FloatArray
+    mean: float | Array
+    std: float | Array
 
-    def __init__(self, mean: float | FloatArray = 0.0, std: float | FloatArray = 1.0):
+    def __init__(self, mean: Number | FloatArray = 0.0, std: Number | FloatArray = 1.0):
         if not is_traced(std) and not np.all(np.asarray(std) > 0):
             raise ValueError(f"`std` must be positive, got {std}.")
-        self.mean = mean if isinstance(mean, float) else jnp.asarray(mean)
-        self.std = std if isinstance(std, float) else jnp.asarray(std)
+        self.mean = float(mean) if isinstance(mean, Number) else jnp.asarray(mean)
+        self.std = float(std) if isinstance(std, Number) else jnp.asarray(std)
 
     def sample(self, shape: tuple[int, ...], *, key: PRNGKey) -> Float[Array, "..."]:
         noise = jr.normal(key, shape, jnp.result_type(self.mean, self.std, float))
@@ -91,7 +91,7 @@ class GaussianMixture(AbstractDistribution):
     def __init__(
         self,
         means: FloatArray,
-        covariances: float | FloatArray = 1.0,
+        covariances: Number | FloatArray = 1.0,
         weights: FloatArray | None = None,
     ):
         means = jnp.asarray(means)

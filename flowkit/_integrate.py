@@ -57,14 +57,15 @@ def integrate(
     adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint(),
     throw: bool = True,
 ) -> dfx.Solution:
-    """Moves one example along a velocity field from `t0` to `t1`, in either direction.
+    """Moves one example along a velocity field from `t0` to `t1`, in either direction, in inference mode.
 
     ```python
     solution = fk.integrate(flow, x0, num_steps=20, solver=fk.RK4())
     x1 = solution.ys[-1]
     ```
 
-    A second call with another tolerance, end or start compiles nothing.
+    A second call with another tolerance, end or start compiles nothing. This is the bare ODE: the jump to the data
+    with which a `fk.Noise()` or `fk.Target()` flow ends is `fk.sample`'s.
 
     **Arguments:**
 
@@ -148,7 +149,7 @@ def solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max
         # Written so that both ends are exact.
         controller = dfx.StepTo(t0 * (1 - steps) + t1 * steps)
         max_steps = max(max_steps, num_steps)
-    term = dfx.ODETerm(velocity)
+    term = dfx.ODETerm(eqx.nn.inference_mode(velocity))
     return dfx.diffeqsolve(
         term,
         solver,

@@ -137,7 +137,6 @@ def _basis(x: Array) -> Float[Array, "size ..."]:
 
 
 def _with_divergence(flow: VelocityField, x: Array, mask, key, num_probes) -> _WithDivergence:
-    flow = eqx.nn.inference_mode(flow)
     velocity = flow if mask is None else MaskedVelocity(flow, mask)
     probes = None if key is None else jr.rademacher(key, (num_probes, *x.shape), x.dtype)
     return _WithDivergence(velocity, probes)
@@ -176,6 +175,7 @@ def _sample_and_log_prob(
     controller,
     max_steps,
 ):
+    flow = eqx.nn.inference_mode(flow)
     skey, pkey = jr.split(key)
     x0 = source.sample((num_samples, *shape), key=skey)
     keys = None if num_probes is None else jr.split(pkey, num_samples)

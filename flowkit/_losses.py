@@ -29,7 +29,7 @@ from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow, zero_masked
 from flowkit._paths import AbstractPath, as_time, Coefficients
-from flowkit._predictions import AbstractPrediction, CUT, Score, Velocity
+from flowkit._predictions import AbstractPrediction, CUT, same_prediction, Velocity
 from flowkit._times import stratified, uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar, VelocityField
 
@@ -39,7 +39,7 @@ Weighting = Callable[[AbstractPath, Array], Array]
 
 
 class Errors(NamedTuple):
-    """The loss of each example, and the time at which it was drawn; both `(batch,)`."""
+    """The loss of each example, and its time as the law drew it (see `fk.Flow` for cuts); both `(batch,)`."""
 
     values: Float[Array, " batch"]
     times: Float[Array, " batch"]
@@ -153,7 +153,8 @@ def explained_velocity(
 ) -> ExplainedVelocity:
     r"""How much of the velocity the flow explains, per time bin: is it converged?
 
-    With $v_c$ the conditional velocities of a bin and all sums running over its examples and entries,
+    With $v_c$ the conditional velocities of a bin, $\bar v_c$ their mean for each coordinate (the last axis), and all
+    sums running over its examples and valid entries,
 
     $$R^2 = 1 - \frac{\sum \|v_\theta - v_c\|^2 - F}{\sum \|v_c - \bar v_c\|^2 - F}.$$
 
@@ -165,7 +166,7 @@ def explained_velocity(
 
     - `flow`, `x1`, `cond`, `source`, `coupling`, `mask`: as in `fk.flow_matching_loss`.
     - `bins`: the number of equal time bins.
-    - `floor`: the exact velocity field, for instance `fk.exact_flow(...)`; called `(t, x, cond)`.
+    - `floor`: the exact velocity field, for instance `fk.exact_flow(...)`; called `(t, x, cond)`, without the mask.
     """
     _check(x1, cond, mask, (Velocity(),))
     if bins < 1:
@@ -217,7 +218,7 @@ def _scale(prediction: AbstractPrediction, c: Coefficients) -> Array:
 
 def _example_error(targets, weighting, flow: Flow, example: Example) -> Float[Array, ""]:
     x0, x1, t, cond, mask, weight, key = example
-    end = 1 - CUT if any(isinstance(target, Score) for target in targets) else 1.0
+    end = 1 - CUT if any(target.infinite_end for target in targets) else 1.0
     t = jnp.clip(t, flow.t_start, min(flow.t_end, end))
     c = flow.path.coefficients(t)
     x_t = c.alpha * x1 + c.sigma * x0
@@ -231,7 +232,7 @@ def _factor(targets, weighting, flow: Flow, t: Array, c: Coefficients) -> Array:
     """Turns the squared error of the network into the weighted sum of the squared errors of the targets."""
 
     def squared_ratio(target):
-        if type(target) is type(flow.prediction):
+        if same_prediction(target, flow.prediction):
             return jnp.ones_like(t)
         return (_scale(target, c) / _scale(flow.prediction, c)) ** 2
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from flowkit._types import AnyArray, FloatArray, is_traced, Scalar
+from flowkit._types import AnyArray, FloatArray, is_traced, Number, Scalar
 
 
 class Coefficients(NamedTuple):
@@ -74,7 +74,7 @@ class LinearPath(AbstractPath):
     Straight and Fast (2023), arXiv 2209.03003.
     """
 
-    sigma_min: float = 0.0
+    sigma_min: Number = 0.0
     t_end: ClassVar[float] = 1.0
 
     def __check_init__(self):
@@ -139,8 +139,8 @@ class VariancePreservingPath(AbstractPath):
     **Reference:** Song et al., Score-Based Generative Modeling through SDEs (2021), arXiv 2011.13456.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Number = 0.1
+    beta_max: Number = 20.0
     t_end: ClassVar[float] = 1 - 1e-3
 
     def _log_alpha(self, t):

@@ -35,11 +35,13 @@ _FLOOR = 1e-5
 class AbstractPrediction(eqx.Module):
     """What the output of a network means.
 
-    To add one: subclass, implement `row`, and say at which ends of time the velocity cannot be recovered from it.
+    To add one: subclass, implement `row`, and say in the three attributes where it fails: at which ends of time the
+    velocity cannot be recovered from it, and whether its row is infinite at `t = 1`.
     """
 
     singular_start: eqx.AbstractClassVar[bool]
     singular_end: eqx.AbstractClassVar[bool]
+    infinite_end: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def row(self, c: Coefficients) -> tuple[Array, Array]:
@@ -56,6 +58,7 @@ class Velocity(AbstractPrediction):
 
     singular_start: ClassVar[bool] = False
     singular_end: ClassVar[bool] = False
+    infinite_end: ClassVar[bool] = False
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return c.d_alpha, c.d_sigma
@@ -69,6 +72,7 @@ class Noise(AbstractPrediction):
 
     singular_start: ClassVar[bool] = True
     singular_end: ClassVar[bool] = False
+    infinite_end: ClassVar[bool] = False
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return jnp.zeros_like(c.alpha), jnp.ones_like(c.alpha)
@@ -83,6 +87,7 @@ class Target(AbstractPrediction):
 
     singular_start: ClassVar[bool] = False
     singular_end: ClassVar[bool] = True
+    infinite_end: ClassVar[bool] = False
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return jnp.ones_like(c.alpha), jnp.zeros_like(c.alpha)
@@ -93,6 +98,7 @@ class Score(AbstractPrediction):
 
     singular_start: ClassVar[bool] = True
     singular_end: ClassVar[bool] = True
+    infinite_end: ClassVar[bool] = True
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return jnp.zeros_like(c.alpha), -1 / c.sigma
@@ -128,7 +134,7 @@ def convert(
     value, x = jnp.asarray(value), jnp.asarray(x)
     if value.shape != x.shape:
         raise ValueError(f"`value` must have the shape of `x`, {x.shape}, got {value.shape}.")
-    if type(source) is type(target):
+    if same_prediction(source, target):
         return value
     c = path.coefficients(_inside(as_time(t, x.dtype), path, source, target))
     a, b = source.row(c)
@@ -137,11 +143,16 @@ def convert(
     return ((to_a * b - to_b * a) * x + (c.alpha * to_b - c.sigma * to_a) * value) / determinant
 
 
+def same_prediction(first: AbstractPrediction, second: AbstractPrediction) -> bool:
+    """Whether two predictions are known to be the same, so that nothing needs to be converted."""
+    return eqx.tree_equal(first, second) is True
+
+
 def _inside(
     t: Float[Array, ""], path: AbstractPath, source: AbstractPrediction, target: AbstractPrediction
 ) -> Float[Array, ""]:
     """The nearest time at which the conversion is finite."""
-    at_start, at_end = source.singular_start, source.singular_end or isinstance(target, Score)
+    at_start, at_end = source.singular_start, source.singular_end or target.infinite_end
     if isinstance(source, Velocity):
         at_start, at_end = at_start | _stands_still(path, 0.0), at_end | _stands_still(path, 1.0)
     start = jnp.where(at_start, _FLOOR, 0.0).astype(t.dtype)

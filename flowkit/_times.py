@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import PRNGKey
+from flowkit._types import Number, PRNGKey
 
 
 def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
@@ -33,8 +33,8 @@ class LogitNormal(eqx.Module):
     **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv 2403.03206.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
+    mean: Number = 0.0
+    std: Number = 1.0
 
     def __check_init__(self):
         if not self.std > 0:
@@ -50,8 +50,8 @@ class ArctanLogNormal(eqx.Module):
     **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models (2025), arXiv 2507.03738.
     """
 
-    mean: float = 0.8
-    std: float = 1.6
+    mean: Number = 0.8
+    std: Number = 1.6
 
     def __check_init__(self):
         if not self.std > 0:
@@ -64,8 +64,8 @@ class ArctanLogNormal(eqx.Module):
 class Beta(eqx.Module):
     r"""$t \sim \mathrm{Beta}(a, b)$, mean $a / (a + b)$."""
 
-    a: float = 1.0
-    b: float = 1.0
+    a: Number = 1.0
+    b: Number = 1.0
 
     def __check_init__(self):
         if not (self.a > 0 and self.b > 0):

@@ -9,9 +9,10 @@ def checked_when_called(fn: Callable) -> Callable:
 
     @ft.cache
     def make() -> Callable:
-        from beartype import beartype
+        from beartype import beartype, BeartypeConf
 
-        return beartype(fn)
+        # An int is taken where a float is asked for, as type checkers do.
+        return beartype(conf=BeartypeConf(is_pep484_tower=True))(fn)
 
     @ft.wraps(fn)
     def checked(*args, **kwargs):

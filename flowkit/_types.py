@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 AnyArray: TypeAlias = Array | np.ndarray
 """A JAX or NumPy array."""
 
+Number: TypeAlias = float | int | np.floating | np.integer
+"""A number that is a constant of the program."""
+
 FloatArray: TypeAlias = Float[AnyArray, "..."]
 """A real floating-point array of any shape."""
 

@@ -1,7 +1,7 @@
 """The rules that hold the code together: layers, abstract or final, imports, docstrings."""
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import subprocess

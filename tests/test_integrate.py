@@ -213,14 +213,21 @@ def test_masked_points_stay_at_zero(key):
 
 
 def test_inference_mode(key):
+    """Everything that solves does so without dropout, and so without a key for it."""
+
     class Dropped(eqx.Module):
         dropout: eqx.nn.Dropout
 
         def __call__(self, t, x, cond, key=None):
             return self.dropout(jnp.ones_like(x), key=key)
 
-    values = fk.sample(fk.Flow(Dropped(eqx.nn.Dropout(0.5))), (3,), num_samples=2, key=key).values
-    assert np.all(np.isfinite(values))
+    flow = fk.Flow(Dropped(eqx.nn.Dropout(0.5)))
+    x = jnp.zeros(3)
+    np.testing.assert_allclose(fk.integrate(flow, x).ys[0], np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(fk.encode(flow, x), -np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(fk.log_prob(flow, x), fk.Normal().log_prob(-jnp.ones(3)), rtol=1e-6)
+    assert np.all(np.isfinite(fk.sample(flow, (3,), num_samples=2, key=key).values))
+    assert np.all(np.isfinite(fk.sample_and_log_prob(flow, (3,), num_samples=2, key=key)[1]))
 
 
 def test_the_second_call_compiles_nothing(key):

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -140,3 +142,29 @@ def test_keywords_are_handed_to_networks_that_have_them(key):
     assert seen["mask"] is mask
     assert seen["key"] is key
     np.testing.assert_array_equal(out[1], jnp.zeros(3))
+
+
+def test_a_prediction_with_parameters(key):
+    """Two of one class are told apart by their values."""
+
+    class Mixed(fk.AbstractPrediction):
+        weight: float
+        singular_start: ClassVar[bool] = True
+        singular_end: ClassVar[bool] = False
+        infinite_end: ClassVar[bool] = False
+
+        def row(self, c):
+            return jnp.full_like(c.alpha, self.weight), jnp.ones_like(c.alpha)
+
+    x0, x1 = pair(key)
+    x_t = fk.LinearPath().interpolate(0.4, x0, x1)
+    got = fk.convert(3 * x1 + x0, 0.4, x_t, fk.LinearPath(), source=Mixed(3.0), target=Mixed(0.5))
+    np.testing.assert_allclose(got, 0.5 * x1 + x0, rtol=1e-5)
+
+
+def test_integers_are_numbers(key):
+    assert float(fk.Normal(0, 1).log_prob(jnp.zeros(1))) == pytest.approx(-0.918939, abs=1e-6)
+    assert fk.Normal(np.float32(0.5), 1).sample((3,), key=key).shape == (3,)
+    assert fk.LogitNormal(0, 1)(4, key=key).shape == (4,)
+    assert fk.LinearPath(sigma_min=0).sigma_min == 0
+    assert fk.GaussianMixture(jnp.zeros((2, 3)), 1).covariances.shape == (2, 3, 3)

@@ -1,16 +1,16 @@
 """Data sets: exact toys, images as point clouds, files of point clouds, and batches of them."""
 
-from ._batches import batches as batches
-from ._digits import (
+from flowkit.data._batches import batches as batches
+from flowkit.data._digits import (
     digits as digits,
     Images as Images,
     images_to_points as images_to_points,
     load_digits as load_digits,
 )
-from ._npz import load_npz as load_npz, save_npz as save_npz
-from ._sets import normalize as normalize, PointSets as PointSets, Split as Split, Units as Units
-from ._split import train_test_split as train_test_split
-from ._toys import (
+from flowkit.data._npz import load_npz as load_npz, save_npz as save_npz
+from flowkit.data._sets import normalize as normalize, PointSets as PointSets, Split as Split, Units as Units
+from flowkit.data._split import train_test_split as train_test_split
+from flowkit.data._toys import (
     checkerboard as checkerboard,
     circles as circles,
     eight_gaussians as eight_gaussians,

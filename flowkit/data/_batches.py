@@ -20,7 +20,7 @@ import grain
 import jax
 import numpy as np
 
-from ._tree import leading_size
+from flowkit.data._tree import leading_size
 
 
 def batches(

@@ -9,9 +9,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from .._types import AnyArray, is_traced, PRNGKey, Scalar
-from ._sets import PointSets, Split
-from ._split import train_test_split
+from flowkit._types import AnyArray, is_traced, PRNGKey, Scalar
+from flowkit.data._sets import PointSets, Split
+from flowkit.data._split import train_test_split
 
 
 class Images(NamedTuple):

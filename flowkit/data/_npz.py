@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from ._sets import check_layout, check_sets, PointSets, to_host
+from flowkit.data._sets import check_layout, check_sets, PointSets, to_host
 
 
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

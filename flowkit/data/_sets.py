@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .._types import AnyArray
+from flowkit._types import AnyArray
 
 
 class PointSets(NamedTuple):

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from .._types import AnyArray
-from ._sets import Split
-from ._tree import leading_size
+from flowkit._types import AnyArray
+from flowkit.data._sets import Split
+from flowkit.data._tree import leading_size
 
 
 def train_test_split(

@@ -14,7 +14,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._types import is_traced, PRNGKey, Scalar
+from flowkit._types import is_traced, PRNGKey, Scalar
 
 
 class Mixture(NamedTuple):

@@ -26,7 +26,7 @@ from flowkit._losses import draw_examples, Example, ExampleError, Weighting
 from flowkit._predictions import AbstractPrediction, Target, Velocity
 from flowkit._sampling import sample, Samples
 from flowkit._times import uniform
-from flowkit._types import AnyArray, Mask, Points, PRNGKey
+from flowkit._types import AnyArray, Mask, Number, Points, PRNGKey
 from flowkit.latent._divergences import marginal_kl, standard_normal_kl
 from flowkit.latent._priors import prior_loss
 
@@ -79,14 +79,18 @@ class SetFlow(eqx.Module):
     ) -> tuple[Float[Array, "k c"], Float[Array, "k c"] | None]:
         """Means and log-variances of the latents of one cloud; no log-variances unless the model is variational."""
         output = self.encoder(jnp.asarray(points), mask=mask, key=key)
-        return tuple(jnp.split(output, 2, axis=-1)) if self.variational else (output, None)
+        if not self.variational:
+            return output, None
+        mean, log_variance = jnp.split(output, 2, axis=-1)
+        return mean, log_variance
 
     def encode(self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None) -> Float[Array, "k c"]:
         """The latents of one cloud. With a key a variational model draws them, without one it returns their means."""
-        mean, log_variance = self.posterior(points, mask)
-        if log_variance is None or key is None:
+        ekey, zkey = (None, None) if key is None else jr.split(key)
+        mean, log_variance = self.posterior(points, mask, key=ekey)
+        if log_variance is None or zkey is None:
             return mean
-        return mean + jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(0.5 * log_variance) * jr.normal(zkey, mean.shape, mean.dtype)
 
     def reconstruct(
         self,
@@ -95,6 +99,7 @@ class SetFlow(eqx.Module):
         *,
         key: PRNGKey,
         num_points: int | None = None,
+        source: AbstractDistribution = Normal(),
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
         num_steps: int | None = None,
         stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
@@ -105,7 +110,7 @@ class SetFlow(eqx.Module):
 
         - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen.
         - `num_points`: how many points to draw, `n` if `None`.
-        - `solver`, `num_steps`, `stepsize_controller`: as in `fk.sample`.
+        - `source`, `solver`, `num_steps`, `stepsize_controller`: as in `fk.sample`.
         """
         shape = (points.shape[0] if num_points is None else num_points, self.in_size)
         samples = sample(
@@ -115,6 +120,7 @@ class SetFlow(eqx.Module):
             key=key,
             cond=eqx.nn.inference_mode(self).encode(points, mask),
             cond_axes=None,
+            source=source,
             solver=solver,
             num_steps=num_steps,
             stepsize_controller=stepsize_controller,
@@ -128,6 +134,7 @@ class SetFlow(eqx.Module):
         num_samples: int,
         key: PRNGKey,
         mask: Bool[AnyArray, "batch n"] | None = None,
+        source: AbstractDistribution = Normal(),
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
         num_steps: int | None = None,
         stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
@@ -145,6 +152,7 @@ class SetFlow(eqx.Module):
             key=xkey,
             cond=latents,
             mask=mask,
+            source=source,
             solver=solver,
             num_steps=num_steps,
             stepsize_controller=stepsize_controller,
@@ -158,8 +166,8 @@ def set_flow_loss(
     key: PRNGKey,
     mask: Bool[AnyArray, "batch n"] | None = None,
     encoder_mask: Bool[AnyArray, "batch n"] | None = None,
-    vae_kl_weight: float = 0.0,
-    marginal_kl_weight: float = 0.0,
+    vae_kl_weight: Number = 0.0,
+    marginal_kl_weight: Number = 0.0,
     source: AbstractDistribution = Normal(),
     coupling: Coupling = independent,
     times: Callable = uniform,
@@ -169,8 +177,8 @@ def set_flow_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a `SetFlow` on a batch of clouds, and its parts.
 
-    The sum of the flow-matching loss given the latents, the loss of the prior on these latents (which moves the prior
-    and never the encoder), and the weighted divergences.
+    The sum of the flow-matching loss given the latents, the loss of the prior on these latents (of a variational
+    model: on their means), which moves the prior and never the encoder, and the weighted divergences.
 
     **Arguments:**
 
@@ -199,7 +207,7 @@ class _CloudError(eqx.Module):
     """The error of one cloud, encoder included, with the latents and the parts beside it."""
 
     flow_error: ExampleError
-    vae_kl_weight: float
+    vae_kl_weight: Number
 
     def __call__(self, model: SetFlow, example: Example) -> tuple[Float[Array, ""], dict[str, Any]]:
         mean, log_variance = model.posterior(example.cond["points"], example.cond["mask"], key=example.cond["key"])

@@ -3,15 +3,15 @@
 Pairs are ordered `(samples, reference)` everywhere.
 """
 
-from ._chamfer import chamfer as chamfer, chamfer_l1 as chamfer_l1
-from ._diagnostics import (
+from flowkit.metrics._chamfer import chamfer as chamfer, chamfer_l1 as chamfer_l1
+from flowkit.metrics._diagnostics import (
     latent_statistics as latent_statistics,
     LatentStatistics as LatentStatistics,
     straightness as straightness,
 )
-from ._energy import energy_distance as energy_distance
-from ._gaussian import gaussian_w2 as gaussian_w2
-from ._pairwise import pairwise as pairwise
-from ._scores import coverage as coverage, mmd as mmd, one_nna as one_nna
-from ._transport import emd as emd, w2 as w2
-from ._wasserstein import sliced_w2 as sliced_w2, wasserstein_1d as wasserstein_1d
+from flowkit.metrics._energy import energy_distance as energy_distance
+from flowkit.metrics._gaussian import gaussian_w2 as gaussian_w2
+from flowkit.metrics._pairwise import pairwise as pairwise
+from flowkit.metrics._scores import coverage as coverage, mmd as mmd, one_nna as one_nna
+from flowkit.metrics._transport import emd as emd, w2 as w2
+from flowkit.metrics._wasserstein import sliced_w2 as sliced_w2, wasserstein_1d as wasserstein_1d

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowkit._types import AnyArray, is_traced
-
-from ._distances import check_values
+from flowkit.metrics._distances import check_values
 
 
 def straightness(times: Float[AnyArray, " t"], points: Float[AnyArray, " t *shape"]) -> Float[Array, ""]:

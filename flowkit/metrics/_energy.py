@@ -6,8 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, Mask
-
-from ._distances import check_pair, prepare_pair, row_blocks, safe_sqrt, squared_distances
+from flowkit.metrics._distances import check_pair, prepare_pair, row_blocks, safe_sqrt, squared_distances
 
 
 def energy_distance(

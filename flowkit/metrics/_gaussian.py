@@ -7,8 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, is_traced
-
-from ._distances import check_values, safe_sqrt
+from flowkit.metrics._distances import check_values, safe_sqrt
 
 
 def gaussian_w2(

@@ -10,8 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, is_traced
-
-from ._distances import BLOCK_ENTRIES, check_values
+from flowkit.metrics._distances import BLOCK_ENTRIES, check_values
 
 
 def pairwise(

@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from flowkit._types import AnyArray, is_traced, Mask
-
-from ._distances import check_pair, masked_mean, prepare_pair, safe_sqrt, squared_distances
+from flowkit.metrics._distances import check_pair, masked_mean, prepare_pair, safe_sqrt, squared_distances
 
 
 def emd(

@@ -7,8 +7,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, is_traced, Mask, PRNGKey, Scalar
-
-from ._distances import check_pair, prepare_pair, safe_sqrt
+from flowkit.metrics._distances import check_pair, prepare_pair, safe_sqrt
 
 
 def wasserstein_1d(

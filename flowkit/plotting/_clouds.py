@@ -10,8 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from flowkit._types import AnyArray
-
-from ._style import (
+from flowkit.plotting._style import (
     as_points,
     box,
     colors,

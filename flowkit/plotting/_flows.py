@@ -12,8 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from flowkit._types import AnyArray
-
-from ._style import (
+from flowkit.plotting._style import (
     box,
     colors,
     FAINT,

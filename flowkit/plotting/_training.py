@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from flowkit._types import AnyArray
-
-from ._style import colors, finish, INK, new_figure, Number, PathLike, require, style_axes, style_legend
+from flowkit.plotting._style import colors, finish, INK, new_figure, Number, PathLike, require, style_axes, style_legend
 
 
 _METRIC_WORDS = ("chamfer", "emd", "w2", "nna", "mmd", "coverage", "distance")

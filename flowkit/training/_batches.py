@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ._sharding import check_divisible, replicated, shard_batch
-from ._step import Feed
+from flowkit.training._sharding import check_divisible, replicated, shard_batch
+from flowkit.training._step import Feed
 
 
 class Resident:

@@ -6,8 +6,8 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from ._state import TrainState
-from ._step import METRICS
+from flowkit.training._state import TrainState
+from flowkit.training._step import METRICS
 
 
 class Every(eqx.Module):

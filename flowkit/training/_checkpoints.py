@@ -23,8 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from ._history import Series
-from ._state import TrainState
+from flowkit.training._history import Series
+from flowkit.training._state import TrainState
 
 
 class Checkpoints:

@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from .._types import PRNGKey
-from ._batches import make_source, Resident, Stream
-from ._callbacks import call, Every, passed
-from ._checkpoints import Checkpoints, Saver
-from ._history import Recorder, Series
-from ._sharding import replicate
-from ._state import EMADecay, init_state, Trainable, TrainState
-from ._step import check_steps_per_call, compiled, make_recipe, Recipe, take_apart
+from flowkit._types import PRNGKey
+from flowkit.training._batches import make_source, Resident, Stream
+from flowkit.training._callbacks import call, Every, passed
+from flowkit.training._checkpoints import Checkpoints, Saver
+from flowkit.training._history import Recorder, Series
+from flowkit.training._sharding import replicate
+from flowkit.training._state import EMADecay, init_state, Trainable, TrainState
+from flowkit.training._step import check_steps_per_call, compiled, make_recipe, Recipe, take_apart
 
 
 _REFRESH_SECONDS = 0.25

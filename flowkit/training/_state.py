@@ -10,7 +10,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, Key, PyTree, Real
 
-from .._types import AnyArray, PRNGKey
+from flowkit._types import AnyArray, PRNGKey
 
 
 EMADecay: TypeAlias = float | int | Callable[..., Any] | None

@@ -16,8 +16,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ._sharding import check_mesh, replicate, replicated, shard_batch, split_over
-from ._state import check_decay, decay_at, EMADecay, Trainable, trainable_mask, TrainState, update_ema
+from flowkit.training._sharding import check_mesh, replicate, replicated, shard_batch, split_over
+from flowkit.training._state import check_decay, decay_at, EMADecay, Trainable, trainable_mask, TrainState, update_ema
 
 
 METRICS = ("loss", "grad_norm", "skipped")
