@@ -245,7 +245,7 @@ def judge(
         "one_nna_floor": one_nna(some_train, other),
         "explained_velocity": float(explained.total),
         "explained_velocity_per_time": [round(float(value), 4) for value in explained.r2],
-        "evaluations_per_sample": float(np.mean(samples.stats.evaluations)),
+        "steps_per_sample": float(jnp.mean(samples.stats.accepted)),
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
