@@ -79,6 +79,9 @@ class Config:
     model: ModelConfig = ModelConfig()
 
 
+FIGURE_POINTS = 256
+"""Points of every cloud in the figures."""
+
 NNA_DRAWS = 4
 """How many collections of generated clouds the 1-NN accuracy is averaged over."""
 
@@ -220,8 +223,8 @@ def judge(
     *,
     key: jax.Array,
 ) -> None:
-    """Figures and numbers, on held-out clouds."""
-    rkey, skey, vkey, tkey = jr.split(key, 4)
+    """Numbers and figures, on held-out clouds."""
+    rkey, skey, vkey, tkey, fkey = jr.split(key, 5)
     seen, other = held_out
     num, num_points, size = seen.points.shape
 
@@ -249,17 +252,29 @@ def judge(
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
-    fk.plotting.loss_trajectory(history, path=output / "loss_trajectory.png")
-    fk.plotting.reconstructions(
-        seen.points[:16],
-        reconstructed[:16],
-        input_masks=None if seen.mask is None else seen.mask[:16],
-        path=output / "samples.png",
-    )
-    fk.plotting.point_clouds(generated[:36], path=output / "unconditional_samples.png")
+    draw(model, history, held_out, output, key=fkey)
     fk.plotting.explained_velocity(explained.times, explained.r2, path=output / "explained_velocity.png")
     print(json.dumps(metrics, indent=2))
     print(f"Figures, metrics and checkpoints are in {output}/.")
+
+
+def draw(model: fk.latent.SetFlow, history: dict, held_out: HeldOut, output: Path, *, key: jax.Array) -> None:
+    """The figures. The flow draws as many points of a cloud as one likes: here more than it was trained on."""
+    rkey, skey = jr.split(key)
+    panels = {
+        "loss": ["loss"],
+        "components (log scale)": ["flow_loss", "prior_loss"],
+        "gradient norm (log scale)": ["grad_norm"],
+        "explained velocity": ["explained_velocity"],
+    }
+    fk.plotting.loss_trajectory(history, panels=panels, path=output / "loss_trajectory.png")
+    points, mask, _ = jax.tree.map(lambda leaf: leaf[:16], held_out.seen)
+    size = points.shape[-1]
+    latents = jax.vmap(model.encode)(points, mask)
+    samples = fk.sample(model.flow, (FIGURE_POINTS, size), num_samples=len(points), cond=latents, key=rkey)
+    fk.plotting.reconstructions(points, samples.values, input_masks=mask, path=output / "samples.png")
+    generated = model.sample(FIGURE_POINTS, num_samples=36, key=skey).values
+    fk.plotting.point_clouds(generated, path=output / "unconditional_samples.png")
 
 
 def one_nna(sets: fk.data.PointSets, reference: fk.data.PointSets) -> float:
