@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +37,13 @@ class ModelConfig:
     """Dimension of the points; taken from the data."""
     latent_size: int = 16
     """Size of the latent vector of a cloud."""
-    encoder_sizes: tuple[int, ...] = (64, 128, 256)
+    encoder_sizes: Sequence[int] = (64, 128, 256)
     """Widths of the encoder, PointNet."""
     width_size: int = 64
     """Width of the conditional ResNet that moves the points."""
     depth: int = 6
     """Its number of layers."""
-    prior_sizes: tuple[int, ...] = (256, 256, 256)
+    prior_sizes: Sequence[int] = (256, 256, 256)
     """Widths of the flow over latents."""
 
 
@@ -133,17 +134,16 @@ def build(config: ModelConfig, *, key: jax.Array = jr.key(0)) -> fk.latent.SetFl
 def main(config: Config) -> None:
     output = Path(config.output)
     train, held_out = load(config)
-    model_config = dataclasses.replace(config.model, in_size=train.points.shape[-1])
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, in_size=train.points.shape[-1]))
     mkey, fkey, pkey, ekey = jr.split(jr.key(config.seed + 1), 4)
 
-    start = time.perf_counter()
-    joint = train_jointly(build(model_config, key=mkey), train, held_out, config, model_config, key=fkey)
-    model = train_prior(joint.ema, train, config, model_config, key=pkey).ema
-    seconds = time.perf_counter() - start
-    judge(model, joint.history, train, held_out, output, {"steps": config.num_steps, "seconds": seconds}, key=ekey)
+    joint = train_jointly(build(config.model, key=mkey), train, held_out, config, key=fkey)
+    final = train_prior(joint.ema, train, config, key=pkey)
+    seconds = sum(elapsed(result.history["seconds"].values) for result in (joint, final))
+    judge(final.ema, joint.history, train, held_out, output, {"steps": config.num_steps, "seconds": seconds}, key=ekey)
 
 
-def train_jointly(model, train, held_out, config, model_config, *, key) -> fk.training.FitResult:
+def train_jointly(model, train, held_out, config, *, key) -> fk.training.FitResult:
     """Encoder, flow and prior together; the prior learns from the latents without moving the encoder."""
     tkey, vkey = jr.split(key)
 
@@ -159,13 +159,16 @@ def train_jointly(model, train, held_out, config, model_config, *, key) -> fk.tr
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
         num_steps=config.num_steps,
         ema_decay=fk.training.WarmUpDecay(config.ema_decay),
-        checkpoints=checkpoints(config, model_config, "joint"),
-        callbacks=[fk.training.Every(config.checkpoint_every, explained_velocity_callback(held_out, vkey))],
+        checkpoints=checkpoints(config, "joint"),
+        callbacks=[
+            fk.training.Every(config.checkpoint_every, explained_velocity_callback(held_out, vkey)),
+            fk.training.Every(config.checkpoint_every, stopwatch()),
+        ],
         key=tkey,
     )
 
 
-def train_prior(model, train, config, model_config, *, key) -> fk.training.FitResult:
+def train_prior(model, train, config, *, key) -> fk.training.FitResult:
     """The prior alone, on the latents of the trained encoder, which no longer move: a few seconds."""
     encode = jax.jit(lambda points, mask: jax.vmap(model.encode)(points, mask))
     latents = jnp.concatenate([encode(*batch) for batch in in_batches(train, 2048)])
@@ -173,21 +176,45 @@ def train_prior(model, train, config, model_config, *, key) -> fk.training.FitRe
         lambda model, latents, key: fk.latent.prior_loss(model.prior, latents, key=key),
         model,
         latents,
-        batch_size=256,
+        batch_size=min(256, len(latents)),
         optimizer=optax.adam(optax.cosine_decay_schedule(2e-3, config.prior_steps)),
         num_steps=config.prior_steps,
         steps_per_call=50,
         ema_decay=fk.training.WarmUpDecay(config.ema_decay),
         trainable=lambda model: model.prior,
-        checkpoints=checkpoints(config, model_config, "prior"),
+        callbacks=[fk.training.Every(config.checkpoint_every, stopwatch())],
+        checkpoints=checkpoints(config, f"prior-{config.num_steps}"),
         key=key,
     )
 
 
-def checkpoints(config: Config, model_config: ModelConfig, stage: str) -> fk.training.Checkpoints:
-    """`fk.training.restore_model(.../checkpoints/prior, build)` gives the final model, with averaged weights."""
+def checkpoints(config: Config, stage: str) -> fk.training.Checkpoints:
+    """Where a stage is saved, with everything that a run must share to go on from there.
+
+    `fk.training.restore_model("artifacts/point_clouds/checkpoints/prior-4000", restore)` gives the final model.
+    """
+    shared = dataclasses.asdict(config)
+    for name in ("num_steps", "prior_steps", "checkpoint_every", "output"):
+        shared.pop(name)
     directory = Path(config.output) / "checkpoints" / stage
-    return fk.training.Checkpoints(directory, every=config.checkpoint_every, config=dataclasses.asdict(model_config))
+    return fk.training.Checkpoints(directory, every=config.checkpoint_every, config=shared)
+
+
+def restore(config: dict) -> fk.latent.SetFlow:
+    """The model that a stored configuration describes."""
+    return build(ModelConfig(**config["model"]))
+
+
+def stopwatch():
+    """A callback: the seconds since it was made."""
+    start = time.perf_counter()
+    return lambda state, step: {"seconds": time.perf_counter() - start}
+
+
+def elapsed(seconds: np.ndarray) -> float:
+    """The sum over the sessions of a run of a stopwatch that starts anew in each."""
+    ends_session = np.append(np.diff(seconds) < 0, True)
+    return float(np.sum(seconds[ends_session]))
 
 
 def in_batches(sets: fk.data.PointSets, size: int):

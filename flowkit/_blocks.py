@@ -70,12 +70,12 @@ def _merge(blocks: PyTree[Any]) -> PyTree[Any]:
 def _blocked_sum(shared_and_examples, fn, block):
     shared, examples = shared_and_examples
 
-    def step(total, example):
+    def step(carry, example):
         values, aux = _apply(fn, shared, example)
-        return total + jnp.sum(values), aux
+        return carry, (jnp.sum(values), aux)
 
-    total, aux = jax.lax.scan(step, jnp.zeros(()), _split(examples, block))
-    return total, _merge(aux)
+    _, (sums, aux) = jax.lax.scan(step, None, _split(examples, block))
+    return jnp.sum(sums), _merge(aux)
 
 
 @_blocked_sum.def_fwd
@@ -90,17 +90,16 @@ def _blocked_sum_fwd(perturbed, shared_and_examples, fn, block):
         values, aux = _apply(fn, eqx.combine(diff_shared, fixed_shared), example)
         return jnp.sum(values), aux
 
-    def step(carry, example):
-        total, gradient = carry
+    def step(gradient, example):
         diff_example, fixed_example = example
         value_and_grad = jax.value_and_grad(block_sum, has_aux=True)
         (value, aux), (d_shared, d_example) = value_and_grad((diff_shared, diff_example), fixed_example)
-        return (total + value, jax.tree.map(jnp.add, gradient, d_shared)), (d_example, aux)
+        return jax.tree.map(jnp.add, gradient, d_shared), (value, d_example, aux)
 
-    start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, diff_shared)
+    start = jax.tree.map(jnp.zeros_like, diff_shared)
     blocks = _split(diff_examples, block), _split(fixed_examples, block)
-    (total, d_shared), (d_examples, aux) = jax.lax.scan(step, start, blocks)
-    return (total, _merge(aux)), (d_shared, _merge(d_examples))
+    d_shared, (sums, d_examples, aux) = jax.lax.scan(step, start, blocks)
+    return (jnp.sum(sums), _merge(aux)), (d_shared, _merge(d_examples))
 
 
 @_blocked_sum.def_bwd

@@ -10,9 +10,11 @@ from flowkit._types import is_traced
 
 
 def check_rows(name: str, tree: Any, num: int, of: str, hint: str = "") -> None:
-    """Raises unless every array of `tree` has a leading axis of `num`."""
+    """Raises unless `tree` holds arrays with a leading axis of `num`, and nothing else."""
     for leaf in jax.tree.leaves(tree):
-        if eqx.is_array(leaf) and leaf.shape[:1] != (num,):
+        if not eqx.is_array(leaf):
+            raise ValueError(f"`{name}` must hold arrays with {num} rows, one per {of}, but holds {leaf!r}{hint}.")
+        if leaf.shape[:1] != (num,):
             raise ValueError(
                 f"`{name}` must have {num} rows, one per {of}, but holds an array of shape {leaf.shape}{hint}."
             )
@@ -24,13 +26,27 @@ def check_data(name: str, x: Any, mask: Any = None) -> None:
         raise ValueError(f"`{name}` must be a non-empty batch (batch, ...) of arrays, got shape {x.shape}.")
     if mask is not None and mask.shape != x.shape[:2]:
         raise ValueError(f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, got {mask.shape}.")
+    check_mask("mask", mask)
     if is_traced(x, mask):
         return
-    if mask is not None and not np.all(np.any(mask, axis=1)):
-        raise ValueError("`mask` leaves a cloud without any valid point; remove empty clouds from the batch.")
     finite = np.isfinite(x)
     if not np.all(finite if mask is None else finite[np.asarray(mask)]):
         raise ValueError(f"`{name}` holds NaN or infinity at valid entries; remove or mask them.")
+
+
+def check_example(name: str, x: Any, mask: Any = None) -> None:
+    """Raises for an example without entries, and, where values are known, for non-finite ones and empty masks."""
+    if 0 in x.shape:
+        raise ValueError(f"`{name}` must not be empty, got shape {x.shape}.")
+    check_mask("mask", mask)
+    if not is_traced(x, mask) and not np.all(np.isfinite(x if mask is None else np.asarray(x)[np.asarray(mask)])):
+        raise ValueError(f"`{name}` holds NaN or infinity at valid entries; remove or mask them.")
+
+
+def check_mask(name: str, mask: Any) -> None:
+    """Raises for a known mask, of one cloud or of many, that leaves a cloud without any valid point."""
+    if mask is not None and not is_traced(mask) and not np.all(np.any(mask, axis=-1)):
+        raise ValueError(f"`{name}` leaves a cloud without any valid point; remove empty clouds.")
 
 
 def check_sampling(shape: tuple[int, ...], num_samples: int, cond: Any, cond_axes: int | None, mask: Any) -> None:
@@ -45,6 +61,7 @@ def check_sampling(shape: tuple[int, ...], num_samples: int, cond: Any, cond_axe
         check_rows("cond", cond, num_samples, "sample", "; to share one condition, give `cond_axes=None`")
     if mask is not None and mask.shape != (num_samples, *shape[:1]):
         raise ValueError(f"`mask` must have shape {(num_samples, *shape[:1])}, got {mask.shape}.")
+    check_mask("mask", mask)
 
 
 def check_time(name: str, t: Any) -> None:

@@ -51,12 +51,16 @@ def assignment(x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKe
     del cond, key
     if x0.shape != x1.shape:
         raise ValueError(f"`x0` and `x1` must be batches of equal shape, got {x0.shape} and {x1.shape}.")
-    return Pairing(source=_solve_assignment(squared_distances(x1, x0)))
+    return Pairing(source=_solve_assignment(_costs(x1, x0)))
 
 
-def squared_distances(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
-    """$|x_i - y_j|^2$ between the flattened rows of two batches, without gradient."""
+def _costs(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
+    """$|x_i - y_j|^2$ between the flattened rows of two batches, each moved to mean zero, without gradient.
+
+    Moving a batch changes no optimal permutation, and keeps the products of far-away batches exact.
+    """
     x, y = (jax.lax.stop_gradient(jnp.reshape(z, (z.shape[0], -1))) for z in (x, y))
+    x, y = (z - jnp.mean(z, axis=0) for z in (x, y))
     inner = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1) - 2 * inner
 

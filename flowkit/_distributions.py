@@ -61,14 +61,21 @@ class Normal(AbstractDistribution):
         self.std = float(std) if isinstance(std, Number) else jnp.asarray(std)
 
     def sample(self, shape: tuple[int, ...], *, key: PRNGKey) -> Float[Array, "..."]:
+        self._check_shape(shape)
         noise = jr.normal(key, shape, jnp.result_type(self.mean, self.std, float))
         return jnp.asarray(self.mean + self.std * noise)
 
     def log_prob(self, x: FloatArray) -> Float[Array, ""]:
         x = jnp.asarray(x)
+        self._check_shape(x.shape)
         log_std = math.log(self.std) if isinstance(self.std, float) else jnp.log(self.std)
         terms = -0.5 * ((x - self.mean) / self.std) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
         return jnp.sum(terms)
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        mean, std = jnp.shape(self.mean), jnp.shape(self.std)
+        if jnp.broadcast_shapes(shape, mean, std) != shape:
+            raise ValueError(f"`mean` and `std` of shapes {mean} and {std} do not broadcast to {shape}.")
 
 
 class GaussianMixture(AbstractDistribution):
@@ -111,9 +118,9 @@ class GaussianMixture(AbstractDistribution):
         weights = jnp.ones(num, means.dtype) if weights is None else jnp.asarray(weights, means.dtype)
         if weights.shape != (num,):
             raise ValueError(f"`weights` must have shape {(num,)}, one per component, got {weights.shape}.")
-        if not is_traced(weights) and not np.all(weights > 0):
+        if not is_traced(weights) and not np.all(np.asarray(weights) > 0):
             raise ValueError(f"`weights` must be positive, got {weights}.")
-        if not is_traced(lower) and not np.all(np.diagonal(lower, axis1=1, axis2=2) > 0):
+        if not is_traced(lower) and not np.all(np.diagonal(np.asarray(lower), axis1=1, axis2=2) > 0):
             raise ValueError("`covariances` must be positive definite, standard deviations positive.")
         self.logits = jnp.log(weights)
         self.means = means

@@ -49,7 +49,7 @@ class Flow(eqx.Module):
         self.network = network
         self.path = path
         self.prediction = prediction
-        self.takes_mask, self.takes_key = _accepts(network, "mask"), _accepts(network, "key")
+        self.takes_mask, self.takes_key = accepts(network, "mask"), accepts(network, "key")
 
     @property
     def t_start(self) -> float:
@@ -95,10 +95,13 @@ class Flow(eqx.Module):
         mask: Mask | None = None,
         key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
-        """Any prediction at `(t, x)`, converted from the network's own by `fk.convert`; zero at masked points."""
+        """Any prediction at `(t, x)`, converted from the network's own by `fk.convert`; zero at masked points.
+
+        `fk.Score()` is the score for a standard normal source only.
+        """
         x = jnp.asarray(x)
         t = _checked_time(t, x)
-        value = jnp.asarray(self.network(t, x, cond, **self._keywords(mask, key)))
+        value = jnp.asarray(self.network(t, x, cond, **self._keywords(mask, key)), x.dtype)
         if value.shape != x.shape:
             raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}.")
         value = convert(value, t, x, self.path, source=self.prediction, target=target)
@@ -125,7 +128,8 @@ def _checked_time(t: Scalar, x: FloatArray) -> Float[Array, ""]:
     return as_time(t, x.dtype)
 
 
-def _accepts(network: Callable, name: str) -> bool:
+def accepts(network: Callable, name: str) -> bool:
+    """Whether a function has an argument of that name, or takes any."""
     try:
         parameters = inspect.signature(network).parameters
     except ValueError:  # built-in callables have no signature

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_time
-from flowkit._flow import Flow, zero_masked
+from flowkit._checks import check_example, check_time
+from flowkit._flow import accepts, Flow, zero_masked
 from flowkit._predictions import Target
-from flowkit._types import Cond, FloatArray, Mask, Scalar, VelocityField
+from flowkit._types import Cond, FloatArray, is_traced, Mask, Scalar, VelocityField
 
 
 class RK4(dfx.AbstractERK):
@@ -88,7 +88,10 @@ def integrate(
     check_solver(solver, num_steps, stepsize_controller)
     check_time("t0", t0)
     check_time("t1", t1)
+    if not is_traced(t0, t1) and t0 == t1:
+        raise ValueError(f"`t0` and `t1` must differ, both are {t0}.")
     x0 = jnp.asarray(x0)
+    check_example("x0", x0, mask)
     if mask is not None:
         velocity, x0 = MaskedVelocity(velocity, mask), zero_masked(x0, mask)
     t0, t1 = jnp.asarray(t0, x0.dtype), jnp.asarray(t1, x0.dtype)
@@ -148,7 +151,7 @@ def solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max
         steps = jnp.arange(num_steps + 1, dtype=t0.dtype) / num_steps
         # Written so that both ends are exact.
         controller = dfx.StepTo(t0 * (1 - steps) + t1 * steps)
-        max_steps = max(max_steps, num_steps)
+        max_steps = num_steps
     term = dfx.ODETerm(eqx.nn.inference_mode(velocity))
     return dfx.diffeqsolve(
         term,
@@ -176,6 +179,12 @@ class MaskedVelocity(eqx.Module):
     velocity: VelocityField
     mask: Mask
 
+    def __check_init__(self):
+        if not isinstance(self.velocity, Flow) and not accepts(self.velocity, "mask"):
+            raise ValueError(
+                "`mask` was given, but the velocity field does not take one; add a `mask=None` argument to it."
+            )
+
     def __call__(self, t: Scalar, x: FloatArray, cond: Cond = None) -> Float[Array, "..."]:
         return zero_masked(self.velocity(t, x, cond, mask=self.mask), self.mask)
 
@@ -199,6 +208,8 @@ def check_solver(solver: Any, num_steps: int | None, controller: Any) -> None:
             raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
         if controller is not DEFAULT_CONTROLLER:
             raise ValueError("give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid.")
+    elif isinstance(controller, dfx.ConstantStepSize):
+        raise ValueError("give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`.")
     elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(solver, _NO_ERROR_ESTIMATE):
         raise ValueError(
             f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
@@ -210,7 +221,8 @@ def traced_tolerances(controller: Any) -> Any:
     """The controller with its tolerances as arrays: a Python number would be a constant of the program."""
 
     def convert(path, leaf):
-        named = path and getattr(path[-1], "name", None) in ("rtol", "atol")
-        return jnp.asarray(leaf, jnp.result_type(float)) if named and isinstance(leaf, float | int) else leaf
+        named = path and getattr(path[-1], "name", None) in ("rtol", "atol", "dtmin", "dtmax")
+        # From a Python float, so that it takes the type of the state.
+        return jnp.asarray(float(leaf)) if named and isinstance(leaf, float | int) else leaf
 
     return jax.tree_util.tree_map_with_path(convert, controller)

@@ -7,6 +7,8 @@ with $\dot\ell = \nabla \cdot v$ from $\ell(1) = 0$ gives $\log p_1(x_1) = \log 
 (2019), arXiv 1810.01367; Hutchinson, A stochastic estimator of the trace (1990).
 """
 
+from typing import Any
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._checks import check_sampling
+from flowkit._checks import check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import zero_masked
 from flowkit._integrate import (
@@ -37,7 +39,7 @@ def log_prob(
     cond: Cond = None,
     *,
     key: PRNGKey | None = None,
-    num_probes: int = 1,
+    num_probes: int | None = None,
     source: AbstractDistribution = Normal(),
     mask: Mask | None = None,
     solver: dfx.AbstractSolver = DEFAULT_SOLVER,
@@ -61,17 +63,19 @@ def log_prob(
     - `x1`: one example.
     - `cond`: handed to the velocity.
     - `key`: for the probes; `None` for the exact trace.
-    - `num_probes`: how many probes.
+    - `num_probes`: how many probes, 1 if `None`.
     - `source`: the law of the noise, the one of training.
     - `mask`: `(n,)`, the valid points.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`: as in `fk.integrate`.
     """
     check_solver(solver, num_steps, stepsize_controller)
-    if num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, got {num_probes}.")
+    if num_probes is not None and (num_probes < 1 or key is None):
+        raise ValueError(f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}.")
+    _check_source(source, mask)
     controller = traced_tolerances(stepsize_controller)
     x1 = jnp.asarray(x1)
-    return _log_prob(flow, x1, cond, key, num_probes, source, mask, solver, num_steps, controller, max_steps)
+    check_example("x1", x1, mask)
+    return _log_prob(flow, x1, cond, key, num_probes or 1, source, mask, solver, num_steps, controller, max_steps)
 
 
 def sample_and_log_prob(
@@ -92,12 +96,16 @@ def sample_and_log_prob(
 ) -> tuple[Float[Array, "batch ..."], Float[Array, " batch"]]:
     """Samples with their log-densities in nats, from one solve.
 
+    A flow whose velocity ends before `t = 1` (see `fk.Flow`) finishes with the jump to the data; the density is the one
+    before the jump.
+
     Arguments as in `fk.sample`, and `num_probes`: Hutchinson probes per sample; `None` for the exact trace.
 
     **Returns:** values `(num_samples, *shape)` and log-densities `(num_samples,)`.
     """
     check_solver(solver, num_steps, stepsize_controller)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
+    _check_source(source, mask)
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"`num_probes` must be at least 1, or None for the exact trace, got {num_probes}.")
     controller = traced_tolerances(stepsize_controller)
@@ -140,6 +148,11 @@ def _with_divergence(flow: VelocityField, x: Array, mask, key, num_probes) -> _W
     velocity = flow if mask is None else MaskedVelocity(flow, mask)
     probes = None if key is None else jr.rademacher(key, (num_probes, *x.shape), x.dtype)
     return _WithDivergence(velocity, probes)
+
+
+def _check_source(source: AbstractDistribution, mask: Any) -> None:
+    if mask is not None and isinstance(source, Normal) and max(jnp.ndim(source.mean), jnp.ndim(source.std)) > 1:
+        raise ValueError("`source` must be the same for all points if there is a `mask`: `mean` and `std` () or (d,).")
 
 
 def _source_log_prob(source: AbstractDistribution, x: Array, mask: Array | None) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ Understanding Diffusion Objectives as the ELBO (2023), arXiv 2303.00848, for the
 """
 
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -51,7 +51,7 @@ class ExplainedVelocity(NamedTuple):
     times: Float[Array, " bins"]
     """The middle of each bin."""
     r2: Float[Array, " bins"]
-    """NaN for a bin without examples."""
+    """NaN for a bin whose examples have no variance, or none at all."""
     total: Float[Array, ""]
 
 
@@ -79,7 +79,7 @@ def flow_matching_loss(
     source: AbstractDistribution = Normal(),
     coupling: Coupling = independent,
     times: Callable = uniform,
-    targets: tuple[AbstractPrediction, ...] = (Velocity(),),
+    targets: Sequence[AbstractPrediction] = (Velocity(),),
     weighting: Weighting | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
     block: int | None = None,
@@ -97,14 +97,16 @@ def flow_matching_loss(
 
     **Arguments:**
 
-    - `flow`: the flow; its network is trained in the prediction that it was made with.
+    - `flow`: the flow.
     - `x1`: the data, `(batch, ...)`.
     - `cond`: a pytree with the same leading axis.
     - `source`: the law of `x0`.
     - `coupling`: how noise and data are paired: `fk.independent`, `fk.assignment`, or `(x0, x1, cond, *, key)` to a
       `fk.Pairing`.
     - `times`: the law of `t`, `(num, *, key) -> (num,)`.
-    - `targets`: whose errors are summed, whatever the network predicts; the factors between them are exact.
+    - `targets`: whose errors are summed, whatever the network predicts; the factors between them are exact. The
+      velocity error is $1/t^2$ times that of a `fk.Noise()` and $1/(1-t)^2$ times that of a `fk.Target()` network, up
+      to $10^6$: train these with `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
     - `weighting`: `(path, t) -> ()`. It multiplies the squared velocity error, once per listed target, in place of
       their factors; `fk.likelihood_weighting` is the "optimal" one.
     - `mask`: `(batch, n)`, which points of each cloud are valid. The others influence neither loss nor gradient.
@@ -116,7 +118,7 @@ def flow_matching_loss(
     """
     _check(x1, cond, mask, targets)
     check_block(block, x1.shape[0])
-    return _loss(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block)
+    return _loss(flow, x1, cond, key, source, coupling, times, tuple(targets), weighting, mask, block)
 
 
 def flow_matching_errors(
@@ -128,7 +130,7 @@ def flow_matching_errors(
     source: AbstractDistribution = Normal(),
     coupling: Coupling = independent,
     times: Callable = uniform,
-    targets: tuple[AbstractPrediction, ...] = (Velocity(),),
+    targets: Sequence[AbstractPrediction] = (Velocity(),),
     weighting: Weighting | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
     block: int | None = None,
@@ -136,7 +138,7 @@ def flow_matching_errors(
     """The terms whose mean is `fk.flow_matching_loss`, with their times; same arguments, same draws."""
     _check(x1, cond, mask, targets)
     check_block(block, x1.shape[0])
-    return _errors(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block)
+    return _errors(flow, x1, cond, key, source, coupling, times, tuple(targets), weighting, mask, block)
 
 
 def explained_velocity(
@@ -199,12 +201,21 @@ def draw_examples(flow, x1, cond, key, source, coupling, times, mask) -> Example
     x1 = jnp.asarray(x1) if mask is None else jax.vmap(zero_masked)(x1, mask)
     num = x1.shape[0]
     x0 = source.sample(x1.shape, key=skey).astype(x1.dtype)
-    t = times(num, key=tkey).astype(x1.dtype)
+    t = _draw_times(times, num, x1.dtype, tkey)
     pairing = coupling(x0, x1, cond, key=ckey)
     x0 = _take(x0, pairing.source)
     x1, cond, mask = _take((x1, cond, mask), pairing.data)
     keys = jr.split(nkey, num) if flow.takes_key else None
     return Example(x0, x1, t, cond, mask, pairing.weights, keys)
+
+
+def _draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
+    t = times(num, key=key)
+    if t.shape != (num,):
+        raise ValueError(f"`times` must return shape {(num,)} when asked for {num} times, but returned {t.shape}.")
+    if times not in (uniform, stratified):
+        t = eqx.error_if(t, jnp.any((t < 0) | (t > 1)), "`times` drew a time outside [0, 1] (0 is noise, 1 is data).")
+    return t.astype(dtype)
 
 
 def _take(tree, rows):
@@ -274,25 +285,34 @@ def _errors(flow, x1, cond, key, source, coupling, times, targets, weighting, ma
 
 @eqx.filter_jit
 def _explained_velocity(flow, x1, cond, key, bins, floor, source, coupling, mask):
+    flow = eqx.nn.inference_mode(flow)
     examples = draw_examples(flow, x1, cond, key, source, coupling, stratified, mask)
-
-    def sums(example: Example):
-        x0, x1, t, cond, mask, _, key = example
-        c = flow.path.coefficients(t)
-        x_t, target = c.alpha * x1 + c.sigma * x0, Velocity().evaluate(c, x0, x1)
-        valid = jnp.ones(x1.shape[:1], bool) if mask is None else mask
-        valid = jnp.broadcast_to(jnp.reshape(valid, valid.shape + (1,) * (x1.ndim - 1)), x1.shape)
-        total = lambda value: jnp.sum(jnp.where(valid, value, 0))
-        error = total((flow(t, x_t, cond, mask, key) - target) ** 2)
-        exact = jnp.zeros_like(error) if floor is None else total((floor(t, x_t, cond) - target) ** 2)
-        features = lambda value: jnp.sum(jnp.reshape(value, (-1, x1.shape[-1])), axis=0)
-        moments = features(jnp.where(valid, target, 0)), features(jnp.where(valid, target**2, 0))
-        return error, exact, *moments, features(valid.astype(x1.dtype))
-
     index = jnp.clip((examples.t * bins).astype(int), 0, bins - 1)
-    rows = jax.vmap(sums)(examples)
-    error, exact, first, second, count = (jax.ops.segment_sum(row, index, bins) for row in rows)
-    variance = jnp.sum(second - first**2 / jnp.maximum(count, 1), axis=-1)
-    r2 = jnp.where(count[:, 0] > 0, 1 - (error - exact) / (variance - exact), jnp.nan)
-    total = 1 - jnp.sum(error - exact) / jnp.sum(variance - exact)
-    return ExplainedVelocity((jnp.arange(bins, dtype=r2.dtype) + 0.5) / bins, r2, total)
+    in_bins = ft.partial(jax.ops.segment_sum, segment_ids=index, num_segments=bins)
+
+    def target_and_validity(example: Example):
+        target = Velocity().evaluate(flow.path.coefficients(example.t), example.x0, example.x1)
+        valid = jnp.ones(target.shape[:1], bool) if example.mask is None else example.mask
+        return target, jnp.broadcast_to(jnp.reshape(valid, valid.shape + (1,) * (target.ndim - 1)), target.shape)
+
+    def features(example: Example):
+        target, valid = target_and_validity(example)
+        per_feature = lambda value: jnp.sum(jnp.reshape(value, (-1, value.shape[-1])), axis=0)
+        return per_feature(jnp.where(valid, target, 0)), per_feature(valid.astype(target.dtype))
+
+    # The means first, then the squares around them: their difference would lose all digits far from the origin.
+    first, count = map(in_bins, jax.vmap(features)(examples))
+    means = first / jnp.maximum(count, 1)
+
+    def squares(example: Example, mean: Array):
+        target, valid = target_and_validity(example)
+        x_t = flow.path.interpolate(example.t, example.x0, example.x1)
+        total = lambda value: jnp.sum(jnp.where(valid, value**2, 0))
+        error = total(flow(example.t, x_t, example.cond, example.mask) - target)
+        exact = jnp.zeros_like(error) if floor is None else total(floor(example.t, x_t, example.cond) - target)
+        return error - exact, total(target - mean) - exact
+
+    error, variance = map(in_bins, jax.vmap(squares)(examples, means[index]))
+    ratio = lambda error, variance: jnp.where(variance > 0, 1 - error / jnp.where(variance > 0, variance, 1), jnp.nan)
+    times = (jnp.arange(bins, dtype=error.dtype) + 0.5) / bins
+    return ExplainedVelocity(times, ratio(error, variance), ratio(jnp.sum(error), jnp.sum(variance)))

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_time
 from flowkit._distributions import AbstractDistribution, Empirical, GaussianMixture, Normal
 from flowkit._flow import Flow
 from flowkit._paths import AbstractPath, as_time, LinearPath
-from flowkit._predictions import AbstractPrediction, Velocity
-from flowkit._types import Cond, Scalar
+from flowkit._predictions import AbstractPrediction, Score, Velocity
+from flowkit._types import Cond, is_traced, Scalar
 
 
 def exact_flow(
@@ -46,8 +47,11 @@ def exact_flow(
     **Returns:** a `Flow`, itself a velocity field. It is exact on all of [0, 1], except for finite data at `t = 1`,
     where the noise is not determined, and for paths whose derivative diverges there.
 
-    **Raises:** `ValueError` for any other distribution.
+    **Raises:** `ValueError` for any other distribution, and for scores with another source than the standard one.
     """
+    standard = isinstance(source.mean, float) and source.mean == 0 and isinstance(source.std, float) and source.std == 1
+    if isinstance(prediction, Score) and not standard:
+        raise ValueError("`prediction` Score() is for the standard normal source; use `fk.marginal(...).score`.")
     if isinstance(distribution, GaussianMixture):
         network = _mixture_network(distribution, path, source, prediction)
     elif isinstance(distribution, Normal):
@@ -75,7 +79,10 @@ def marginal(
     - `distribution`: a `fk.GaussianMixture`, or `fk.Empirical` vectors (then `t < 1`).
     - `path`, `t`, `source`: as in `fk.exact_flow`.
     """
+    check_time("t", t)
     if isinstance(distribution, Empirical):
+        if not is_traced(t) and t == 1:
+            raise ValueError("`t` must be below 1 for finite data, which have no density.")
         if distribution.data.ndim != 2:
             raise ValueError(f"`distribution` must hold vectors, data of shape (n, d), got {distribution.data.shape}.")
         means = distribution.data

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from flowkit._checks import check_time
 from flowkit._types import AnyArray, FloatArray, is_traced, Number, Scalar
 
 
@@ -53,6 +54,7 @@ class AbstractPath(eqx.Module):
 
     def coefficients(self, t: Scalar) -> Coefficients:
         """Both coefficients and their derivatives, which are taken at `min(t, t_end)`."""
+        check_time("t", t)
         t = as_time(t)
         both = lambda t: (self.alpha(t), self.sigma(t))
         alpha, sigma = both(t)
@@ -62,6 +64,7 @@ class AbstractPath(eqx.Module):
 
     def interpolate(self, t: Scalar, x0: FloatArray, x1: FloatArray) -> Float[Array, "..."]:
         r"""$x_t = \alpha_t x_1 + \sigma_t x_0$, for one pair."""
+        check_time("t", t)
         x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
         t = as_time(t, x1.dtype)
         return self.alpha(t) * x1 + self.sigma(t) * x0
@@ -69,6 +72,9 @@ class AbstractPath(eqx.Module):
 
 class LinearPath(AbstractPath):
     r"""$x_t = t x_1 + (1 - (1 - \sigma_{\min}) t) x_0$: straight lines, the default.
+
+    With $\sigma_{\min} > 0$ the path ends in the data with that much noise. Samples of a `fk.Target()` flow, which end
+    in a jump to $\mathbb E[x_1 \mid x_t]$, have it averaged away, not removed: they are narrower than the data.
 
     **Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv 2210.02747; Liu et al., Flow
     Straight and Fast (2023), arXiv 2209.03003.

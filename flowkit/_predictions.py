@@ -21,6 +21,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_time
 from flowkit._paths import AbstractPath, as_time, Coefficients
 from flowkit._types import FloatArray, Scalar
 
@@ -136,6 +137,7 @@ def convert(
         raise ValueError(f"`value` must have the shape of `x`, {x.shape}, got {value.shape}.")
     if same_prediction(source, target):
         return value
+    check_time("t", t)
     c = path.coefficients(_inside(as_time(t, x.dtype), path, source, target))
     a, b = source.row(c)
     to_a, to_b = target.row(c)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import Number, PRNGKey
+from flowkit._types import is_traced, PRNGKey, Scalar
 
 
 def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
@@ -33,11 +33,11 @@ class LogitNormal(eqx.Module):
     **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv 2403.03206.
     """
 
-    mean: Number = 0.0
-    std: Number = 1.0
+    mean: Scalar = 0.0
+    std: Scalar = 1.0
 
     def __check_init__(self):
-        if not self.std > 0:
+        if not is_traced(self.std) and not self.std > 0:
             raise ValueError(f"`std` must be positive, got {self.std}.")
 
     def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
@@ -50,11 +50,11 @@ class ArctanLogNormal(eqx.Module):
     **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models (2025), arXiv 2507.03738.
     """
 
-    mean: Number = 0.8
-    std: Number = 1.6
+    mean: Scalar = 0.8
+    std: Scalar = 1.6
 
     def __check_init__(self):
-        if not self.std > 0:
+        if not is_traced(self.std) and not self.std > 0:
             raise ValueError(f"`std` must be positive, got {self.std}.")
 
     def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
@@ -64,11 +64,11 @@ class ArctanLogNormal(eqx.Module):
 class Beta(eqx.Module):
     r"""$t \sim \mathrm{Beta}(a, b)$, mean $a / (a + b)$."""
 
-    a: Number = 1.0
-    b: Number = 1.0
+    a: Scalar = 1.0
+    b: Scalar = 1.0
 
     def __check_init__(self):
-        if not (self.a > 0 and self.b > 0):
+        if not is_traced(self.a, self.b) and not (self.a > 0 and self.b > 0):
             raise ValueError(f"`a` and `b` must be positive, got {self.a} and {self.b}.")
 
     def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:

@@ -24,11 +24,11 @@ CORE = {
     "_typecheck": set(),
     "_checks": {"_types"},
     "_blocks": {"_types"},
-    "_distributions": {"_types"},
-    "_paths": {"_types"},
-    "_times": {"_types"},
-    "_couplings": {"_types"},
-    "_predictions": {"_types", "_paths"},
+    "_distributions": {"_types", "_checks"},
+    "_paths": {"_types", "_checks"},
+    "_times": {"_types", "_checks"},
+    "_couplings": {"_types", "_checks"},
+    "_predictions": {"_types", "_checks", "_paths"},
     "_flow": {"_types", "_checks", "_paths", "_predictions"},
 }
 CORE["_oracles"] = CORE["_flow"] | {"_flow", "_distributions"}

@@ -208,8 +208,9 @@ def test_masked_points_stay_at_zero(key):
     values = np.asarray(fk.sample(flow, (3, 2), num_samples=2, key=key, mask=mask).values)
     assert np.all(values[~mask] == 0)
     assert np.all(values[mask] != 0)
-    moved = fk.integrate(flow, np.full((3, 2), np.inf, np.float32), mask=np.zeros(3, bool)).ys[0]
-    np.testing.assert_array_equal(moved, np.zeros((3, 2)))
+    x = np.array([[np.inf, np.nan], [0.0, 0.0], [np.nan, 1.0]], np.float32)
+    moved = fk.integrate(flow, x, mask=np.array([False, True, False])).ys[0]
+    np.testing.assert_allclose(moved, [[0, 0], [1, 1], [0, 0]], rtol=1e-6)
 
 
 def test_inference_mode(key):
@@ -269,9 +270,42 @@ def test_under_jit_vmap_and_a_loop_of_its_own_length(key):
     np.testing.assert_allclose(batched, single, atol=1e-5)
 
 
+def test_single_precision_stays_so_in_a_double_precision_session(key):
+    with jax.enable_x64(True):
+        flow = fk.exact_flow(fk.Normal(1.3, 0.5))
+        x = jnp.zeros(2, jnp.float32)
+        assert fk.integrate(flow, x).ys.dtype == jnp.float32
+        assert fk.encode(flow, x).dtype == jnp.float32
+        assert fk.log_prob(flow, x).dtype == jnp.float32
+        assert fk.log_prob(flow, x, key=key).dtype == jnp.float32
+        assert fk.integrate(flow, x, num_steps=3, solver=fk.RK4()).ys.dtype == jnp.float32
+
+
+def test_every_step_is_saved_without_padding():
+    solution = fk.integrate(lambda t, x, cond: x, jnp.ones(2), num_steps=3, saveat=dfx.SaveAt(steps=True))
+    assert solution.ys.shape == (3, 2)
+    assert np.all(np.isfinite(solution.ys))
+
+
 @pytest.mark.parametrize(
     ("call", "fragment"),
     [
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), t0=0.5, t1=0.5), "must differ"),
+        (lambda f, key: fk.integrate(f, jnp.full(1, jnp.nan)), "`x0` holds NaN"),
+        (lambda f, key: fk.integrate(f, jnp.zeros((0, 2))), "`x0` must not be empty"),
+        (lambda f, key: fk.integrate(f, jnp.zeros((2, 2)), mask=np.zeros(2, bool)), "without any valid point"),
+        (lambda f, key: fk.integrate(f, jnp.zeros((2, 2)), mask=np.ones(2, bool)), "does not take one"),
+        (lambda f, key: fk.integrate(f, jnp.zeros(1), stepsize_controller=dfx.ConstantStepSize()), "`num_steps`"),
+        (lambda f, key: fk.sample(f, (2, 1), num_samples=1, key=key, mask=np.zeros((1, 2), bool)), "valid point"),
+        (lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond=3.0), "`cond` must hold arrays"),
+        (lambda f, key: fk.log_prob(f, jnp.full(1, jnp.inf)), "`x1` holds NaN"),
+        (lambda f, key: fk.log_prob(f, jnp.zeros(1), num_probes=2), "needs a `key`"),
+        (
+            lambda f, key: fk.log_prob(
+                f, jnp.zeros((2, 2)), mask=np.ones(2, bool), source=fk.Normal(jnp.zeros((2, 2)), 1.0)
+            ),
+            "`source` must be the same for all points",
+        ),
         (lambda f, key: fk.integrate(f, jnp.zeros(1), t0=-0.1), "`t0` must be in"),
         (lambda f, key: fk.integrate(f, jnp.zeros(1), t1=1.1), "`t1` must be in"),
         (lambda f, key: fk.integrate(f, jnp.zeros(1), solver=fk.RK4()), "no error estimate"),

@@ -261,6 +261,43 @@ def test_variational_models_are_trained_on_the_target_too(key):
     np.testing.assert_allclose(both, sum(parts), rtol=1e-6)
 
 
+class Dropped(eqx.Module):
+    """An encoder with dropout, which needs a key in training."""
+
+    inner: fk.nn.PointNet
+    dropout: eqx.nn.Dropout
+    in_size: int = 2
+    out_size: int = 4
+
+    def __call__(self, points, mask=None, key=None):
+        return self.dropout(self.inner(points, mask=mask), key=key)
+
+
+def test_encoders_that_draw(key):
+    model = make(key)
+    model = eqx.tree_at(lambda m: m.encoder, model, Dropped(model.encoder, eqx.nn.Dropout(0.5)))
+    loss, parts = set_flow_loss(model, clouds(key), key=key, marginal_kl_weight=0.1, block=4)
+    assert np.isfinite(loss)
+    assert np.isfinite(parts["marginal_kl"])
+    assert model.latent_shape == (1, 4)
+    assert model.sample(5, num_samples=2, key=key).values.shape == (2, 5, 2)
+    assert model.reconstruct(clouds(key)[0], key=key).shape == (6, 2)
+    assert not np.array_equal(model.encode(clouds(key)[0], key=key), model.encode(clouds(key)[0], key=jr.key(1)))
+
+
+def test_weights_can_be_swept_without_compiling(key):
+    model = make(key, variational=True)
+    loss = lambda weight: set_flow_loss(
+        model, clouds(key), key=key, vae_kl_weight=weight, marginal_kl_weight=2 * weight, targets=(fk.Velocity(),)
+    )
+    loss(0.1)
+    with compilations() as events:
+        total, parts = loss(0.3)
+    assert events == []
+    expected = parts["flow_loss"] + parts["prior_loss"] + 0.3 * parts["vae_kl"] + 0.6 * parts["marginal_kl"]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
 def test_the_second_call_compiles_nothing(key):
     model, x = make(key, flow_prior(key)), np.array(clouds(key))
     calls = [
@@ -284,6 +321,8 @@ def test_the_second_call_compiles_nothing(key):
         (lambda m, x, k: set_flow_loss(m, x * np.nan, key=k), "`points` holds NaN"),
         (lambda m, x, k: set_flow_loss(m, x, key=k, mask=np.zeros(x.shape[:2], bool)), "without any valid point"),
         (lambda m, x, k: set_flow_loss(m, x, key=k, vae_kl_weight=1.0), "`vae_kl_weight`"),
+        (lambda m, x, k: set_flow_loss(m, x, key=k, encoder_mask=np.zeros((8, 6), bool)), "`encoder_mask` leaves"),
+        (lambda m, x, k: m.encode(x[0], np.zeros(6, bool)), "`mask` leaves"),
         (lambda m, x, k: set_flow_loss(m, x, key=k, block=3), "`block`"),
         (lambda m, x, k: SetFlow(fk.nn.PointNet(2, 5, key=k), m.flow, fk.Normal(), variational=True), "`encoder`"),
     ],

@@ -179,8 +179,20 @@ def test_leading_axes_are_independent_rows(key):
         (lambda key: fk.Empirical(jnp.zeros((3, 2))).sample((4, 3), key=key), "`shape`"),
         (lambda key: fk.Empirical(jnp.zeros((3, 2))).log_prob(jnp.zeros(2)), "no density"),
         (lambda key: fk.marginal(fk.Normal(), fk.LinearPath(), 0.5), "`distribution`"),
+        (lambda key: fk.marginal(mixture_1d(), fk.LinearPath(), 1.5), "`t` must be in"),
+        (lambda key: fk.marginal(fk.Empirical(jnp.zeros((3, 2))), fk.LinearPath(), 1.0), "`t` must be below 1"),
+        (lambda key: fk.exact_flow(mixture_1d(), source=fk.Normal(1.0, 2.0), prediction=fk.Score()), "standard normal"),
+        (lambda key: fk.Normal(jnp.zeros(5)).sample((2, 1), key=key), "broadcast"),
+        (lambda key: fk.Normal(jnp.zeros(5)).log_prob(jnp.zeros(1)), "broadcast"),
+        (lambda key: fk.LinearPath().interpolate(2.0, jnp.zeros(1), jnp.zeros(1)), "`t` must be in"),
     ],
 )
 def test_wrong_use(make, fragment, key):
     with pytest.raises(ValueError, match=fragment):
         make(key)
+
+
+def test_a_mixture_is_made_under_jit():
+    make = lambda x: fk.GaussianMixture(x[:, None], 1.0, jnp.array([0.5, 0.5])).log_prob(jnp.zeros(1))
+    x = jnp.array([-1.0, 2.0])
+    np.testing.assert_allclose(jax.jit(make)(x), make(x), rtol=1e-6)

@@ -88,3 +88,18 @@ def test_api_pages_list_every_public_name(namespace):
     if namespace == "testing":  # a plain module: what it imports is there too
         public = {name for name in public if getattr(vars(module)[name], "__code__", None)}
     assert set(listed) == public
+
+
+PAGES = [page for page in sorted((ROOT / "docs" / "pages").glob("*.md")) if "```python" in page.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_run(page, monkeypatch, tmp_path):
+    """The blocks of a page run in their order, with few training steps."""
+    monkeypatch.chdir(tmp_path)
+    fit = fk.training.fit
+    shorter = lambda *args, num_steps, **options: fit(*args, num_steps=min(num_steps, 10), progress=False, **options)
+    monkeypatch.setattr(fk.training, "fit", shorter)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": page.stem})

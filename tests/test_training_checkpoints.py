@@ -176,10 +176,16 @@ def test_nothing_is_printed(tmp_path, capfd):
 # Damage
 
 
-def test_a_damaged_checkpoint_is_set_aside(tmp_path):
+def truncate_history(directory, step):
+    path = Path(directory) / str(step) / "history" / "_METADATA"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [truncate_arrays, truncate_history])
+def test_a_damaged_checkpoint_is_set_aside(damage, tmp_path):
     straight = run()
     run(tmp_path, num_steps=60)
-    truncate_arrays(tmp_path, 60)
+    damage(tmp_path, 60)
     with pytest.warns(UserWarning, match="60 is damaged"):
         resumed = run(tmp_path)
     assert_equal_runs(resumed, straight)

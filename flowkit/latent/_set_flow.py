@@ -6,7 +6,7 @@ With $z$ from the encoder the flow reconstructs a cloud, with any number of poin
 generates one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax as dfx
@@ -17,7 +17,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from flowkit._blocks import mean_over_batch
-from flowkit._checks import check_data
+from flowkit._checks import check_data, check_mask
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow
@@ -26,7 +26,7 @@ from flowkit._losses import draw_examples, Example, ExampleError, Weighting
 from flowkit._predictions import AbstractPrediction, Target, Velocity
 from flowkit._sampling import sample, Samples
 from flowkit._times import uniform
-from flowkit._types import AnyArray, Mask, Number, Points, PRNGKey
+from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
 from flowkit.latent._divergences import marginal_kl, standard_normal_kl
 from flowkit.latent._priors import prior_loss
 
@@ -72,7 +72,7 @@ class SetFlow(eqx.Module):
     def latent_shape(self) -> tuple[int, int]:
         """The shape `(k, c)` of the latents; for encoders with one latent per point, that of one point."""
         points = jax.ShapeDtypeStruct((1, self.in_size), jnp.result_type(float))
-        return eqx.filter_eval_shape(self.posterior, points)[0].shape
+        return eqx.filter_eval_shape(eqx.nn.inference_mode(self).posterior, points)[0].shape
 
     def posterior(
         self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None
@@ -86,6 +86,7 @@ class SetFlow(eqx.Module):
 
     def encode(self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None) -> Float[Array, "k c"]:
         """The latents of one cloud. With a key a variational model draws them, without one it returns their means."""
+        check_mask("mask", mask)
         ekey, zkey = (None, None) if key is None else jr.split(key)
         mean, log_variance = self.posterior(points, mask, key=ekey)
         if log_variance is None or zkey is None:
@@ -166,12 +167,12 @@ def set_flow_loss(
     key: PRNGKey,
     mask: Bool[AnyArray, "batch n"] | None = None,
     encoder_mask: Bool[AnyArray, "batch n"] | None = None,
-    vae_kl_weight: Number = 0.0,
-    marginal_kl_weight: Number = 0.0,
+    vae_kl_weight: Scalar = 0.0,
+    marginal_kl_weight: Scalar = 0.0,
     source: AbstractDistribution = Normal(),
     coupling: Coupling = independent,
     times: Callable = uniform,
-    targets: tuple[AbstractPrediction, ...] | None = None,
+    targets: Sequence[AbstractPrediction] | None = None,
     weighting: Weighting | None = None,
     block: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -195,19 +196,28 @@ def set_flow_loss(
     **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and `marginal_kl`, those that apply.
     """
     check_data("points", points, mask)
-    if vae_kl_weight and not model.variational:
+    check_mask("encoder_mask", encoder_mask if mask is None or encoder_mask is None else encoder_mask & mask)
+    if not (_is_zero(vae_kl_weight) or model.variational):
         raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
     if targets is None:
         targets = (Velocity(), Target()) if model.variational else (Velocity(),)
-    error = _CloudError(ExampleError(targets, weighting), vae_kl_weight)
+    # As arrays, so that a warm-up of the weights recompiles nothing; only the number 0 leaves a term out.
+    vae_kl_weight, marginal_kl_weight = (
+        0 if _is_zero(weight) else jnp.asarray(weight, points.dtype) for weight in (vae_kl_weight, marginal_kl_weight)
+    )
+    error = _CloudError(ExampleError(tuple(targets), weighting), vae_kl_weight)
     return _loss(model, points, key, mask, encoder_mask, marginal_kl_weight, source, coupling, times, error, block)
+
+
+def _is_zero(weight: Scalar) -> bool:
+    return isinstance(weight, int | float) and weight == 0
 
 
 class _CloudError(eqx.Module):
     """The error of one cloud, encoder included, with the latents and the parts beside it."""
 
     flow_error: ExampleError
-    vae_kl_weight: Number
+    vae_kl_weight: Scalar
 
     def __call__(self, model: SetFlow, example: Example) -> tuple[Float[Array, ""], dict[str, Any]]:
         mean, log_variance = model.posterior(example.cond["points"], example.cond["mask"], key=example.cond["key"])
@@ -241,9 +251,9 @@ def _loss(model, points, key, mask, encoder_mask, marginal_kl_weight, source, co
     metrics = {name: jnp.mean(value) for name, value in aux.items()}
     metrics["prior_loss"] = prior_loss(model.prior, latents, key=pkey)
     loss = loss + metrics["prior_loss"]
-    if marginal_kl_weight:
-        encode = jax.checkpoint(lambda points, mask: model.posterior(points, mask)[0])
-        latents = jax.lax.map(lambda xm: encode(*xm), (cond["points"], visible), batch_size=block or num)
+    if not _is_zero(marginal_kl_weight):
+        encode = jax.checkpoint(lambda cloud: model.posterior(cloud["points"], cloud["mask"], key=cloud["key"])[0])
+        latents = jax.lax.map(encode, cond, batch_size=block or num)
         metrics["marginal_kl"] = marginal_kl(latents)
         loss = loss + marginal_kl_weight * metrics["marginal_kl"]
     return loss, metrics

@@ -85,9 +85,13 @@ class Saver:
                 meta, error = _try(_read_meta, self._manager, step)
                 if meta is not None:
                     self._check_same(meta, parts)
-                    restored, error = _try(_read_arrays, self._manager, step, parts)
-                    if restored is not None:
-                        history = _read_history(self._manager, step, meta)
+                    read = lambda step=step, meta=meta: (
+                        _read_arrays(self._manager, step, parts),
+                        _read_history(self._manager, step, meta),
+                    )
+                    found, error = _try(read)
+                    if found is not None:
+                        restored, history = found
                         self._last = step
                         self._set_aside(steps[:count])
                         return _join(state, restored), history, meta["position"]

@@ -22,7 +22,7 @@ from flowkit.training._callbacks import call, Every, passed
 from flowkit.training._checkpoints import Checkpoints, Saver
 from flowkit.training._history import Recorder, Series
 from flowkit.training._sharding import replicate
-from flowkit.training._state import EMADecay, init_state, Trainable, TrainState
+from flowkit.training._state import EMADecay, init_state, Trainable, TrainState, WarmUpDecay
 from flowkit.training._step import check_steps_per_call, compiled, make_recipe, Recipe, take_apart
 
 
@@ -57,7 +57,7 @@ def fit(
     *,
     optimizer: optax.GradientTransformation = optax.adam(1e-3),
     num_steps: int,
-    ema_decay: EMADecay = 0.999,
+    ema_decay: EMADecay = WarmUpDecay(0.999),
     trainable: Trainable = None,
     mesh: Mesh | None = None,
     steps_per_call: int = 1,
@@ -86,8 +86,9 @@ def fit(
         - any other iterable of batches, but then without `checkpoints`.
     - `optimizer`: an Optax optimiser; clipping and schedules are Optax's, see `make_step`.
     - `num_steps`: how many steps in total, those before a resumption included.
-    - `ema_decay`: the decay of the averaged weights: a constant (no warm-up), a function of the step such as
-        `WarmUpDecay(0.999)`, or `None`.
+    - `ema_decay`: the decay of the averaged weights: a function of the step such as `WarmUpDecay(0.999)`, which
+        forgets the initial weights at once, a constant, which remembers them for some `1 / (1 - ema_decay)` steps, or
+        `None`.
     - `trainable`: a function from the model to the part or parts to train, see `make_step`.
     - `mesh`: from `data_mesh`: batches are split over its devices.
     - `steps_per_call`: how many steps one compiled call makes; above 1 it helps where a step takes less than
@@ -97,7 +98,7 @@ def fit(
     - `callbacks`: `Every(n, function)`, or a function that is called after every call; `function(state, step)`
         returns a dict that joins the history, or `None`.
     - `progress`: a progress bar with the loss and the rate.
-    - `key`: same key, same run.
+    - `key`: same key, same run. A resumed run goes on with the key that it was started with.
 
     **Raises:** `FloatingPointError` after ten steps in a row without a finite gradient.
     """
