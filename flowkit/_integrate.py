@@ -1,6 +1,6 @@
 r"""Solving $dx/dt = v(t, x)$ for one example, through Diffrax."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -85,7 +85,7 @@ def integrate(
     **Raises:** `ValueError` for times outside [0, 1], for an adaptive controller with a solver that has no error
     estimate, which would accept every step, and for a `num_steps` beside a controller.
     """
-    check_solver(solver, num_steps, stepsize_controller)
+    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
     check_time("t0", t0)
     check_time("t1", t1)
     if not is_traced(t0, t1) and t0 == t1:
@@ -95,8 +95,7 @@ def integrate(
     if mask is not None:
         velocity, x0 = MaskedVelocity(velocity, mask), zero_masked(x0, mask)
     t0, t1 = jnp.asarray(t0, x0.dtype), jnp.asarray(t1, x0.dtype)
-    controller = traced_tolerances(stepsize_controller)
-    return _integrate(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, adjoint, throw)
+    return _integrate(velocity, x0, cond, t0, t1, options, saveat, adjoint, throw)
 
 
 def encode(
@@ -127,34 +126,62 @@ def encode(
     return end_state(solution)
 
 
+class SolverOptions(NamedTuple):
+    """How to solve, checked by `solver_options`."""
+
+    solver: dfx.AbstractSolver
+    num_steps: int | None
+    controller: dfx.AbstractStepSizeController
+    max_steps: int
+
+
+def solver_options(
+    solver: dfx.AbstractSolver,
+    num_steps: int | None,
+    controller: dfx.AbstractStepSizeController,
+    max_steps: int,
+) -> SolverOptions:
+    """Checks that solver and steps can do what is asked for, and makes tolerances arrays."""
+    if num_steps is not None:
+        if num_steps < 1:
+            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+        if controller is not DEFAULT_CONTROLLER:
+            raise ValueError("give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid.")
+    elif isinstance(controller, dfx.ConstantStepSize):
+        raise ValueError("give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`.")
+    elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(solver, _NO_ERROR_ESTIMATE):
+        raise ValueError(
+            f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
+            "accept every step; give `num_steps`, or a solver such as `diffrax.Tsit5()`."
+        )
+    return SolverOptions(solver, num_steps, _traced_tolerances(controller), max_steps)
+
+
 @eqx.filter_jit
-def _integrate(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, adjoint, throw):
-    return solve(
-        velocity,
-        x0,
-        cond,
-        t0,
-        t1,
-        solver,
-        num_steps,
-        controller,
-        saveat,
-        max_steps,
-        adjoint=adjoint,
-        throw=throw,
-    )
+def _integrate(velocity, x0, cond, t0, t1, options, saveat, adjoint, throw):
+    return solve(velocity, x0, cond, t0, t1, options, saveat=saveat, adjoint=adjoint, throw=throw)
 
 
-def solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, **options) -> dfx.Solution:
-    """`diffrax.diffeqsolve` on a velocity field, traced into the caller's program."""
+def solve(
+    velocity: VelocityField,
+    x0: Any,
+    cond: Cond,
+    t0: Array,
+    t1: Array,
+    options: SolverOptions,
+    *,
+    saveat: dfx.SaveAt = dfx.SaveAt(t1=True),
+    **keywords: Any,
+) -> dfx.Solution:
+    """`diffrax.diffeqsolve` on a velocity field in inference mode, traced into the caller's program."""
+    solver, num_steps, controller, max_steps = options
     if num_steps is not None:
         steps = jnp.arange(num_steps + 1, dtype=t0.dtype) / num_steps
         # Written so that both ends are exact.
         controller = dfx.StepTo(t0 * (1 - steps) + t1 * steps)
         max_steps = num_steps
-    term = dfx.ODETerm(eqx.nn.inference_mode(velocity))
     return dfx.diffeqsolve(
-        term,
+        dfx.ODETerm(eqx.nn.inference_mode(velocity)),
         solver,
         t0,
         t1,
@@ -164,7 +191,7 @@ def solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max
         saveat=saveat,
         stepsize_controller=controller,
         max_steps=max_steps,
-        **options,
+        **keywords,
     )
 
 
@@ -201,23 +228,7 @@ def jump_to_data(velocity: VelocityField, x: Array, cond: Cond, mask: Mask | Non
     return velocity.predict(Target(), velocity.t_end, x, cond, mask=mask)
 
 
-def check_solver(solver: Any, num_steps: int | None, controller: Any) -> None:
-    """Raises for combinations of solver and steps that cannot do what was asked for."""
-    if num_steps is not None:
-        if num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-        if controller is not DEFAULT_CONTROLLER:
-            raise ValueError("give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid.")
-    elif isinstance(controller, dfx.ConstantStepSize):
-        raise ValueError("give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`.")
-    elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(solver, _NO_ERROR_ESTIMATE):
-        raise ValueError(
-            f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
-            "accept every step; give `num_steps`, or a solver such as `diffrax.Tsit5()`."
-        )
-
-
-def traced_tolerances(controller: Any) -> Any:
+def _traced_tolerances(controller: Any) -> Any:
     """The controller with its tolerances as arrays: a Python number would be a constant of the program."""
 
     def convert(path, leaf):

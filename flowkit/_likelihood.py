@@ -20,7 +20,6 @@ from flowkit._checks import check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import zero_masked
 from flowkit._integrate import (
-    check_solver,
     DEFAULT_CONTROLLER,
     DEFAULT_SOLVER,
     end_of,
@@ -28,7 +27,7 @@ from flowkit._integrate import (
     jump_to_data,
     MaskedVelocity,
     solve,
-    traced_tolerances,
+    solver_options,
 )
 from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey, Scalar, VelocityField
 
@@ -68,14 +67,13 @@ def log_prob(
     - `mask`: `(n,)`, the valid points.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`: as in `fk.integrate`.
     """
-    check_solver(solver, num_steps, stepsize_controller)
+    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
     if num_probes is not None and (num_probes < 1 or key is None):
         raise ValueError(f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}.")
     _check_source(source, mask)
-    controller = traced_tolerances(stepsize_controller)
     x1 = jnp.asarray(x1)
     check_example("x1", x1, mask)
-    return _log_prob(flow, x1, cond, key, num_probes or 1, source, mask, solver, num_steps, controller, max_steps)
+    return _log_prob(flow, x1, cond, key, num_probes or 1, source, mask, options)
 
 
 def sample_and_log_prob(
@@ -103,27 +101,12 @@ def sample_and_log_prob(
 
     **Returns:** values `(num_samples, *shape)` and log-densities `(num_samples,)`.
     """
-    check_solver(solver, num_steps, stepsize_controller)
+    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
     _check_source(source, mask)
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"`num_probes` must be at least 1, or None for the exact trace, got {num_probes}.")
-    controller = traced_tolerances(stepsize_controller)
-    return _sample_and_log_prob(
-        flow,
-        shape,
-        num_samples,
-        key,
-        num_probes,
-        cond,
-        cond_axes,
-        source,
-        mask,
-        solver,
-        num_steps,
-        controller,
-        max_steps,
-    )
+    return _sample_and_log_prob(flow, shape, num_samples, key, num_probes, cond, cond_axes, source, mask, options)
 
 
 class _WithDivergence(eqx.Module):
@@ -162,32 +145,18 @@ def _source_log_prob(source: AbstractDistribution, x: Array, mask: Array | None)
 
 
 @eqx.filter_jit
-def _log_prob(flow, x1, cond, key, num_probes, source, mask, solver, num_steps, controller, max_steps):
+def _log_prob(flow, x1, cond, key, num_probes, source, mask, options):
     velocity = _with_divergence(flow, x1, mask, key, num_probes)
     x1 = x1 if mask is None else zero_masked(x1, mask)
     t0, t1 = jnp.asarray(end_of(flow), x1.dtype), jnp.zeros((), x1.dtype)
     start = x1, jnp.zeros((), x1.dtype)
-    solution = solve(velocity, start, cond, t0, t1, solver, num_steps, controller, dfx.SaveAt(t1=True), max_steps)
+    solution = solve(velocity, start, cond, t0, t1, options)
     x0, change = end_state(solution)
     return _source_log_prob(source, x0, mask) + change
 
 
 @eqx.filter_jit
-def _sample_and_log_prob(
-    flow,
-    shape,
-    num_samples,
-    key,
-    num_probes,
-    cond,
-    cond_axes,
-    source,
-    mask,
-    solver,
-    num_steps,
-    controller,
-    max_steps,
-):
+def _sample_and_log_prob(flow, shape, num_samples, key, num_probes, cond, cond_axes, source, mask, options):
     flow = eqx.nn.inference_mode(flow)
     skey, pkey = jr.split(key)
     x0 = source.sample((num_samples, *shape), key=skey)
@@ -198,7 +167,7 @@ def _sample_and_log_prob(
         x0 = x0 if mask is None else zero_masked(x0, mask)
         t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
         start = x0, jnp.zeros((), x0.dtype)
-        solution = solve(velocity, start, cond, t0, t1, solver, num_steps, controller, dfx.SaveAt(t1=True), max_steps)
+        solution = solve(velocity, start, cond, t0, t1, options)
         x1, change = end_state(solution)
         return jump_to_data(flow, x1, cond, mask), _source_log_prob(source, x0, mask) - change
 

@@ -9,7 +9,6 @@ from flowkit._checks import check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import zero_masked
 from flowkit._integrate import (
-    check_solver,
     DEFAULT_CONTROLLER,
     DEFAULT_SOLVER,
     end_of,
@@ -17,7 +16,7 @@ from flowkit._integrate import (
     jump_to_data,
     MaskedVelocity,
     solve,
-    traced_tolerances,
+    solver_options,
 )
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
 
@@ -80,42 +79,13 @@ def sample(
 
     **Returns:** `fk.Samples(values, stats)`, `values` of shape `(num_samples, *shape)`.
     """
-    check_solver(solver, num_steps, stepsize_controller)
+    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
-    controller = traced_tolerances(stepsize_controller)
-    return _sample(
-        flow,
-        shape,
-        num_samples,
-        key,
-        cond,
-        cond_axes,
-        source,
-        mask,
-        solver,
-        num_steps,
-        controller,
-        max_steps,
-        throw,
-    )
+    return _sample(flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw)
 
 
 @eqx.filter_jit
-def _sample(
-    flow,
-    shape,
-    num_samples,
-    key,
-    cond,
-    cond_axes,
-    source,
-    mask,
-    solver,
-    num_steps,
-    controller,
-    max_steps,
-    throw,
-):
+def _sample(flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw):
     flow = eqx.nn.inference_mode(flow)
     x0 = source.sample((num_samples, *shape), key=key)
 
@@ -123,9 +93,8 @@ def _sample(
         velocity = flow if mask is None else MaskedVelocity(flow, mask)
         x0 = x0 if mask is None else zero_masked(x0, mask)
         t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
-        saveat = dfx.SaveAt(t1=True)
-        solution = solve(velocity, x0, cond, t0, t1, solver, num_steps, controller, saveat, max_steps, throw=throw)
-        return jump_to_data(flow, end_state(solution), cond, mask), statistics(solution, solver)
+        solution = solve(velocity, x0, cond, t0, t1, options, throw=throw)
+        return jump_to_data(flow, end_state(solution), cond, mask), statistics(solution, options.solver)
 
     values, stats = eqx.filter_vmap(one, in_axes=(0, cond_axes, 0))(x0, cond, mask)
     return Samples(values, stats)

@@ -90,7 +90,8 @@ def test_api_pages_list_every_public_name(namespace):
     assert set(listed) == public
 
 
-PAGES = [page for page in sorted((ROOT / "docs" / "pages").glob("*.md")) if "```python" in page.read_text()]
+# The page on point clouds trains what the example trains, which takes minutes.
+PAGES = [ROOT / "docs" / "pages" / f"{name}.md" for name in ("mathematics", "how-to-extend", "choosing", "training")]
 
 
 @pytest.mark.slow
