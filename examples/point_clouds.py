@@ -299,7 +299,8 @@ def draw(model: fk.latent.SetFlow, history: dict, held_out: HeldOut, output: Pat
     size = points.shape[-1]
     latents = jax.vmap(model.encode)(points, mask)
     samples = fk.sample(model.flow, (FIGURE_POINTS, size), num_samples=len(points), cond=latents, key=rkey)
-    fk.plotting.reconstructions(points, samples.values, input_masks=mask, path=output / "samples.png")
+    inputs = points if mask is None else [cloud[seen] for cloud, seen in zip(points, mask, strict=True)]
+    fk.plotting.reconstructions(inputs, samples.values, path=output / "samples.png")
     generated = model.sample(FIGURE_POINTS, num_samples=36, key=skey).values
     fk.plotting.point_clouds(generated, path=output / "unconditional_samples.png")
 

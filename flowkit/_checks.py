@@ -27,11 +27,7 @@ def check_data(name: str, x: Any, mask: Any = None) -> None:
     if mask is not None and mask.shape != x.shape[:2]:
         raise ValueError(f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, got {mask.shape}.")
     check_mask("mask", mask)
-    if is_traced(x, mask):
-        return
-    finite = np.isfinite(x)
-    if not np.all(finite if mask is None else finite[np.asarray(mask)]):
-        raise ValueError(f"`{name}` holds NaN or infinity at valid entries; remove or mask them.")
+    _check_finite(name, x, mask)
 
 
 def check_example(name: str, x: Any, mask: Any = None) -> None:
@@ -39,6 +35,10 @@ def check_example(name: str, x: Any, mask: Any = None) -> None:
     if 0 in x.shape:
         raise ValueError(f"`{name}` must not be empty, got shape {x.shape}.")
     check_mask("mask", mask)
+    _check_finite(name, x, mask)
+
+
+def _check_finite(name: str, x: Any, mask: Any) -> None:
     if not is_traced(x, mask) and not np.all(np.isfinite(x if mask is None else np.asarray(x)[np.asarray(mask)])):
         raise ValueError(f"`{name}` holds NaN or infinity at valid entries; remove or mask them.")
 

@@ -30,7 +30,7 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow, zero_masked
 from flowkit._paths import AbstractPath, as_time, Coefficients
 from flowkit._predictions import AbstractPrediction, CUT, same_prediction, Velocity
-from flowkit._times import stratified, uniform
+from flowkit._times import stays_inside, stratified, uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar, VelocityField
 
 
@@ -213,7 +213,7 @@ def _draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
     t = times(num, key=key)
     if t.shape != (num,):
         raise ValueError(f"`times` must return shape {(num,)} when asked for {num} times, but returned {t.shape}.")
-    if times not in (uniform, stratified):
+    if not stays_inside(times):
         t = eqx.error_if(t, jnp.any((t < 0) | (t > 1)), "`times` drew a time outside [0, 1] (0 is noise, 1 is data).")
     return t.astype(dtype)
 

@@ -102,7 +102,7 @@ def marginal(
 
 
 class _MixtureNetwork(eqx.Module):
-    """Works in the coordinates `(x - alpha-free part) / std` of a standard source."""
+    """Works on `(x - sigma mean_0) / std_0`, where the source is standard; `means` and `variances` are scaled alike."""
 
     log_weights: Float[Array, " k"]
     means: Float[Array, "k d"]

@@ -4,6 +4,8 @@ Drawing from a density $p(t)$ and weighting the loss by $w(t)$ are the same free
 $w(t)\, p(t)$ have the same expectation.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,11 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._types import is_traced, PRNGKey, Scalar
+
+
+def stays_inside(law: Callable) -> bool:
+    """Whether a law is one of these, whose times are in [0, 1] by construction."""
+    return isinstance(law, LogitNormal | ArctanLogNormal | Beta) or law in (uniform, stratified, cosmap)
 
 
 def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
