@@ -3,6 +3,8 @@
 A new encoder or network is one line here.
 """
 
+import jax.numpy as jnp
+
 import flowkit.nn as nn
 
 
@@ -39,3 +41,13 @@ STRUCTURED_CRNS = {
     "adaln_mlp_pool": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.Pool(), key=key),
 }
 CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS
+
+
+def as_set_function(fn):
+    """`fn(points, mask)` with the rows outside of the mask zeroed before and after, as networks on sets do it."""
+
+    def masked(points, mask):
+        keep = jnp.ones(points.shape[0], bool) if mask is None else mask
+        return jnp.where(keep[:, None], fn(jnp.where(keep[:, None], points, 0), mask), 0)
+
+    return masked

@@ -1,3 +1,4 @@
+from flowkit.nn._attention import Attention as Attention
 from flowkit.nn._coordinates import (
     AbstractFeatures as AbstractFeatures,
     banded as banded,
@@ -6,7 +7,7 @@ from flowkit.nn._coordinates import (
     PointEmbedding as PointEmbedding,
     SinusoidalFeatures as SinusoidalFeatures,
 )
-from flowkit.nn._feed_forward import FeedForward as FeedForward
+from flowkit.nn._feed_forward import FeedForward as FeedForward, SwiGLU as SwiGLU
 from flowkit.nn._layer_norm import LayerNorm as LayerNorm
 from flowkit.nn._linear import Linear as Linear
 from flowkit.nn._mlp import MLP as MLP
@@ -19,6 +20,7 @@ from flowkit.nn._time_embeddings import (
     SinusoidalTime as SinusoidalTime,
     ZeroToOneTime as ZeroToOneTime,
 )
+from flowkit.nn._transformer import AttentionBlock as AttentionBlock, Residual as Residual
 from flowkit.nn.crn import (
     AbstractConditioner as AbstractConditioner,
     AbstractCRN as AbstractCRN,

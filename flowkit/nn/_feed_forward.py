@@ -1,10 +1,11 @@
-"""A stack of fully connected layers."""
+"""Stacks of fully connected layers."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
@@ -52,3 +53,26 @@ class FeedForward(eqx.Module):
         for layer in hidden:
             x = self.activation(layer(x))
         return last(x)
+
+
+class SwiGLU(eqx.Module):
+    r"""A gated layer, $W_3 (\mathrm{SiLU}(W_1 x) \odot W_2 x)$, on the last axis: `in_size` to `hidden_size` and back.
+
+    **Arguments:** `in_size`, `hidden_size`, `out_size` (`in_size` by default), `use_bias`, and a key.
+
+    **Reference:** Shazeer, GLU Variants Improve Transformer (2020), arXiv 2002.05202.
+    """
+
+    gate_and_value: Linear
+    out: Linear
+
+    def __init__(
+        self, in_size: int, hidden_size: int, out_size: int | None = None, *, use_bias: bool = False, key: PRNGKey
+    ):
+        in_key, out_key = jr.split(key)
+        self.gate_and_value = Linear(in_size, 2 * hidden_size, use_bias=use_bias, key=in_key)
+        self.out = Linear(hidden_size, in_size if out_size is None else out_size, use_bias=use_bias, key=out_key)
+
+    def __call__(self, x: Float[AnyArray, "*leading _"]) -> Float[Array, "*leading _"]:
+        gate, value = jnp.split(self.gate_and_value(x), 2, axis=-1)
+        return self.out(jax.nn.silu(gate) * value)

@@ -1,0 +1,86 @@
+"""Attention over a set."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float
+
+from flowkit._types import AnyArray, PRNGKey
+from flowkit.nn._linear import Linear
+
+
+class Attention(eqx.Module):
+    r"""Multi-head attention of rows $x_i$ to the rows $y_j$ of a context, without positions: equivariant, invariant.
+
+    $$\mathrm{softmax}_j\big( q_i \cdot k_j / \sqrt{d_h} \big)\, v_j, \qquad q = x W_q,\ k = y W_k,\ v = y W_v$$
+
+    in every head, the heads joined by $W_o$. With `num_kv_heads` below `num_heads` consecutive heads share keys and
+    values: grouped, and with 1 multi-query attention.
+
+    **Arguments:**
+
+    - `width_size`: of the rows and of the result.
+    - `context_size`: of the rows of the context; `width_size` by default.
+    - `num_heads`: divides `width_size`.
+    - `num_kv_heads`: divides `num_heads`, which is the default.
+    - `use_bias`: whether the four linear maps have biases.
+    - `key`: for the initial weights.
+
+    **Reference:** Vaswani et al. (2017), arXiv 1706.03762; Shazeer (2019), arXiv 1911.02150, for one key-value head;
+    Ainslie et al. (2023), arXiv 2305.13245, for groups.
+    """
+
+    query: Linear
+    keys: Linear
+    values: Linear
+    out: Linear
+    num_heads: int = eqx.field(static=True)
+    num_kv_heads: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width_size: int,
+        *,
+        context_size: int | None = None,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        use_bias: bool = False,
+        key: PRNGKey,
+    ):
+        context_size = width_size if context_size is None else context_size
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or width_size % num_heads:
+            raise ValueError(f"`num_heads` must divide the width of {width_size}, got {num_heads}.")
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"`num_kv_heads` must divide the {num_heads} heads, got {num_kv_heads}.")
+        query_key, keys_key, values_key, out_key = jr.split(key, 4)
+        kv_size = width_size // num_heads * num_kv_heads
+        self.query = Linear(width_size, width_size, use_bias=use_bias, key=query_key)
+        self.keys = Linear(context_size, kv_size, use_bias=use_bias, key=keys_key)
+        self.values = Linear(context_size, kv_size, use_bias=use_bias, key=values_key)
+        self.out = Linear(width_size, width_size, use_bias=use_bias, key=out_key)
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+
+    def __call__(
+        self,
+        x: Float[AnyArray, "n width"],
+        context: Float[AnyArray, "m context"] | None = None,
+        mask: Bool[AnyArray, " m"] | None = None,
+    ) -> Float[Array, "n width"]:
+        """What the rows of `x` gather from the context, which is `x` itself if `None`.
+
+        `mask` tells the valid rows of the context; if there are none, nothing is gathered.
+        """
+        context = x if context is None else context
+        split = lambda rows, heads: rows.reshape(rows.shape[0], heads, -1)
+        gathered = jax.nn.dot_product_attention(
+            split(self.query(x), self.num_heads),
+            split(self.keys(context), self.num_kv_heads),
+            split(self.values(context), self.num_kv_heads),
+            mask=None if mask is None else jnp.asarray(mask)[None, None, :],
+        ).reshape(x.shape[0], -1)
+        if mask is not None:
+            gathered = jnp.where(jnp.any(jnp.asarray(mask)), gathered, jnp.zeros_like(gathered))
+        return self.out(gathered)

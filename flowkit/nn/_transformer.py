@@ -1,0 +1,155 @@
+"""Blocks of attention and feed-forward layers for sets."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float
+
+from flowkit._types import AnyArray, PRNGKey
+from flowkit.nn._attention import Attention
+from flowkit.nn._feed_forward import SwiGLU
+from flowkit.nn._layer_norm import LayerNorm
+
+
+class Residual(eqx.Module):
+    """`h + scale * update`, the update dropped out in training: entry by entry, or whole.
+
+    Without a key, and in inference mode, nothing is dropped.
+
+    **Arguments:**
+
+    - `width_size`: of the rows.
+    - `layer_scale`: the initial value of a learned factor per feature, such as `1e-4`; `None` for no factor.
+    - `dropout`: the probability that an entry of the update is dropped.
+    - `stochastic_depth`: the probability that the whole update is dropped.
+
+    **Reference:** Touvron et al., Going Deeper with Image Transformers (2021), arXiv 2103.17239, for the factor; Huang
+    et al., Deep Networks with Stochastic Depth (2016), arXiv 1603.09382.
+    """
+
+    scale: Float[AnyArray, " width"] | None
+    dropout: eqx.nn.Dropout
+    stochastic_depth: eqx.nn.Dropout
+
+    def __init__(
+        self,
+        width_size: int,
+        *,
+        layer_scale: float | None = None,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+    ):
+        for name, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"`{name}` is a probability below 1, got {rate}.")
+        self.scale = None if layer_scale is None else jnp.full(width_size, layer_scale, jnp.result_type(float))
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.stochastic_depth = eqx.nn.Dropout(stochastic_depth)
+
+    def __call__(
+        self, h: Float[Array, "n width"], update: Float[Array, "n width"], *, key: PRNGKey | None = None
+    ) -> Float[Array, "n width"]:
+        if self.scale is not None:
+            update = update * self.scale.astype(update.dtype)
+        if key is not None:
+            entry_key, whole_key = jr.split(key)
+            update = self.dropout(update, key=entry_key)
+            update = update * self.stochastic_depth(jnp.ones((), update.dtype), key=whole_key)
+        return h + update
+
+
+class AttentionBlock(eqx.Module):
+    """Attention, then a feed-forward network, both on normalized rows and added to the rows: a pre-norm transformer.
+
+    `h <- h + Attention(norm(h), context)`, `h <- h + feed_forward(norm(h))`. Without a context the rows attend to each
+    other (the block SAB of the Set Transformer), with one to the normalized rows of the context (its block MAB).
+
+    **Arguments:**
+
+    - `width_size`: of the rows.
+    - `context_size`: of the rows of the context, `width_size` by default. Only a block that was built with
+      `cross=True` takes a context.
+    - `cross`: see above.
+    - `num_heads`, `num_kv_heads`, `use_bias`: as in `Attention`.
+    - `mlp_ratio`: the width of the feed-forward network over `width_size`.
+    - `feed_forward`: `(in_size, hidden_size, *, key) -> network`, such as `SwiGLU`.
+    - `layer_scale`, `dropout`, `stochastic_depth`: as in `Residual`.
+    - `key`: for the initial weights.
+
+    **Reference:** Xiong et al., On Layer Normalization in the Transformer Architecture (2020), arXiv 2002.04745; Lee
+    et al., Set Transformer (2019), arXiv 1810.00825.
+    """
+
+    attention: Attention
+    feed_forward: Callable[[Array], Array]
+    norm: LayerNorm
+    context_norm: LayerNorm | None
+    feed_forward_norm: LayerNorm
+    attention_residual: Residual
+    feed_forward_residual: Residual
+
+    def __init__(
+        self,
+        width_size: int,
+        *,
+        cross: bool = False,
+        context_size: int | None = None,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        use_bias: bool = False,
+        mlp_ratio: float = 4.0,
+        feed_forward: Callable[..., Callable[[Array], Array]] = SwiGLU,
+        layer_scale: float | None = None,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        key: PRNGKey,
+    ):
+        attention_key, feed_forward_key = jr.split(key)
+        context_size = width_size if context_size is None else context_size
+        self.attention = Attention(
+            width_size,
+            context_size=context_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            use_bias=use_bias,
+            key=attention_key,
+        )
+        self.feed_forward = feed_forward(width_size, round(mlp_ratio * width_size), key=feed_forward_key)
+        self.norm = LayerNorm(width_size)
+        self.context_norm = LayerNorm(context_size) if cross else None
+        self.feed_forward_norm = LayerNorm(width_size)
+        residual = Residual(width_size, layer_scale=layer_scale, dropout=dropout, stochastic_depth=stochastic_depth)
+        self.attention_residual = residual
+        self.feed_forward_residual = residual
+
+    def __call__(
+        self,
+        h: Float[Array, "n width"],
+        context: Float[Array, "m context"] | None = None,
+        mask: Bool[AnyArray, " m"] | None = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "n width"]:
+        """The new rows. `mask` tells the valid rows of what is attended to: of the context, or of `h` itself.
+
+        Rows outside of the mask get values too; whoever reads them must not.
+        """
+        if (context is None) != (self.context_norm is None):
+            raise ValueError("`context` must be given to a block built with `cross=True`, and to no other.")
+        attention_key, feed_forward_key = (None, None) if key is None else jr.split(key)
+        if self.context_norm is not None and context is not None:
+            context = self.context_norm(context)
+        h = self.attention_residual(h, self.attention(self.norm(h), context, mask), key=attention_key)
+        return self.feed_forward_residual(h, self.feed_forward(self.feed_forward_norm(h)), key=feed_forward_key)
+
+
+def split_or_none(key: PRNGKey | None, num: int) -> list[PRNGKey | None]:
+    """As many keys, or as many `None`."""
+    return [None] * num if key is None else list(jr.split(key, num))
+
+
+def depth_rates(stochastic_depth: float, depth: int) -> list[float]:
+    """The rates of a stack of blocks, from 0 at the first to `stochastic_depth` at the last, evenly spaced."""
+    return [stochastic_depth * i / max(depth - 1, 1) for i in range(depth)]
