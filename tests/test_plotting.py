@@ -1,5 +1,6 @@
 """Figures hold what they were given, leave no global state, and refuse what cannot be drawn."""
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
 import flowkit.plotting as plotting
@@ -21,6 +23,7 @@ def normal(seed, *shape):
 
 
 STEPS = np.arange(200)
+HALF = np.tile(np.arange(20) < 10, (5, 1))
 TIMES = np.linspace(0, 1, 5, dtype=np.float32)
 HISTORY = {
     "loss": (STEPS, np.exp(-STEPS / 50) + 0.1),
@@ -35,6 +38,10 @@ FIGURES = {
     "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 36, 20, 2), **k), 36),
     "point_clouds_3d": (lambda **k: plotting.point_clouds(normal(0, 3, 20, 3), **k), 3),
     "reconstructions": (lambda **k: plotting.reconstructions(normal(0, 7, 20, 2), normal(1, 7, 20, 2), **k), 14),
+    "reconstructions_3d": (lambda **k: plotting.reconstructions(normal(0, 2, 20, 3), normal(1, 2, 20, 3), **k), 4),
+    "masked_examples": (lambda **k: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=3, **k), 10),
+    "masked_examples_3d": (lambda **k: plotting.masked_examples(normal(0, 5, 20, 3), HALF, grid_size=2, **k), 10),
+    "segmentations": (lambda **k: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 2 * HALF, **k), 10),
     "samples_2d": (lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k), 3),
     "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 4),
     "explained_velocity": (lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k), 1),
@@ -104,24 +111,121 @@ def test_point_clouds_of_different_sizes():
 
 def test_weights_order_the_shades():
     weights = np.arange(20, dtype=np.float32)[None]
-    axes = plotting.point_clouds(normal(0, 1, 20, 2), weights=weights).axes[0]
-    shades = np.asarray(axes.collections[0].get_array())
-    assert (np.diff(shades) > 0).all()
+    axes = axes_of(plotting.point_clouds(normal(0, 1, 20, 2), weights=weights))[0]
+    assert (np.diff(axes.collections[0].get_facecolor()[:, :3].sum(1)) < 0).all()
     plotting.point_clouds(normal(0, 1, 20, 2), np.zeros((1, 20), bool), weights=weights)
     plotting.point_clouds(normal(0, 1, 20, 2), weights=np.ones((1, 20), np.float32))
+
+
+def rgb(axes):
+    """The colours of the points of a panel."""
+    return np.concatenate([c.get_facecolor()[:, :3] for c in axes.collections if isinstance(c, PathCollection)])
+
+
+RED, BLACK, GREY = ([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in ("#d62728", "#333333", "#b5b5b5"))
+
+
+def tab10(ids):
+    return np.asarray(matplotlib.colormaps["tab10"].colors)[ids]
 
 
 def test_hidden_points_are_red():
     inputs, samples = normal(0, 1, 20, 2), normal(1, 1, 30, 2)
     seen = np.arange(20)[None] < 15
     valid = np.arange(20)[None] < 18
-    figure = plotting.reconstructions(inputs, samples[:, :20], seen, valid)
-    shown, hidden = axes_of(figure)[0].collections
-    np.testing.assert_allclose(shown.get_offsets(), inputs[0, :15])
-    np.testing.assert_allclose(hidden.get_offsets(), inputs[0, 15:18])
-    assert np.allclose(hidden.get_facecolor()[0, :3], [0xD6 / 255, 0x27 / 255, 0x28 / 255])
-    np.testing.assert_allclose(offsets(figure.axes[1]), samples[0, :18])
+    left, right = axes_of(plotting.reconstructions(inputs, samples[:, :20], seen, valid))
+    np.testing.assert_allclose(offsets(left), inputs[0, :18])
+    np.testing.assert_allclose(rgb(left), np.repeat([BLACK, RED], [15, 3], axis=0))
+    np.testing.assert_allclose(offsets(right), samples[0, :18])
     assert len(plotting.reconstructions(inputs, samples).axes) == 2
+
+
+def test_masked_examples_count_and_draw_cells():
+    clouds, valid = normal(0, 1, 20, 2), np.arange(20)[None] < 18
+    seen = np.arange(20)[None] % 3 == 0
+    left, right = axes_of(plotting.masked_examples(clouds, seen, valid, grid_size=3))
+    assert titles(left.figure) == ["original", "visible: 6 of 18"]
+    np.testing.assert_allclose(rgb(left), np.tile(BLACK, (18, 1)))
+    np.testing.assert_allclose(rgb(right), np.where(seen[0, :18, None], BLACK, RED))
+    (lines,) = [c for c in right.collections if isinstance(c, LineCollection)]
+    ends = np.concatenate(lines.get_segments())
+    low, high = clouds[0, :18].min(0), clouds[0, :18].max(0)
+    for axis in range(2):
+        np.testing.assert_allclose(np.unique(ends[:, axis].round(5)), np.linspace(low, high, 4)[:, axis], atol=1e-5)
+    assert len(ends) == 2 * 8
+    assert not [c for c in left.collections if isinstance(c, LineCollection)]
+    assert len(plotting.masked_examples(clouds, seen).axes) == 2
+
+
+def test_cells_in_space_are_drawn_behind_the_points():
+    corners = np.stack(np.meshgrid(*[np.float32([-1, 1])] * 3), -1).reshape(1, 8, 3)
+    figure = plotting.masked_examples(corners, np.ones((1, 8), bool), grid_size=2, view=(30, -60))
+    (lines,) = [c for c in axes_of(figure)[1].collections if isinstance(c, LineCollection)]
+    # Three faces of 3 + 3 lines; the three edges that two faces share are counted once.
+    assert len(lines.get_segments()) == 15
+
+
+def test_point_labels_color_the_points():
+    clouds, ids = normal(0, 2, 6, 2), np.asarray([[0, 1, 2, 2, -1, 3], [3, 3, 3, 0, 0, 0]])
+    first, second = axes_of(plotting.point_clouds(clouds, point_labels=ids))
+    np.testing.assert_allclose(rgb(first), [*tab10([0, 1, 2, 2]), GREY, *tab10([3])])
+    np.testing.assert_allclose(rgb(second), tab10([3, 3, 3, 0, 0, 0]))
+    masked = plotting.point_clouds(clouds, ids >= 2, point_labels=ids)
+    np.testing.assert_allclose(rgb(axes_of(masked)[0]), tab10([2, 2, 3]))
+    for number in (15, 40):  # more colours than tab10 has
+        ids = np.arange(number)[None]
+        assert len(np.unique(rgb(axes_of(plotting.point_clouds(normal(0, 1, number, 2), point_labels=ids))[0]), axis=0))
+
+
+def test_slots_take_the_colors_of_their_objects():
+    objects = np.asarray([[5, 5, 5, 2, 2, 2, 2, -1]])
+    slots = np.asarray([[7, 7, 0, 0, 0, 0, 4, -1]])
+    left, right = axes_of(plotting.segmentations(normal(0, 1, 8, 2), objects, slots))
+    np.testing.assert_allclose(rgb(left), [*tab10([5, 5, 5, 2, 2, 2, 2]), GREY])
+    np.testing.assert_allclose(rgb(right), [*tab10([5, 5, 2, 2, 2, 2, 0]), GREY])  # a third slot: the first colour left
+    assert titles(left.figure) == ["objects", "slots"]
+
+
+def test_renamed_slots_agree_as_well_as_any():
+    from flowkit.plotting._pairs import match_ids
+
+    rng = np.random.default_rng(0)
+    true, found = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    best = max(np.mean(np.asarray(names)[found] == true) for names in itertools.permutations(range(4)))
+    assert np.mean(match_ids(found, true) == true) == best
+
+
+@pytest.mark.parametrize("up", [0, 1, 2])
+def test_view_of_space(up):
+    cloud = np.concatenate([np.zeros((1, 3)), np.eye(3), 2 * np.eye(3)[[up]]]).astype(np.float32)
+    draw = lambda view: offsets(axes_of(plotting.point_clouds(cloud[None], up=up, view=view))[0])
+    # Ordered by depth, so points are looked up by where they must be.
+    has = lambda flat, point: np.any(np.all(np.isclose(flat, point, atol=1e-6), 1))
+    assert has(draw((0, -60)), (0, 2))  # upright
+    first, second = (up + 1) % 3, (up + 2) % 3
+    above = draw((90, -90))  # a map, the first horizontal axis to the right and the second one upwards
+    assert has(above, (1, 0))
+    assert has(above, (0, 1))
+    assert np.sum(np.all(np.isclose(above, 0, atol=1e-6), 1)) == 3
+    # A rotation: what is lost of a length is the depth along the direction of the eye.
+    elevation, azimuth = np.radians((20, -60))
+    eye = np.zeros(3)
+    eye[[first, second, up]] = (
+        np.cos(elevation) * np.cos(azimuth),
+        np.cos(elevation) * np.sin(azimuth),
+        np.sin(elevation),
+    )
+    seen = np.sqrt(np.maximum(np.sum(cloud**2, 1) - (cloud @ eye) ** 2, 0))
+    np.testing.assert_allclose(np.sort(np.linalg.norm(draw((20, -60)), axis=1)), np.sort(seen), atol=1e-6)
+
+
+def test_near_points_are_darker_and_drawn_last():
+    cloud = np.float32([[0, 0, 1], [0, 0, 0], [0, 0, 2]])  # seen from above
+    axes = axes_of(plotting.point_clouds(cloud[None], view=(90, 0), color="#000000"))[0]
+    shades = rgb(axes)
+    assert np.all(np.diff(shades[:, 0]) < 0)
+    np.testing.assert_allclose(shades[-1], 0)
+    assert plotting.point_clouds(cloud[None], limits=(-1, 1)).axes[0].get_xlim()[0] < -1  # the cube, seen from a corner
 
 
 def test_samples_2d_overlay_holds_both():
@@ -243,6 +347,19 @@ def test_density_has_unit_mass():
         (lambda: plotting.point_clouds(normal(0, 1, 5, 2), limits=(1, 0)), "lower limit comes first"),
         (lambda: plotting.point_clouds([normal(0, 5, 2), normal(0, 5, 3)]), "same dimension"),
         (lambda: plotting.reconstructions(normal(0, 2, 5, 2), normal(0, 3, 5, 2)), "`samples` has 3 clouds"),
+        (lambda: plotting.point_clouds(normal(0, 1, 5, 3), up=3), "`up` is 3"),
+        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), point_labels=HALF[:1, :4] * 1), "`point_labels` has 4"),
+        (
+            lambda: plotting.point_clouds(normal(0, 5, 20, 2), weights=1.0 * HALF, point_labels=1 * HALF),
+            "`weights` and `point_labels`",
+        ),
+        (lambda: plotting.point_clouds(normal(0, 2, 5, 2), columns=0), "`columns` is 0"),
+        (lambda: plotting.reconstructions(normal(0, 5, 9, 2), normal(0, 5, 9, 2), HALF), r"`input_masks` has a mask"),
+        (lambda: plotting.masked_examples(normal(0, 5, 9, 2), HALF), r"`visible_masks` has a mask of shape \(20,\)"),
+        (lambda: plotting.masked_examples(normal(0, 4, 20, 2), HALF), "`visible_masks` must have one entry"),
+        (lambda: plotting.masked_examples(normal(0, 5, 20, 2), None), "`visible_masks` is missing"),
+        (lambda: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=0), "`grid_size` is 0"),
+        (lambda: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 1 * HALF[:4]), "`slots` must have one entry"),
         (lambda: plotting.loss_trajectory({}), "`history` is empty"),
         (lambda: plotting.loss_trajectory({"a": ([1, 2], [1.0])}), r"`history\['a'\]`"),
         (lambda: plotting.loss_trajectory(HISTORY, panels={"x": ["y"]}), "`panels` names 'y'"),

@@ -1,10 +1,11 @@
 """Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given. No global state, no display."""
 
-from flowkit.plotting._clouds import (
-    point_clouds as point_clouds,
-    reconstructions as reconstructions,
-    samples_2d as samples_2d,
-)
+from flowkit.plotting._clouds import point_clouds as point_clouds, samples_2d as samples_2d
 from flowkit.plotting._flows import density_1d as density_1d, trajectories as trajectories, vector_field as vector_field
+from flowkit.plotting._pairs import (
+    masked_examples as masked_examples,
+    reconstructions as reconstructions,
+    segmentations as segmentations,
+)
 from flowkit.plotting._style import colors as colors
 from flowkit.plotting._training import explained_velocity as explained_velocity, loss_trajectory as loss_trajectory
