@@ -3,11 +3,15 @@
 A new encoder or network is one line here.
 """
 
+import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 
 import flowkit.nn as nn
 
 
+KEY = jr.key(0)
+DIMENSIONS = (2, 3, 4)
 # name: (dimension, key) -> encoder
 GLOBAL_ENCODERS = {
     "point_net": lambda d, key: nn.PointNet(d, 8, hidden_sizes=(16, 32), key=key),
@@ -51,3 +55,12 @@ def as_set_function(fn):
         return jnp.where(keep[:, None], fn(jnp.where(keep[:, None], points, 0), mask), 0)
 
     return masked
+
+
+def cloud(d, n=6):
+    return jr.normal(jr.key(d), (n, d)) + 0.3
+
+
+@eqx.filter_jit
+def call(network, *args):
+    return network(*args)

@@ -14,11 +14,9 @@ from flowkit.testing import (
     perturbed,
 )
 
-from .helpers import CRNS, ENCODERS, GLOBAL_CRNS, GLOBAL_ENCODERS, LOCAL_CRNS, LOCAL_ENCODERS, SMALL, STRUCTURED_CRNS
+from .helpers import call, cloud, CRNS, DIMENSIONS, ENCODERS, GLOBAL_CRNS, KEY, LOCAL_CRNS, SMALL, STRUCTURED_CRNS
 
 
-KEY = jr.key(0)
-DIMENSIONS = (2, 3, 4)
 NUM_LATENTS = dict.fromkeys(GLOBAL_CRNS, 1) | dict.fromkeys(LOCAL_CRNS, 6) | dict.fromkeys(STRUCTURED_CRNS, 3)
 TIME_EMBEDDINGS = {
     "raw": lambda key: nn.RawTime(),
@@ -51,17 +49,8 @@ PARAMETER_COUNTS = {
 }
 
 
-def cloud(d, n=6):
-    return jr.normal(jr.key(d), (n, d)) + 0.3
-
-
 def parameters(model):
     return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
-
-
-@eqx.filter_jit
-def call(network, *args):
-    return network(*args)
 
 
 class Cloudwise(eqx.Module):
@@ -295,54 +284,6 @@ def test_mlp_reads_other_shapes_as_vectors():
 
 
 # -- networks on sets
-
-
-@pytest.mark.parametrize("d", DIMENSIONS)
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_symmetry_and_masks(name, d):
-    encoder = perturbed(ENCODERS[name](d, KEY), key=jr.key(1))
-    mask = jnp.array([True, True, False, True, True, True])
-    symmetric = assert_permutation_equivariant if name in LOCAL_ENCODERS else assert_permutation_invariant
-    symmetric(encoder, cloud(d), mask, key=KEY)
-    assert_mask_independent(encoder, cloud(d), mask, key=KEY)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_contract(name):
-    encoder = ENCODERS[name](3, KEY)
-    assert (encoder.in_size, encoder.out_size) == (3, 8)
-    for n in (1, 2, 9):
-        latents = call(encoder, cloud(3, n))
-        assert latents.ndim == 2
-        assert latents.shape[1] == 8
-        assert latents.shape[0] == 1 or name not in GLOBAL_ENCODERS
-        np.testing.assert_allclose(latents, call(encoder, cloud(3, n), jnp.ones(n, bool)), atol=1e-5)
-    batch = jnp.stack([cloud(3), cloud(3) + 1])
-    together = call(jax.vmap(encoder), batch)
-    np.testing.assert_allclose(together[1], call(encoder, batch[1]), atol=1e-5)
-    assert call(encoder, np.asarray(cloud(3))).dtype == jnp.float32
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_refuses_wrong_clouds(name):
-    encoder = ENCODERS[name](3, KEY)
-    with pytest.raises(ValueError, match="`points` have 2 coordinates.*in_size=3"):
-        encoder(cloud(2))
-    with pytest.raises(ValueError, match="`points` is an empty set"):
-        encoder(jnp.zeros((0, 3)))
-    with pytest.raises(TypeCheckError, match="mask"):
-        encoder(cloud(3), jnp.ones(5, bool))
-
-
-def test_point_net_tells_clouds_apart_that_differ_in_scale_only():
-    # LayerNorm on raw coordinates would map both clouds to the same signs.
-    encoder = nn.PointNet(2, 8, key=KEY)
-    assert jnp.max(jnp.abs(encoder(cloud(2)) - encoder(3 * cloud(2)))) > 0.1
-
-
-def test_point_net_needs_a_layer():
-    with pytest.raises(ValueError, match="`hidden_sizes` is empty"):
-        nn.PointNet(2, 8, hidden_sizes=(), key=KEY)
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
