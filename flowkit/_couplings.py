@@ -9,10 +9,10 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flowkit._types import AnyArray, Cond, FloatArray, PRNGKey
+from flowkit._transport import solve_assignment
+from flowkit._types import Cond, FloatArray, PRNGKey
 
 
 class Pairing(NamedTuple):
@@ -51,7 +51,8 @@ def assignment(x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKe
     del cond, key
     if x0.shape != x1.shape:
         raise ValueError(f"`x0` and `x1` must be batches of equal shape, got {x0.shape} and {x1.shape}.")
-    return Pairing(source=_solve_assignment(_costs(x1, x0)))
+    failure = "`x0` or `x1` holds NaN or infinity, so there is no assignment; check the data."
+    return Pairing(source=solve_assignment(_costs(x1, x0), failure=failure))
 
 
 def _costs(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
@@ -63,18 +64,3 @@ def _costs(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
     x, y = (z - jnp.mean(z, axis=0) for z in (x, y))
     inner = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1) - 2 * inner
-
-
-def _solve_assignment(cost: Float[Array, "b b"]) -> Int[Array, " b"]:
-    shape = jax.ShapeDtypeStruct(cost.shape[:1], jnp.int32)
-    return jax.pure_callback(_assign_on_host, shape, cost, vmap_method="sequential")
-
-
-def _assign_on_host(cost: AnyArray) -> np.ndarray:
-    # Imported here: scipy.optimize takes as long to import as jax.
-    from scipy.optimize import linear_sum_assignment
-
-    cost = np.asarray(cost)
-    if not np.isfinite(cost).all():
-        raise ValueError("`x0` or `x1` holds NaN or infinity, so there is no assignment; check the data.")
-    return linear_sum_assignment(cost)[1].astype(np.int32)

@@ -27,7 +27,8 @@ CORE = {
     "_distributions": {"_types", "_checks"},
     "_paths": {"_types", "_checks"},
     "_times": {"_types", "_checks"},
-    "_couplings": {"_types", "_checks"},
+    "_transport": {"_types"},
+    "_couplings": {"_types", "_checks", "_transport"},
     "_predictions": {"_types", "_checks", "_paths"},
     "_flow": {"_types", "_checks", "_paths", "_predictions"},
 }
@@ -58,7 +59,7 @@ def test_layers(module):
     if part in CORE:
         allowed |= CORE[part]
     elif part in SATELLITES:
-        allowed |= {"_types"}
+        allowed |= {"_types"} | ({"_transport"} if part == "metrics" else set())
     else:
         assert part == "latent", f"{module} has no place in the table of layers"
         allowed |= set(CORE)

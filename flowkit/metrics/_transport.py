@@ -1,15 +1,11 @@
 """Distances by an exact optimal assignment of points."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
+from jaxtyping import Array, Bool, Float
 
+from flowkit._transport import solve_assignment
 from flowkit._types import AnyArray, is_traced, Mask
 from flowkit.metrics._distances import check_pair, masked_mean, prepare_pair, safe_sqrt, squared_distances
 
@@ -68,14 +64,14 @@ def _check_counts(x, y, mask_x, mask_y) -> None:
 @eqx.filter_jit
 def _emd(x, y, mask_x, mask_y):
     x, y, mask_x, mask_y = prepare_pair(x, y, mask_x, mask_y)
-    indices = _assign(safe_sqrt(squared_distances(x, y)), mask_x, mask_y)
+    indices = solve_assignment(safe_sqrt(squared_distances(x, y)), mask_x, mask_y)
     return _mean_cost(safe_sqrt, x, y, mask_x, indices)
 
 
 @eqx.filter_jit
 def _w2(x, y, mask_x, mask_y):
     x, y, mask_x, mask_y = prepare_pair(x, y, mask_x, mask_y)
-    indices = _assign(squared_distances(x, y), mask_x, mask_y)
+    indices = solve_assignment(squared_distances(x, y), mask_x, mask_y)
     return safe_sqrt(_mean_cost(lambda squared: squared, x, y, mask_x, indices))
 
 
@@ -84,30 +80,3 @@ def _mean_cost(cost, x, y, mask_x, indices):
     costs = cost(jnp.sum(jnp.square(x - y[indices]), 1))
     failed = jnp.any(mask_x & (indices < 0))
     return jnp.where(failed, jnp.nan, masked_mean(costs, mask_x))
-
-
-def _assign(cost: Float[Array, "n m"], mask_x: Bool[Array, " n"], mask_y: Bool[Array, " m"]) -> Int[Array, " n"]:
-    """For each valid row the column that is assigned to it, -1 elsewhere and where there is no assignment."""
-    result = jax.ShapeDtypeStruct(mask_x.shape, jnp.int32)
-    cost = lax.stop_gradient(cost)
-    return jax.pure_callback(_assign_on_host, result, cost, mask_x, mask_y, vmap_method="broadcast_all")
-
-
-def _assign_on_host(cost, mask_x, mask_y):
-    # A callback is handed jax arrays, which must not be computed with in here.
-    cost, mask_x, mask_y = np.asarray(cost), np.asarray(mask_x), np.asarray(mask_y)
-    batch = cost.shape[:-2]
-    problems = [a.reshape(-1, *a.shape[len(batch) :]) for a in (cost, mask_x, mask_y)]
-    if len(problems[0]) == 1:
-        return _assign_one(*(a[0] for a in problems)).reshape(mask_x.shape)
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(_assign_one, *problems))).reshape(mask_x.shape)
-
-
-def _assign_one(cost, mask_x, mask_y):
-    indices = np.full(mask_x.shape, -1, np.int32)
-    rows, columns = np.flatnonzero(mask_x), np.flatnonzero(mask_y)
-    cost = cost[np.ix_(rows, columns)]
-    if len(rows) == len(columns) and np.isfinite(cost).all():
-        indices[rows] = columns[linear_sum_assignment(cost)[1]]
-    return indices
