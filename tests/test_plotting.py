@@ -42,6 +42,14 @@ FIGURES = {
     "masked_examples": (lambda **k: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=3, **k), 10),
     "masked_examples_3d": (lambda **k: plotting.masked_examples(normal(0, 5, 20, 3), HALF, grid_size=2, **k), 10),
     "segmentations": (lambda **k: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 2 * HALF, **k), 10),
+    "embedding": (lambda **k: plotting.embedding(normal(0, 30, 2), np.arange(30) % 3, **k), 1),
+    "latent_statistics": (lambda **k: plotting.latent_statistics(normal(0, 4), normal(1, 4) ** 2, **k), 1),
+    "latent_statistics_by_class": (
+        lambda **k: plotting.latent_statistics(
+            normal(0, 2, 4), normal(1, 2, 4) ** 2, normal(2, 3, 2, 4), normal(3, 3, 2, 4) ** 2, **k
+        ),
+        5,  # with two colour bars
+    ),
     "samples_2d": (lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k), 3),
     "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 4),
     "explained_velocity": (lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k), 1),
@@ -126,7 +134,7 @@ RED, BLACK, GREY = ([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in ("
 
 
 def tab10(ids):
-    return np.asarray(matplotlib.colormaps["tab10"].colors)[ids]
+    return np.asarray(matplotlib.color_sequences["tab10"])[ids]
 
 
 def test_hidden_points_are_red():
@@ -158,7 +166,7 @@ def test_masked_examples_count_and_draw_cells():
 
 
 def test_cells_in_space_are_drawn_behind_the_points():
-    corners = np.stack(np.meshgrid(*[np.float32([-1, 1])] * 3), -1).reshape(1, 8, 3)
+    corners = np.stack(np.meshgrid(*[np.asarray([-1, 1], np.float32)] * 3), -1).reshape(1, 8, 3)
     figure = plotting.masked_examples(corners, np.ones((1, 8), bool), grid_size=2, view=(30, -60))
     (lines,) = [c for c in axes_of(figure)[1].collections if isinstance(c, LineCollection)]
     # Three faces of 3 + 3 lines; the three edges that two faces share are counted once.
@@ -220,7 +228,7 @@ def test_view_of_space(up):
 
 
 def test_near_points_are_darker_and_drawn_last():
-    cloud = np.float32([[0, 0, 1], [0, 0, 0], [0, 0, 2]])  # seen from above
+    cloud = np.asarray([[0, 0, 1], [0, 0, 0], [0, 0, 2]], np.float32)  # seen from above
     axes = axes_of(plotting.point_clouds(cloud[None], view=(90, 0), color="#000000"))[0]
     shades = rgb(axes)
     assert np.all(np.diff(shades[:, 0]) < 0)
@@ -234,6 +242,36 @@ def test_samples_2d_overlay_holds_both():
     np.testing.assert_allclose(offsets(left), target)
     np.testing.assert_allclose(offsets(middle), generated)
     np.testing.assert_allclose(offsets(right), np.concatenate([target, generated]))
+
+
+# ---- latents
+
+
+def test_embedding_draws_every_point_in_the_color_of_its_class():
+    xy, labels = normal(0, 30, 2), np.arange(30) % 3
+    xy[4] = np.nan
+    axes = axes_of(plotting.embedding(xy, labels, names=["a", "b", "c"]))[0]
+    drawn, shades = axes.collections[0].get_offsets(), axes.collections[0].get_facecolor()[:, :3]
+    expected = {tuple(point): tuple(shade) for point, shade in zip(xy, tab10(labels), strict=True)}
+    assert len(drawn) == 29
+    assert {tuple(np.float32(p)): tuple(c) for p, c in zip(drawn, shades, strict=True)}.items() <= expected.items()
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b", "c"]
+    assert axes_of(plotting.embedding(xy))[0].get_legend() is None
+
+
+def test_latent_statistics_are_relative_to_all_examples():
+    latents, labels = normal(0, 60, 5), np.arange(60) % 3
+    by_class = [
+        np.asarray([m(latents[labels == k], 0) for k in range(3)] + [np.full(5, np.nan)]) for m in (np.mean, np.std)
+    ]
+    figure = plotting.latent_statistics(latents.mean(0), latents.std(0), *by_class)
+    above, shift, spread = axes_of(figure)[:3]
+    np.testing.assert_allclose([b.get_y() for b in above.patches], latents.mean(0) - latents.std(0), atol=1e-6)
+    np.testing.assert_allclose([b.get_height() for b in above.patches], 2 * latents.std(0), rtol=1e-6)
+    standardised = (latents - latents.mean(0)) / latents.std(0)
+    for axes, moment in ((shift, np.mean), (spread, np.std)):
+        expected = [moment(standardised[labels == k], 0) for k in range(3)]
+        np.testing.assert_allclose(axes.images[0].get_array()[:3], expected, atol=1e-5)
 
 
 # ---- training
@@ -360,6 +398,11 @@ def test_density_has_unit_mass():
         (lambda: plotting.masked_examples(normal(0, 5, 20, 2), None), "`visible_masks` is missing"),
         (lambda: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=0), "`grid_size` is 0"),
         (lambda: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 1 * HALF[:4]), "`slots` must have one entry"),
+        (lambda: plotting.embedding(normal(0, 5, 2), np.arange(5) - 1), "negative numbers"),
+        (lambda: plotting.embedding(normal(0, 5, 2), np.arange(5), names=["a"]), "`names` must name all 5"),
+        (lambda: plotting.latent_statistics(normal(0, 4), normal(0, 3)), "have 4 and 3 entries"),
+        (lambda: plotting.latent_statistics(normal(0, 4), normal(0, 4), normal(0, 2, 4)), "belong together"),
+        (lambda: plotting.latent_statistics(*[normal(0, 4)] * 2, *[normal(0, 2, 3)] * 2), r"have shape \(2, 3\)"),
         (lambda: plotting.loss_trajectory({}), "`history` is empty"),
         (lambda: plotting.loss_trajectory({"a": ([1, 2], [1.0])}), r"`history\['a'\]`"),
         (lambda: plotting.loss_trajectory(HISTORY, panels={"x": ["y"]}), "`panels` names 'y'"),

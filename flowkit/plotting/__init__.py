@@ -2,6 +2,7 @@
 
 from flowkit.plotting._clouds import point_clouds as point_clouds, samples_2d as samples_2d
 from flowkit.plotting._flows import density_1d as density_1d, trajectories as trajectories, vector_field as vector_field
+from flowkit.plotting._latents import embedding as embedding, latent_statistics as latent_statistics
 from flowkit.plotting._pairs import (
     masked_examples as masked_examples,
     reconstructions as reconstructions,
