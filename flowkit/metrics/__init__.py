@@ -11,7 +11,14 @@ from flowkit.metrics._diagnostics import (
 )
 from flowkit.metrics._energy import energy_distance as energy_distance
 from flowkit.metrics._gaussian import gaussian_w2 as gaussian_w2
+from flowkit.metrics._occupancy import jsd as jsd
 from flowkit.metrics._pairwise import pairwise as pairwise
-from flowkit.metrics._scores import coverage as coverage, mmd as mmd, one_nna as one_nna
+from flowkit.metrics._scores import (
+    coverage as coverage,
+    mmd as mmd,
+    one_nna as one_nna,
+    set_scores as set_scores,
+    SetScores as SetScores,
+)
 from flowkit.metrics._transport import emd as emd, w2 as w2
 from flowkit.metrics._wasserstein import sliced_w2 as sliced_w2, wasserstein_1d as wasserstein_1d
