@@ -44,7 +44,10 @@ LOCAL_CRNS = {
 STRUCTURED_CRNS = {
     "adaln_mlp_pool": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.Pool(), key=key),
 }
-CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS
+UNCONDITIONAL_CRNS = {
+    "adaln_mlp_unconditional": lambda d, key: nn.AdaLNMLP(d, 0, **SMALL, key=key),
+}
+CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS | UNCONDITIONAL_CRNS
 
 
 def as_set_function(fn):

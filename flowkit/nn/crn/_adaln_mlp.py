@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
+from flowkit._types import Mask, Points, PRNGKey, Scalar
 from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._layer_norm import LayerNorm, normalize
 from flowkit.nn._linear import Linear
@@ -17,7 +17,7 @@ from flowkit.nn._modulation import modulate, Modulation
 from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, TimeAndLatent
+from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, TimeAndLatent
 
 
 class AdaLNMLP(AbstractCRN):
@@ -31,7 +31,8 @@ class AdaLNMLP(AbstractCRN):
     **Arguments:**
 
     - `in_size`: the dimension of the points.
-    - `latent_size`: the size `c` of the latents `(k, c)`.
+    - `latent_size`: the size `c` of the latents `(k, c)`; 0 for a network without latents.
+    - `out_size`: the size of the result for each point; `in_size` by default.
     - `conditioner`: how the latents reach the points: `Broadcast()` for one latent, `PerPoint()`, `Pool()`, ...
     - `width_size`, `depth`: the width and number of the layers.
     - `cond_size`: the width of the conditioning.
@@ -51,6 +52,7 @@ class AdaLNMLP(AbstractCRN):
     blocks: "tuple[_AbstractBlock, ...]"
     out: Linear
     in_size: int = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
     latent_size: int = eqx.field(static=True)
 
     def __init__(
@@ -58,6 +60,7 @@ class AdaLNMLP(AbstractCRN):
         in_size: int,
         latent_size: int,
         *,
+        out_size: int | None = None,
         conditioner: AbstractConditioner = Broadcast(),
         width_size: int = 64,
         depth: int = 6,
@@ -77,18 +80,19 @@ class AdaLNMLP(AbstractCRN):
         )
         self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
         self.blocks = tuple(block(width_size, key=block_key) for block_key in keys)
-        self.out = Linear(width_size, in_size, zero_init=True, key=out_key)
         self.in_size = in_size
+        self.out_size = in_size if out_size is None else out_size
         self.latent_size = latent_size
+        self.out = Linear(width_size, self.out_size, zero_init=True, key=out_key)
 
     def __call__(
         self,
         t: Scalar,
         points: Points,
-        latents: Float[AnyArray, "k c"],
+        latents: Latents = None,
         mask: Mask | None = None,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "n d"]:
+    ) -> Float[Array, "n out_size"]:
         del key
         points = valid_points(points, mask, self.in_size)
         latents = checked_latents(latents, self.latent_size, points.dtype)
