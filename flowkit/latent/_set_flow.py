@@ -6,8 +6,7 @@ With $z$ from the encoder the flow reconstructs a cloud, with any number of poin
 generates one.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import diffrax as dfx
 import equinox as eqx
@@ -16,23 +15,17 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._blocks import mean_over_batch
-from flowkit._checks import check_data, check_mask
-from flowkit._couplings import Coupling, independent
+from flowkit._checks import check_mask, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow
 from flowkit._integrate import DEFAULT_CONTROLLER, DEFAULT_SOLVER
-from flowkit._losses import draw_examples, Example, ExampleError, Weighting
-from flowkit._predictions import AbstractPrediction, Target, Velocity
 from flowkit._sampling import sample, Samples
-from flowkit._times import uniform
-from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
-from flowkit.latent._divergences import marginal_kl, standard_normal_kl
-from flowkit.latent._priors import prior_loss
+from flowkit._types import AnyArray, Cond, Mask, Points, PRNGKey
+from flowkit.latent._priors import prior_keywords
 
 
 class SetFlow(eqx.Module):
-    """An encoder, a flow conditioned on its latents, and a prior over them.
+    r"""An encoder, a flow conditioned on its latents, and a prior over them.
 
     ```python
     flow = fk.Flow(fk.nn.AdaLNMLP(2, 32, key=fkey))
@@ -44,9 +37,12 @@ class SetFlow(eqx.Module):
     - `encoder`: `(points, mask=None, key=None) -> (k, c)`, with attributes `in_size` and `out_size`, such as
       `fk.nn.PointNet`.
     - `flow`: a `fk.Flow` whose network takes the latents as its condition, such as `fk.nn.AdaLNMLP`.
-    - `prior`: over latents: `fk.Normal()`, a trainable `fk.GaussianMixture`, or `fk.latent.FlowPrior`.
+    - `prior`: over latents: `fk.Normal()`, a trainable `fk.latent.mixture_prior`, or `fk.latent.FlowPrior`; a prior
+      with a condition, such as a class, is handed the `cond` of `sample` and of the losses.
     - `variational`: the encoder's output is read as means and log-variances, so its `out_size` is twice that of the
       latents.
+    - `normalize`: divide each latent by its length, $z / \sqrt{\sum_j z_j^2 + 10^{-8}}$: those of the encoder (of a
+      variational model the means, before the noise) and those of the prior.
 
     **Reference:** Yang et al., PointFlow (2019), arXiv 1906.12320, for the two levels.
     """
@@ -55,6 +51,7 @@ class SetFlow(eqx.Module):
     flow: Flow
     prior: AbstractDistribution
     variational: bool = eqx.field(static=True, default=False)
+    normalize: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if self.variational and self.encoder.out_size % 2:
@@ -80,9 +77,14 @@ class SetFlow(eqx.Module):
         """Means and log-variances of the latents of one cloud; no log-variances unless the model is variational."""
         output = self.encoder(jnp.asarray(points), mask=mask, key=key)
         if not self.variational:
-            return output, None
+            return self._normalized(output), None
         mean, log_variance = jnp.split(output, 2, axis=-1)
-        return mean, log_variance
+        return self._normalized(mean), log_variance
+
+    def _normalized(self, latents: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        if not self.normalize:
+            return latents
+        return latents * jax.lax.rsqrt(jnp.sum(latents**2, axis=-1, keepdims=True) + 1e-8)
 
     def encode(self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None) -> Float[Array, "k c"]:
         """The latents of one cloud. With a key a variational model draws them, without one it returns their means."""
@@ -134,6 +136,8 @@ class SetFlow(eqx.Module):
         *,
         num_samples: int,
         key: PRNGKey,
+        cond: Cond = None,
+        cond_axes: int | None = 0,
         mask: Bool[AnyArray, "batch n"] | None = None,
         source: AbstractDistribution = Normal(),
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
@@ -143,117 +147,29 @@ class SetFlow(eqx.Module):
         """New clouds from the prior: `fk.Samples` with values `(num_samples, num_points, d)`.
 
         Encoders with one latent per point have no fixed `latent_shape` to draw from; use `reconstruct`.
+
+        **Arguments:**
+
+        - `num_points`, `num_samples`: how many points in how many clouds.
+        - `cond`: the condition of the prior, arrays with leading axis `num_samples`, or, with `cond_axes=None`, one
+          shared by all. A prior that takes none is a `ValueError`.
+        - `mask`, `source`, `solver`, `num_steps`, `stepsize_controller`: as in `fk.sample`, for the points.
         """
+        shape = (num_points, self.in_size)
+        check_sampling(shape, num_samples, cond, cond_axes, mask)
+        if cond_axes is None:
+            cond = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_samples, *jnp.shape(leaf))), cond)
         zkey, xkey = jr.split(key)
-        latents = self.prior.sample((num_samples, *self.latent_shape), key=zkey)
+        latents = self.prior.sample((num_samples, *self.latent_shape), key=zkey, **prior_keywords(self.prior, cond))
         return sample(
             self.flow,
-            (num_points, self.in_size),
+            shape,
             num_samples=num_samples,
             key=xkey,
-            cond=latents,
+            cond=self._normalized(latents),
             mask=mask,
             source=source,
             solver=solver,
             num_steps=num_steps,
             stepsize_controller=stepsize_controller,
         )
-
-
-def set_flow_loss(
-    model: SetFlow,
-    points: Float[AnyArray, "batch n d"],
-    *,
-    key: PRNGKey,
-    mask: Bool[AnyArray, "batch n"] | None = None,
-    encoder_mask: Bool[AnyArray, "batch n"] | None = None,
-    vae_kl_weight: Scalar = 0.0,
-    marginal_kl_weight: Scalar = 0.0,
-    source: AbstractDistribution = Normal(),
-    coupling: Coupling = independent,
-    times: Callable = uniform,
-    targets: Sequence[AbstractPrediction] | None = None,
-    weighting: Weighting | None = None,
-    block: int | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of a `SetFlow` on a batch of clouds, and its parts.
-
-    The sum of the flow-matching loss given the latents, the loss of the prior on these latents (of a variational
-    model: on their means), which moves the prior and never the encoder, and the weighted divergences.
-
-    **Arguments:**
-
-    - `model`: the model.
-    - `points`, `mask`: clouds `(batch, n, d)` and which of their points are valid.
-    - `encoder_mask`: `(batch, n)`, which valid points the encoder may see, such as those of a grid mask; the flow is
-      trained on all valid ones.
-    - `vae_kl_weight`: of `standard_normal_kl`, for variational models.
-    - `marginal_kl_weight`: of `marginal_kl`.
-    - `source`, `coupling`, `times`, `weighting`, `block`: as in `fk.flow_matching_loss`. With `block` the encoder is
-      worked on in the same blocks.
-    - `targets`: as there; `None` is `(fk.Velocity(),)`, and for variational models `fk.Target()` as well.
-
-    **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and `marginal_kl`, those that apply.
-    """
-    check_data("points", points, mask)
-    check_mask("encoder_mask", encoder_mask if mask is None or encoder_mask is None else encoder_mask & mask)
-    if not (_is_zero(vae_kl_weight) or model.variational):
-        raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
-    if targets is None:
-        targets = (Velocity(), Target()) if model.variational else (Velocity(),)
-    # As arrays, so that a warm-up of the weights recompiles nothing; only the number 0 leaves a term out.
-    vae_kl_weight, marginal_kl_weight = (
-        0 if _is_zero(weight) else jnp.asarray(weight, points.dtype) for weight in (vae_kl_weight, marginal_kl_weight)
-    )
-    error = _CloudError(ExampleError(tuple(targets), weighting), vae_kl_weight)
-    return _loss(model, points, key, mask, encoder_mask, marginal_kl_weight, source, coupling, times, error, block)
-
-
-def _is_zero(weight: Scalar) -> bool:
-    return isinstance(weight, int | float) and weight == 0
-
-
-class _CloudError(eqx.Module):
-    """The error of one cloud, encoder included, with the latents and the parts beside it."""
-
-    flow_error: ExampleError
-    vae_kl_weight: Scalar
-
-    def __call__(self, model: SetFlow, example: Example) -> tuple[Float[Array, ""], dict[str, Any]]:
-        mean, log_variance = model.posterior(example.cond["points"], example.cond["mask"], key=example.cond["key"])
-        latents = mean
-        if log_variance is not None:
-            noise = jr.normal(example.cond["latent_key"], mean.shape, mean.dtype)
-            latents = mean + jnp.exp(0.5 * log_variance) * noise
-        flow_loss, _ = self.flow_error(model.flow, example._replace(cond=latents))
-        aux = {"latents": mean, "flow_loss": flow_loss}
-        if log_variance is None:
-            return flow_loss, aux
-        kl = standard_normal_kl(mean, log_variance)
-        return flow_loss + self.vae_kl_weight * kl, aux | {"vae_kl": kl}
-
-
-@eqx.filter_jit
-def _loss(model, points, key, mask, encoder_mask, marginal_kl_weight, source, coupling, times, error, block):
-    fkey, ekey, zkey, pkey = jr.split(key, 4)
-    num = points.shape[0]
-    visible = mask if encoder_mask is None else encoder_mask if mask is None else encoder_mask & mask
-    # The points as the encoder sees them travel with the flow's draws, so that a coupling permutes both alike.
-    cond = {
-        "points": jnp.asarray(points),
-        "mask": visible,
-        "key": jr.split(ekey, num),
-        "latent_key": jr.split(zkey, num),
-    }
-    examples = draw_examples(model.flow, points, cond, fkey, source, coupling, times, mask)
-    loss, aux = mean_over_batch(error, model, examples, block=block)
-    latents = aux.pop("latents")
-    metrics = {name: jnp.mean(value) for name, value in aux.items()}
-    metrics["prior_loss"] = prior_loss(model.prior, latents, key=pkey)
-    loss = loss + metrics["prior_loss"]
-    if not _is_zero(marginal_kl_weight):
-        encode = jax.checkpoint(lambda cloud: model.posterior(cloud["points"], cloud["mask"], key=cloud["key"])[0])
-        latents = jax.lax.map(encode, cond, batch_size=block or num)
-        metrics["marginal_kl"] = marginal_kl(latents)
-        loss = loss + marginal_kl_weight * metrics["marginal_kl"]
-    return loss, metrics
