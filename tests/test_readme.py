@@ -91,7 +91,10 @@ def test_api_pages_list_every_public_name(namespace):
 
 
 # The page on point clouds trains what the example trains, which takes minutes.
-PAGES = [ROOT / "docs" / "pages" / f"{name}.md" for name in ("mathematics", "how-to-extend", "choosing", "training")]
+PAGES = [
+    ROOT / "docs" / "pages" / f"{name}.md"
+    for name in ("mathematics", "how-to-extend", "choosing", "training", "latents")
+]
 
 
 @pytest.mark.slow
@@ -100,7 +103,10 @@ def test_pages_run(page, monkeypatch, tmp_path):
     """The blocks of a page run in their order, with few training steps."""
     monkeypatch.chdir(tmp_path)
     fit = fk.training.fit
-    shorter = lambda *args, num_steps, **options: fit(*args, num_steps=min(num_steps, 10), progress=False, **options)
+    shorter = lambda *args, num_steps, **options: fit(
+        *args, num_steps=min(num_steps, 10), **(options | {"progress": False})
+    )
     monkeypatch.setattr(fk.training, "fit", shorter)
+    monkeypatch.setattr("flowkit.training._stages.fit", shorter)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": page.stem})

@@ -67,7 +67,7 @@ class Saver:
         self._config = checkpoints.config
         self._directory = checkpoints.directory
         self._keep = checkpoints.keep
-        _check_writable(self._directory)
+        check_writable(self._directory)
         self._manager = self._open()
         self._last: int | None = None
 
@@ -321,7 +321,7 @@ def _shorten(differences: list[str]) -> str:
     return "; ".join(differences[:4]) + more
 
 
-def _check_writable(directory: Path) -> None:
+def check_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
