@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from flowkit.data._sets import check_layout, check_sets, PointSets, to_host
+from flowkit.data._sets import check_layout, check_sets, fields_of, PointSets, Sets, to_host
 
 
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -40,11 +40,18 @@ class _Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def load_npz(path: str | os.PathLike) -> PointSets:
+def load_npz(path: str | os.PathLike, kind: type[Sets] = PointSets) -> Sets:
     """Reads point clouds: `points` `(b, n, d)` and, where the file has them, `mask` `(b, n)` and `labels` `(b,)`.
 
     Other arrays in the file are ignored. Headers are checked before anything of their size is allocated, and pickled
     objects are refused. Points that the mask hides become zero if they are not finite, so that no gradient meets them.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `kind`: what to read. `fk.data.PosedSets` or `fk.data.Scenes`, for what is known about each cloud beside its
+        points; or a named tuple of your own with fields `points` and `mask`, annotated by jaxtyping's `Float`, `Int`
+        and `Bool`. A field without `| None` must be in the file.
 
     **Raises:** `ValueError`, with the file's name and what to do, if the file is not an `.npz`, is cut short or
     damaged, lacks `points`, or holds arrays of wrong shape or dtype, non-finite valid points, or clouds without a valid
@@ -54,25 +61,25 @@ def load_npz(path: str | os.PathLike) -> PointSets:
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                sets = _read_sets(archive, os.fstat(file.fileno()).st_size, where)
+                sets = _read_sets(archive, kind, os.fstat(file.fileno()).st_size, where)
         except _DAMAGED as error:
             raise ValueError(
                 f"{where} is not a whole .npz file ({error}); write it again with `fk.data.save_npz`."
             ) from error
     check_sets(sets, where)
-    if sets.mask is not None:
-        sets.points[~np.isfinite(sets.points)] = 0
+    points: np.ndarray = sets.points  # pyright: ignore[reportAttributeAccessIssue]
+    points[~np.isfinite(points)] = 0  # behind the mask, since the check
     return sets
 
 
-def save_npz(path: str | os.PathLike, sets: PointSets) -> None:
-    """Writes point clouds for `load_npz`: all or nothing, so that a file that was there before is never lost.
+def save_npz(path: str | os.PathLike, sets: tuple[Any, ...]) -> None:
+    """Writes `PointSets`, `PosedSets` or `Scenes` for `load_npz`, all or nothing: what was there before is never lost.
 
     The arrays go to a temporary file in the same folder, which replaces `path` when it is complete.
     """
-    sets = to_host(sets)
-    check_sets(sets, "`sets`")
-    arrays = {name: array for name, array in sets._asdict().items() if array is not None}
+    host = to_host(sets)
+    check_sets(host, "`sets`")
+    arrays = {name: array for name, array in host._asdict().items() if array is not None}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -85,16 +92,20 @@ def save_npz(path: str | os.PathLike, sets: PointSets) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_sets(archive: zipfile.ZipFile, file_size: int, where: str) -> PointSets:
+def _read_sets(archive: zipfile.ZipFile, kind: type[Sets], file_size: int, where: str) -> Sets:
     members = {info.filename: info for info in archive.infolist()}
-    if "points.npy" not in members:
-        found = ", ".join(sorted(members)) or "nothing"
-        raise ValueError(f"{where} has no array `points`, only {found}; save it with `numpy.savez(path, points=...)`.")
-    members = {name: members[f"{name}.npy"] for name in PointSets._fields if f"{name}.npy" in members}
+    fields = fields_of(kind)
+    for name, field in fields.items():
+        if field.required and f"{name}.npy" not in members:
+            found = ", ".join(sorted(members)) or "nothing"
+            raise ValueError(
+                f"{where} has no array `{name}`, only {found}; save it with `numpy.savez(path, {name}=...)`."
+            )
+    members = {name: members[f"{name}.npy"] for name in fields if f"{name}.npy" in members}
     headers = {name: _read_header(archive, info, file_size, f"{where}: `{name}`") for name, info in members.items()}
-    check_layout(headers["points"], headers.get("mask"), headers.get("labels"), where)
+    check_layout(headers, kind, where)
     arrays = {name: _read_array(archive, info, headers[name], f"{where}: `{name}`") for name, info in members.items()}
-    return PointSets(**arrays)
+    return kind(**arrays)
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str) -> _Header:
