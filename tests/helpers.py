@@ -12,6 +12,12 @@ import flowkit.nn as nn
 
 KEY = jr.key(0)
 DIMENSIONS = (2, 3, 4)
+
+
+def feed_forward(in_size, hidden_size, *, key):
+    return nn.FeedForward(in_size, in_size, hidden_sizes=(hidden_size,), key=key)
+
+
 # name: (dimension, key) -> encoder
 GLOBAL_ENCODERS = {
     "point_net": lambda d, key: nn.PointNet(d, 8, hidden_sizes=(16, 32), key=key),
@@ -29,6 +35,8 @@ STRUCTURED_ENCODERS = {}
 ENCODERS = GLOBAL_ENCODERS | LOCAL_ENCODERS | STRUCTURED_ENCODERS
 
 SMALL: dict = {"width_size": 16, "depth": 2, "cond_size": 16}
+SMALLEST: dict = {"width_size": 8, "depth": 1, "cond_size": 8, "num_heads": 2}
+SMALL_SQUASH: dict = {"width_size": 16, "depth": 2}
 
 # name: (dimension, key) -> network for latents of size 8
 GLOBAL_CRNS = {
@@ -37,15 +45,56 @@ GLOBAL_CRNS = {
     "adaln_mlp_features": lambda d, key: nn.AdaLNMLP(
         d, 8, **SMALL, features=nn.SinusoidalFeatures(nn.banded()), key=key
     ),
+    "dit": lambda d, key: nn.DiT(d, 8, **SMALL, num_heads=2, key=key),
+    "dit_options": lambda d, key: nn.DiT(
+        d,
+        8,
+        **SMALLEST,
+        num_kv_heads=1,
+        feed_forward=feed_forward,
+        features=nn.SinusoidalFeatures(),
+        modulate_output=True,
+        dropout=0.1,
+        stochastic_depth=0.1,
+        key=key,
+    ),
+    "cross_attention": lambda d, key: nn.CrossAttentionCRN(d, 8, **SMALL, num_tokens=3, key=key),
+    "concat_squash": lambda d, key: nn.ConcatSquashMLP(d, 8, **SMALL_SQUASH, key=key),
 }
 LOCAL_CRNS = {
     "adaln_mlp_per_point": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.PerPoint(), key=key),
+    "dit_per_point": lambda d, key: nn.DiT(d, 8, **SMALLEST, conditioner=nn.PerPoint(), key=key),
+    "concat_squash_per_point": lambda d, key: nn.ConcatSquashMLP(
+        d, 8, **SMALL_SQUASH, conditioner=nn.PerPoint(), key=key
+    ),
 }
 STRUCTURED_CRNS = {
     "adaln_mlp_pool": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.Pool(), key=key),
+    "adaln_mlp_select": lambda d, key: nn.AdaLNMLP(
+        d, 8, **SMALL, conditioner=nn.Select(d, 8, width_size=8, features=nn.SinusoidalFeatures(), key=key), key=key
+    ),
+    "adaln_mlp_cross_attend": lambda d, key: nn.AdaLNMLP(
+        d, 8, **SMALL, conditioner=nn.CrossAttend(d, 8, width_size=8, num_heads=2, key=key), key=key
+    ),
+    "dit_pool": lambda d, key: nn.DiT(d, 8, **SMALLEST, conditioner=nn.Pool(nn.mean_pool), key=key),
+    "dit_select": lambda d, key: nn.DiT(d, 8, **SMALLEST, conditioner=nn.Select(d, 8, width_size=8, key=key), key=key),
+    "dit_cross_attend": lambda d, key: nn.DiT(
+        d, 8, **SMALLEST, conditioner=nn.CrossAttend(d, 8, width_size=8, num_kv_heads=1, key=key), key=key
+    ),
+    "cross_attention_structured": lambda d, key: nn.CrossAttentionCRN(d, 8, **SMALLEST, num_tokens=1, key=key),
+    "concat_squash_pool": lambda d, key: nn.ConcatSquashMLP(d, 8, **SMALL_SQUASH, conditioner=nn.Pool(), key=key),
+    "concat_squash_select": lambda d, key: nn.ConcatSquashMLP(
+        d, 8, **SMALL_SQUASH, conditioner=nn.Select(d, 8, width_size=8, key=key), key=key
+    ),
+    "concat_squash_cross_attend": lambda d, key: nn.ConcatSquashMLP(
+        d, 8, **SMALL_SQUASH, conditioner=nn.CrossAttend(d, 8, width_size=8, key=key), key=key
+    ),
 }
 UNCONDITIONAL_CRNS = {
     "adaln_mlp_unconditional": lambda d, key: nn.AdaLNMLP(d, 0, **SMALL, key=key),
+    "dit_unconditional": lambda d, key: nn.DiT(d, 0, **SMALLEST, key=key),
+    "cross_attention_unconditional": lambda d, key: nn.CrossAttentionCRN(d, 0, **SMALLEST, num_tokens=3, key=key),
+    "concat_squash_unconditional": lambda d, key: nn.ConcatSquashMLP(d, 0, **SMALL_SQUASH, key=key),
 }
 CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS | UNCONDITIONAL_CRNS
 

@@ -12,11 +12,11 @@ from flowkit.testing import (
     assert_permutation_invariant,
 )
 
-from .helpers import call, cloud, CRNS, DIMENSIONS, GLOBAL_CRNS, KEY, LOCAL_CRNS, SMALL, STRUCTURED_CRNS
+from .helpers import call, cloud, CRNS, DIMENSIONS, GLOBAL_CRNS, KEY, LOCAL_CRNS, SMALL, SMALLEST, STRUCTURED_CRNS
 
 
 NUM_LATENTS = dict.fromkeys(GLOBAL_CRNS, 1) | dict.fromkeys(LOCAL_CRNS, 6) | dict.fromkeys(STRUCTURED_CRNS, 3)
-BACKBONES = [nn.AdaLNMLP]
+BACKBONES = [nn.AdaLNMLP, nn.DiT, nn.CrossAttentionCRN, nn.ConcatSquashMLP]
 MASK = jnp.array([True, True, False, True, True, True])
 
 
@@ -151,6 +151,8 @@ def test_conditioners_agree_where_they_meet():
     [
         ("adaln_mlp", jnp.zeros((2, 8)), "2 rows.*Broadcast.*Pool"),
         ("adaln_mlp_per_point", jnp.zeros((2, 8)), "2 rows and `points` has 6"),
+        ("dit_per_point", jnp.zeros((2, 8)), "2 rows and `points` has 6"),
+        ("concat_squash_per_point", jnp.zeros((2, 8)), "2 rows and `points` has 6"),
         ("adaln_mlp", jnp.zeros((1, 7)), "size 7.*latent_size=8"),
         ("adaln_mlp", None, "`latents` is None.*latent_size=8"),
         ("adaln_mlp_unconditional", jnp.zeros((1, 7)), "unconditional: build it with latent_size=7"),
@@ -188,3 +190,111 @@ def test_shared_conditioning_is_computed_once():
     shapes = [v.aval.shape for equation in jaxpr.jaxpr.eqns for v in equation.outvars]
     assert (1, 17) in shapes
     assert (50, 17) not in shapes
+
+
+@pytest.mark.parametrize("name", LOCAL_CRNS)
+def test_local_latents_of_masked_points_have_no_influence(name):
+    network, points = cloudwise(name, 2), cloud(2)
+
+    @jax.jit
+    def value_and_gradient(latents):
+        total = lambda z: (jnp.sum(value := network.crn(0.3, points, z, MASK)), value)
+        (_, value), gradient = jax.value_and_grad(total, has_aux=True)(latents)
+        return value, gradient
+
+    clean = value_and_gradient(network.latents)
+    spoiled = value_and_gradient(jnp.where(MASK[:, None], network.latents, jnp.nan))
+    for a, b in zip(clean, spoiled, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.any(np.asarray(a)[~np.asarray(MASK)])
+
+
+# -- the parts
+
+
+def rows(*shape, seed=3):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def test_select_is_its_formula():
+    select = drawn(lambda: nn.Select(2, 3, width_size=5, time_embedding=nn.RawTime(), key=KEY))
+    points, latents = np.asarray(cloud(2), np.float64), np.asarray(rows(4, 3), np.float64)
+    affine = lambda linear, x: x @ np.asarray(linear.weight) + np.asarray(linear.bias)
+    expected = []
+    hidden = [silu(affine(select.latent_in, np.append(z, 0.3))) for z in latents]
+    for x in points:
+        query = silu(affine(select.embedding.linear, x))
+        weights = np.array([np.exp(query @ h / np.sqrt(5)) for h in hidden])
+        expected.append(weights @ np.stack(hidden) / weights.sum())
+    np.testing.assert_allclose(call(select, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5)
+
+
+def test_cross_attend_is_attention_of_points_to_latents():
+    cross = drawn(lambda: nn.CrossAttend(2, 3, width_size=8, num_heads=2, time_embedding=nn.RawTime(), key=KEY))
+    context = cross.latent_in(jnp.concatenate([rows(4, 3), jnp.full((4, 1), 0.3)], axis=1))
+    expected = cross.attention(jax.nn.silu(cross.embedding(cloud(2))), context)
+    np.testing.assert_allclose(call(cross, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5)
+
+
+def test_dit_blocks_start_as_the_identity():
+    # With another last layer, a new network is that layer on the normalized embedding, whatever time and latents are.
+    dit = nn.DiT(2, 8, width_size=8, depth=2, num_heads=2, key=KEY)
+    dit = eqx.tree_at(lambda dit: dit.out, dit, nn.Linear(8, 2, key=KEY))
+    h = np.asarray(jax.nn.silu(dit.embedding(cloud(2))), np.float64)
+    h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(call(dit, 0.3, cloud(2), rows(1, 8)), h @ np.asarray(dit.out.weight), atol=1e-5)
+
+
+def test_points_of_a_dit_see_each_other():
+    network, points = cloudwise("dit", 2), cloud(2)
+    change = np.any(np.asarray(call(network, points) != call(network, points.at[3].add(1.0))), axis=1)
+    assert change.all()
+
+
+@pytest.mark.parametrize("make", [nn.DiT, nn.CrossAttentionCRN])
+def test_dropout_needs_a_key(make):
+    crn = drawn(lambda: make(2, 8, **SMALLEST, dropout=0.5, key=KEY))
+    one = eqx.filter_jit(lambda key: crn(0.3, cloud(2), rows(1, 8), MASK, key))
+    np.testing.assert_array_equal(one(None), one(None))
+    assert not np.allclose(one(jr.key(1)), one(jr.key(2)))
+
+
+def test_stochastic_depth_grows_with_depth():
+    dit = drawn(lambda: nn.DiT(2, 8, depth=3, stochastic_depth=0.2, key=KEY))
+    np.testing.assert_allclose([block.residual.stochastic_depth.p for block in dit.blocks], [0.0, 0.1, 0.2])
+
+
+def test_cross_attention_wants_a_token():
+    with pytest.raises(ValueError, match="`num_tokens` must be at least 1.*got 0"):
+        nn.CrossAttentionCRN(2, 8, num_tokens=0, key=KEY)
+
+
+def test_concat_squash_linear_is_its_formula():
+    layer = drawn(lambda: nn.ConcatSquashLinear(3, 4, 2, key=KEY))
+    x, cond = rows(5, 3), rows(1, 2)
+    w = lambda linear: np.asarray(linear.weight, np.float64)
+    gate = 1 / (1 + np.exp(-(cond @ w(layer.gate) + layer.gate.bias)))
+    expected = (x @ w(layer.linear) + layer.linear.bias) * gate + cond @ w(layer.shift)
+    np.testing.assert_allclose(layer(x, cond), expected, atol=1e-5)
+    np.testing.assert_allclose(layer(x, jnp.tile(cond, (5, 1))), expected, atol=1e-5)
+    assert not np.any(nn.ConcatSquashLinear(3, 4, 2, zero_init=True, key=KEY)(x, cond))
+
+
+def test_squash_sum_keeps_the_direction_and_bounds_the_length():
+    layer = drawn(lambda: nn.SquashSum((3, 2), 4, key=KEY))
+    x, y = 2 * rows(5, 3), rows(5, 2)
+    v = np.asarray(x @ layer.linears[0].weight + layer.linears[0].bias + y @ layer.linears[1].weight, np.float64)
+    value = np.asarray(layer(x, y))
+    square = np.sum(v**2, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(value, axis=1), square / (1 + square), rtol=1e-5)
+    np.testing.assert_allclose(
+        value / np.linalg.norm(value, axis=1, keepdims=True), v / np.sqrt(square)[:, None], atol=1e-5
+    )
+    zero = jax.tree.map(jnp.zeros_like, eqx.filter(layer, eqx.is_inexact_array))
+    assert np.all(np.isfinite(jax.jacrev(lambda x: eqx.combine(zero, layer)(x, y))(x)))
+    with pytest.raises(ValueError, match="`inputs` are 1.*2 in_sizes"):
+        layer(x)

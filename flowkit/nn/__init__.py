@@ -1,4 +1,5 @@
 from flowkit.nn._attention import Attention as Attention
+from flowkit.nn._concat_squash import ConcatSquashLinear as ConcatSquashLinear, SquashSum as SquashSum
 from flowkit.nn._coordinates import (
     AbstractFeatures as AbstractFeatures,
     banded as banded,
@@ -26,7 +27,12 @@ from flowkit.nn.crn import (
     AbstractCRN as AbstractCRN,
     AdaLNMLP as AdaLNMLP,
     Broadcast as Broadcast,
+    ConcatSquashMLP as ConcatSquashMLP,
+    CrossAttend as CrossAttend,
+    CrossAttentionCRN as CrossAttentionCRN,
+    DiT as DiT,
     PerPoint as PerPoint,
     Pool as Pool,
+    Select as Select,
 )
 from flowkit.nn.encoders import AbstractEncoder as AbstractEncoder, PointNet as PointNet

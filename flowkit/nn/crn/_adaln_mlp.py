@@ -17,7 +17,7 @@ from flowkit.nn._modulation import modulate, Modulation
 from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, TimeAndLatent
+from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, TimeAndLatent, vectors_from
 
 
 class AdaLNMLP(AbstractCRN):
@@ -33,7 +33,8 @@ class AdaLNMLP(AbstractCRN):
     - `in_size`: the dimension of the points.
     - `latent_size`: the size `c` of the latents `(k, c)`; 0 for a network without latents.
     - `out_size`: the size of the result for each point; `in_size` by default.
-    - `conditioner`: how the latents reach the points: `Broadcast()` for one latent, `PerPoint()`, `Pool()`, ...
+    - `conditioner`: how the latents reach the points: `Broadcast()` for one latent, `PerPoint()`, `Pool()`,
+      `Select(in_size, latent_size, key=key)`, ...
     - `width_size`, `depth`: the width and number of the layers.
     - `cond_size`: the width of the conditioning.
     - `time_embedding`: use `SinusoidalTime(32, scale=1.0)` if the network is to be differentiated in time.
@@ -96,7 +97,7 @@ class AdaLNMLP(AbstractCRN):
         del key
         points = valid_points(points, mask, self.in_size)
         latents = checked_latents(latents, self.latent_size, points.dtype)
-        cond = self.conditioning(t, self.conditioner(t, points, latents))
+        cond = self.conditioning(t, vectors_from(self.conditioner, t, points, latents, mask))
         vectors = jnp.split(self.modulation(cond), len(self.blocks))
         h = jax.nn.silu(self.embedding(points))
         for block, block_vectors in zip(self.blocks, vectors, strict=True):

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
 from flowkit.nn._linear import Linear
+from flowkit.nn._shapes import zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding
+from flowkit.nn.crn._conditioners import AbstractConditioner
 
 
 Latents: TypeAlias = Float[AnyArray, "k c"] | Float[AnyArray, " c"] | None
@@ -70,6 +72,27 @@ class TimeAndLatent(eqx.Module):
         if self.latent_in is not None:
             h = self.latent_in(vectors) + h
         return jax.nn.silu(self.hidden(jax.nn.silu(h)))
+
+
+def with_time(
+    time_embedding: AbstractTimeEmbedding, t: Scalar, vectors: Float[AnyArray, "m c"]
+) -> Float[Array, "m c_and_time"]:
+    """The vectors with the embedded time beside each."""
+    vectors = jnp.asarray(vectors)
+    embedded = time_embedding(jnp.asarray(t, vectors.dtype))
+    return jnp.concatenate([vectors, jnp.tile(embedded, (vectors.shape[0], 1))], axis=-1)
+
+
+def vectors_from(
+    conditioner: AbstractConditioner,
+    t: Scalar,
+    points: Float[Array, "n d"],
+    latents: Float[Array, "k c"],
+    mask: Mask | None,
+) -> Float[Array, "m size"]:
+    """The vectors of a conditioner, those of masked points set to zero if there is one for each point."""
+    vectors = conditioner(t, points, latents)
+    return zero_masked(vectors, mask) if vectors.shape[0] == points.shape[0] else vectors
 
 
 def checked_latents(latents: Latents, latent_size: int, dtype: jnp.dtype) -> Float[Array, "k c"]:

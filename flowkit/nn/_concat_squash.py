@@ -1,0 +1,70 @@
+"""Layers that join their input with a condition and squash."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._types import AnyArray, PRNGKey
+from flowkit.nn._linear import Linear
+
+
+class ConcatSquashLinear(eqx.Module):
+    r"""A linear map, gated and shifted by a condition: $(x W + b) \odot \sigma(c W_g + b_g) + c W_s$.
+
+    `(n, in_size)` and `(m, cond_size)` to `(n, out_size)`, where `m` is 1, for a condition that the points share and
+    that is then computed once, or `n`.
+
+    **Arguments:** the three sizes, `zero_init` (start $W$, $b$ and $W_s$, hence the result, at zero), and a key.
+
+    **Reference:** Grathwohl et al., FFJORD, 2018 (arXiv 1810.01367); Yang et al., PointFlow, 2019 (arXiv 1906.12670).
+    """
+
+    linear: Linear
+    gate: Linear
+    shift: Linear
+
+    def __init__(self, in_size: int, out_size: int, cond_size: int, *, zero_init: bool = False, key: PRNGKey):
+        linear_key, gate_key, shift_key = jr.split(key, 3)
+        self.linear = Linear(in_size, out_size, zero_init=zero_init, key=linear_key)
+        self.gate = Linear(cond_size, out_size, key=gate_key)
+        self.shift = Linear(cond_size, out_size, use_bias=False, zero_init=zero_init, key=shift_key)
+
+    def __call__(
+        self, x: Float[AnyArray, "n in_size"], cond: Float[AnyArray, "m cond_size"]
+    ) -> Float[Array, "n out_size"]:
+        return self.linear(x) * jax.nn.sigmoid(self.gate(cond)) + self.shift(cond)
+
+
+class SquashSum(eqx.Module):
+    r"""A sum of linear maps of several inputs, shortened to a length below 1 in the same direction.
+
+    $$\frac{\|v\|^2}{1 + \|v\|^2} \frac{v}{\|v\|}, \qquad v = b + \sum_i x_i W_i$$
+
+    on the last axis; the other axes of the inputs broadcast.
+
+    **Arguments:** `in_sizes`, one for each input, `out_size`, and a key.
+
+    **Reference:** Sabour, Frosst, Hinton, Dynamic Routing Between Capsules, 2017 (arXiv 1710.09829), for the squashing.
+    """
+
+    linears: tuple[Linear, ...]
+
+    def __init__(self, in_sizes: Sequence[int], out_size: int, *, key: PRNGKey):
+        keys = jr.split(key, len(in_sizes))
+        self.linears = tuple(
+            Linear(size, out_size, use_bias=i == 0, key=linear_key)
+            for i, (size, linear_key) in enumerate(zip(in_sizes, keys, strict=True))
+        )
+
+    def __call__(self, *inputs: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+        if len(inputs) != len(self.linears):
+            raise ValueError(f"`inputs` are {len(inputs)}, but the layer was built for {len(self.linears)} in_sizes.")
+        first, *others = (linear(x) for linear, x in zip(self.linears, inputs, strict=True))
+        v = sum(others, start=first)
+        square = jnp.sum(v * v, axis=-1, keepdims=True)
+        # The square root has no derivative at zero.
+        return v * jnp.sqrt(square + jnp.finfo(v.dtype).tiny) / (1 + square)
