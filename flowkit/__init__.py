@@ -25,6 +25,12 @@ from flowkit._distributions import (
     Normal as Normal,
 )
 from flowkit._flow import Flow as Flow
+from flowkit._heads import (
+    AbstractHead as AbstractHead,
+    Components as Components,
+    MixtureHead as MixtureHead,
+    PointHead as PointHead,
+)
 from flowkit._integrate import encode as encode, integrate as integrate, RK4 as RK4
 from flowkit._likelihood import log_prob as log_prob, sample_and_log_prob as sample_and_log_prob
 from flowkit._losses import (

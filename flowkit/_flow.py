@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_time
+from flowkit._heads import AbstractHead, PointHead
 from flowkit._paths import AbstractPath, as_time, LinearPath
 from flowkit._predictions import AbstractPrediction, convert, CUT, Velocity
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
@@ -26,17 +27,20 @@ class Flow(eqx.Module):
 
     **Arguments:**
 
-    - `network`: called `(t, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape of `x`.
+    - `network`: called `(t, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape of `x`,
+      or what the `head` reads.
     - `path`: how noise and data are joined; `fk.LinearPath()` by default.
     - `prediction`: what the network's output means. `fk.Velocity()`, the default, is exact on the closed interval
       [0, 1]. The velocity of a `fk.Noise()` network is evaluated at `t = 1e-3` at the earliest and that of a
       `fk.Target()` network at `t = 1 - 1e-3` at the latest, where samplers finish with the jump to the data: an error
       e of such a network costs about e log(1000) in a sample, whatever the solver does.
+    - `head`: how the output is read: as the prediction, the default, or as a law of it, `fk.MixtureHead(k)`.
     """
 
     network: Callable
     path: AbstractPath
     prediction: AbstractPrediction
+    head: AbstractHead
     takes_mask: bool = eqx.field(static=True)
     takes_key: bool = eqx.field(static=True)
 
@@ -45,10 +49,13 @@ class Flow(eqx.Module):
         network: Callable,
         path: AbstractPath = LinearPath(),
         prediction: AbstractPrediction = Velocity(),
+        *,
+        head: AbstractHead = PointHead(),
     ):
         self.network = network
         self.path = path
         self.prediction = prediction
+        self.head = head
         self.takes_mask, self.takes_key = accepts(network, "mask"), accepts(network, "key")
 
     @property
@@ -101,10 +108,22 @@ class Flow(eqx.Module):
         """
         x = jnp.asarray(x)
         t = _checked_time(t, x)
-        value = jnp.asarray(self.network(t, x, cond, **self._keywords(mask, key)), x.dtype)
-        if value.shape != x.shape:
-            raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}.")
+        value = self.head.mean(self.output(t, x, cond, mask=mask, key=key), x)
         value = convert(value, t, x, self.path, source=self.prediction, target=target)
+        return value if mask is None else zero_masked(value, mask)
+
+    def output(
+        self,
+        t: Scalar,
+        x: FloatArray,
+        cond: Cond = None,
+        *,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "..."]:
+        """What the network returns at `(t, x)`, for the `head` to read; zero at masked points."""
+        x = jnp.asarray(x)
+        value = jnp.asarray(self.network(_checked_time(t, x), x, cond, **self._keywords(mask, key)), x.dtype)
         return value if mask is None else zero_masked(value, mask)
 
     def _keywords(self, mask: Mask | None, key: PRNGKey | None) -> dict:

@@ -117,6 +117,7 @@ def flow_matching_loss(
     data and clouds without a valid point.
     """
     _check(x1, cond, mask, targets)
+    check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
     return _loss(flow, x1, cond, key, source, coupling, times, tuple(targets), weighting, mask, block)
 
@@ -137,6 +138,7 @@ def flow_matching_errors(
 ) -> Errors:
     """The terms whose mean is `fk.flow_matching_loss`, with their times; same arguments, same draws."""
     _check(x1, cond, mask, targets)
+    check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
     return _errors(flow, x1, cond, key, source, coupling, times, tuple(targets), weighting, mask, block)
 
@@ -181,6 +183,16 @@ def _check(x1, cond, mask, targets) -> None:
     check_rows("cond", cond, x1.shape[0], "example of `x1`")
     if not targets:
         raise ValueError("`targets` must list at least one prediction, for instance `(fk.Velocity(),)`.")
+
+
+def check_targets(flow: Flow, targets: Sequence[AbstractPrediction], weighting: Weighting | None) -> None:
+    """Raises for targets and weightings of squared errors if the flow is trained by another one."""
+    own = len(targets) == 1 and same_prediction(targets[0], flow.prediction)
+    if not flow.head.squared and (weighting is not None or not own):
+        raise ValueError(
+            f"`targets` and `weighting` convert squared errors, but the flow is trained by that of {flow.head}; leave "
+            "`weighting` out and give `targets=(flow.prediction,)`."
+        )
 
 
 class Example(NamedTuple):
@@ -233,8 +245,8 @@ def _example_error(targets, weighting, flow: Flow, example: Example) -> Float[Ar
     t = jnp.clip(t, flow.t_start, min(flow.t_end, end))
     c = flow.path.coefficients(t)
     x_t = c.alpha * x1 + c.sigma * x0
-    output = flow.predict(flow.prediction, t, x_t, cond, mask=mask, key=key)
-    error = _mean_square(output - flow.prediction.evaluate(c, x0, x1), mask)
+    output = flow.output(t, x_t, cond, mask=mask, key=key)
+    error = flow.head.error(output, flow.prediction.evaluate(c, x0, x1), mask)
     error = error * _factor(targets, weighting, flow, t, c)
     return error if weight is None else weight * error
 
@@ -250,14 +262,6 @@ def _factor(targets, weighting, flow: Flow, t: Array, c: Coefficients) -> Array:
     if weighting is not None:
         return len(targets) * weighting(flow.path, t) * squared_ratio(Velocity())
     return ft.reduce(jnp.add, map(squared_ratio, targets))
-
-
-def _mean_square(error: Array, mask: Array | None) -> Float[Array, ""]:
-    if mask is None:
-        return jnp.mean(error**2)
-    per_point = jnp.mean(jnp.reshape(error, (error.shape[0], -1)) ** 2, axis=-1)
-    # Selected, not multiplied: what stands at a masked point may be infinite.
-    return jnp.sum(jnp.where(mask, per_point, 0)) / jnp.maximum(jnp.sum(mask, dtype=error.dtype), 1)
 
 
 class ExampleError(eqx.Module):

@@ -24,13 +24,14 @@ CORE = {
     "_typecheck": set(),
     "_checks": {"_types"},
     "_blocks": {"_types"},
+    "_heads": {"_types"},
     "_distributions": {"_types", "_checks"},
     "_paths": {"_types", "_checks"},
     "_times": {"_types", "_checks"},
     "_transport": {"_types"},
     "_couplings": {"_types", "_checks", "_transport"},
     "_predictions": {"_types", "_checks", "_paths"},
-    "_flow": {"_types", "_checks", "_paths", "_predictions"},
+    "_flow": {"_types", "_checks", "_paths", "_predictions", "_heads"},
 }
 CORE["_oracles"] = CORE["_flow"] | {"_flow", "_distributions"}
 CORE["_losses"] = CORE["_integrate"] = CORE["_oracles"] | {"_oracles", "_blocks", "_times", "_couplings"}

@@ -13,7 +13,7 @@ from flowkit._blocks import check_block, mean_over_batch
 from flowkit._checks import check_data, check_mask, check_rows
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._losses import draw_examples, Example, ExampleError, Weighting
+from flowkit._losses import check_targets, draw_examples, Example, ExampleError, Weighting
 from flowkit._predictions import AbstractPrediction, Target, Velocity
 from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar
@@ -64,7 +64,8 @@ def set_flow_loss(
       unless it shall be trained twice.
     - `source`, `coupling`, `times`, `weighting`, `block`: as in `fk.flow_matching_loss`. With `block` the encoder is
       worked on in the same blocks.
-    - `targets`: as there; `None` is `(fk.Velocity(),)`, and for variational models `fk.Target()` as well.
+    - `targets`: as there; `None` is `(fk.Velocity(),)`, and for variational models `fk.Target()` as well; for a flow
+      with a `fk.MixtureHead` its own prediction.
 
     **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and `marginal_kl`, those that apply.
     """
@@ -75,7 +76,8 @@ def set_flow_loss(
     if not (_is_zero(vae_kl_weight) or model.variational):
         raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
     if targets is None:
-        targets = (Velocity(), Target()) if model.variational else (Velocity(),)
+        targets = _default_targets(model)
+    check_targets(model.flow, targets, weighting)
     # As arrays, so that a warm-up of the weights recompiles nothing; only the number 0 leaves a term out.
     prior_weight, vae_kl_weight, marginal_kl_weight = (
         0 if _is_zero(weight) else jnp.asarray(weight, points.dtype)
@@ -109,6 +111,12 @@ def set_prior_loss(
     _check_cond(model, cond, points)
     loss = _prior_loss(model, points, key, mask, cond, block)
     return loss, {"prior_loss": loss}
+
+
+def _default_targets(model: SetFlow) -> tuple[AbstractPrediction, ...]:
+    if not model.flow.head.squared:
+        return (model.flow.prediction,)
+    return (Velocity(), Target()) if model.variational else (Velocity(),)
 
 
 def _check_cond(model: SetFlow, cond: Cond, points: Any) -> None:
