@@ -58,7 +58,7 @@ GLOBAL_CRNS = {
         stochastic_depth=0.1,
         key=key,
     ),
-    "cross_attention": lambda d, key: nn.CrossAttentionCRN(d, 8, **SMALL, num_tokens=3, key=key),
+    "cross_attention": lambda d, key: nn.CrossAttentionCRN(d, 8, **SMALLEST, num_tokens=3, key=key),
     "concat_squash": lambda d, key: nn.ConcatSquashMLP(d, 8, **SMALL_SQUASH, key=key),
 }
 LOCAL_CRNS = {
