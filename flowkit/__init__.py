@@ -17,7 +17,12 @@ from flowkit import _typecheck as _typecheck
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
 _install_import_hook("flowkit", f"{_typecheck.__name__}.checked_when_called")
 
-from flowkit._couplings import assignment as assignment, independent as independent, Pairing as Pairing
+from flowkit._couplings import (
+    assignment as assignment,
+    Chained as Chained,
+    independent as independent,
+    Pairing as Pairing,
+)
 from flowkit._distributions import (
     AbstractDistribution as AbstractDistribution,
     Empirical as Empirical,
@@ -50,6 +55,13 @@ from flowkit._paths import (
     LinearPath as LinearPath,
     PolynomialPath as PolynomialPath,
     VariancePreservingPath as VariancePreservingPath,
+)
+from flowkit._point_couplings import (
+    AlignedAssignment as AlignedAssignment,
+    EntropicPointAssignment as EntropicPointAssignment,
+    Paired as Paired,
+    point_assignment as point_assignment,
+    superset_pairs as superset_pairs,
 )
 from flowkit._predictions import (
     AbstractPrediction as AbstractPrediction,

@@ -1,5 +1,7 @@
 """Checks of arguments that several entry points share: wrong use is said before any long work starts."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -68,3 +70,13 @@ def check_time(name: str, t: Any) -> None:
     """Raises for a known time outside [0, 1]."""
     if not is_traced(t) and not 0 <= t <= 1:
         raise ValueError(f"`{name}` must be in [0, 1] (0 is noise, 1 is data), got {t}.")
+
+
+def accepts(fn: Callable, name: str) -> bool:
+    """Whether a function has an argument of that name, or takes any."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except ValueError:  # built-in callables have no signature
+        return False
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or takes_any

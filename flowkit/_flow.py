@@ -1,13 +1,12 @@
 """A flow: a network, the path along which it is trained, and what it predicts."""
 
-import inspect
 from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_time
+from flowkit._checks import accepts, check_time
 from flowkit._heads import AbstractHead, PointHead
 from flowkit._paths import AbstractPath, as_time, LinearPath
 from flowkit._predictions import AbstractPrediction, convert, CUT, Velocity
@@ -145,13 +144,3 @@ def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
 def _checked_time(t: Scalar, x: FloatArray) -> Float[Array, ""]:
     check_time("t", t)
     return as_time(t, x.dtype)
-
-
-def accepts(network: Callable, name: str) -> bool:
-    """Whether a function has an argument of that name, or takes any."""
-    try:
-        parameters = inspect.signature(network).parameters
-    except ValueError:  # built-in callables have no signature
-        return False
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return name in parameters or takes_any

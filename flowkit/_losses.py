@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._blocks import check_block, mean_over_batch
 from flowkit._checks import check_data, check_rows
-from flowkit._couplings import Coupling, independent
+from flowkit._couplings import Coupling, independent, pair
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow, zero_masked
 from flowkit._paths import AbstractPath, as_time, Coefficients
@@ -101,8 +101,8 @@ def flow_matching_loss(
     - `x1`: the data, `(batch, ...)`.
     - `cond`: a pytree with the same leading axis.
     - `source`: the law of `x0`.
-    - `coupling`: how noise and data are paired: `fk.independent`, `fk.assignment`, or `(x0, x1, cond, *, key)` to a
-      `fk.Pairing`.
+    - `coupling`: how noise and data are paired: `fk.independent`, `fk.assignment`, within clouds
+      `fk.point_assignment`, or any `(x0, x1, cond, *, key)`, with `mask=` if it is in the signature, to a `fk.Pairing`.
     - `times`: the law of `t`, `(num, *, key) -> (num,)`.
     - `targets`: whose errors are summed, whatever the network predicts; the factors between them are exact. The
       velocity error is $1/t^2$ times that of a `fk.Noise()` and $1/(1-t)^2$ times that of a `fk.Target()` network, up
@@ -214,11 +214,9 @@ def draw_examples(flow, x1, cond, key, source, coupling, times, mask) -> Example
     num = x1.shape[0]
     x0 = source.sample(x1.shape, key=skey).astype(x1.dtype)
     t = _draw_times(times, num, x1.dtype, tkey)
-    pairing = coupling(x0, x1, cond, key=ckey)
-    x0 = _take(x0, pairing.source)
-    x1, cond, mask = _take((x1, cond, mask), pairing.data)
+    x0, (x1, cond, mask), weights = pair(coupling, x0, (x1, cond, mask), key=ckey)
     keys = jr.split(nkey, num) if flow.takes_key else None
-    return Example(x0, x1, t, cond, mask, pairing.weights, keys)
+    return Example(x0, x1, t, cond, mask, weights, keys)
 
 
 def _draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
@@ -228,10 +226,6 @@ def _draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
     if not stays_inside(times):
         t = eqx.error_if(t, jnp.any((t < 0) | (t > 1)), "`times` drew a time outside [0, 1] (0 is noise, 1 is data).")
     return t.astype(dtype)
-
-
-def _take(tree, rows):
-    return tree if rows is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tree)
 
 
 def _scale(prediction: AbstractPrediction, c: Coefficients) -> Array:

@@ -1,14 +1,17 @@
 """Optimal transport between two weighted sets, given their costs: exact on the host, entropic on the device."""
 
 import functools as ft
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
-from flowkit._types import AnyArray
+from flowkit._types import AnyArray, FloatArray
 
 
 def solve_assignment(
@@ -63,3 +66,153 @@ def _solve_one(cost: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, failu
     elif failure is not None:
         raise ValueError(failure)
     return indices
+
+
+class Potentials(NamedTuple):
+    """Where a Sinkhorn iteration ended; the plan is `a_i b_j exp((f_i + g_j - c_ij) / epsilon)`."""
+
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    error: Float[Array, ""]
+    """The largest relative error of a row's marginal before the last iteration; columns are exact."""
+    iterations: Int[Array, ""]
+
+
+class SoftMinima(NamedTuple):
+    r"""The two halves of a Sinkhorn iteration, for costs that need not be in memory.
+
+    - `rows`: `(g, epsilon) -> (n,)`, $-\epsilon \log \sum_j b_j \exp((g_j - c_{ij}) / \epsilon)$.
+    - `columns`: `(f, epsilon) -> (m,)`, likewise over rows.
+    """
+
+    rows: Callable[[Array, Array], Array]
+    columns: Callable[[Array, Array], Array]
+
+
+def sinkhorn(
+    minima: SoftMinima,
+    sizes: tuple[int, int],
+    epsilon: Float[Array, ""],
+    start: Float[Array, ""],
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> Potentials:
+    r"""The potentials of $\min_P \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top)$, in logarithms.
+
+    The regularisation falls from `start` to `epsilon` by 0.7 each iteration, or faster, to be there after half of
+    `max_iterations`; that takes the potentials across in few iterations. Runs under `jax.jit` and `jax.vmap`; no
+    gradient flows through it.
+
+    **Arguments:**
+
+    - `minima`: the costs, with their masks and weights.
+    - `sizes`: `(n, m)`.
+    - `epsilon`, `start`: of the unit of the cost, positive.
+    - `tolerance`: stops at this relative error of the rows' marginals, $\max_i |(P 1)_i - a_i| / a_i$.
+    - `max_iterations`: stops then in any case.
+
+    **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Peyre and Cuturi, Computational Optimal
+    Transport (2019), arXiv 1803.00567.
+    """
+    epsilon, start = jax.lax.stop_gradient((epsilon, start))
+    decay = jnp.minimum(0.7, (epsilon / start) ** (2 / max_iterations))
+
+    def step(state: Potentials) -> Potentials:
+        falling = start * decay ** (state.iterations + 1).astype(start.dtype)
+        now = jnp.maximum(epsilon, falling)
+        f = minima.rows(state.g, now)
+        # The row sums of the plan before this step are a_i exp((f_old - f_new) / epsilon).
+        error = jnp.max(jnp.abs(jnp.expm1((state.f - f) / now)))
+        error = jnp.where(falling > decay * epsilon, jnp.inf, error)  # the step before was not at this epsilon yet
+        return Potentials(f, minima.columns(f, now), error, state.iterations + 1)
+
+    n, m = sizes
+    first = Potentials(
+        jnp.zeros(n, epsilon.dtype),
+        jnp.zeros(m, epsilon.dtype),
+        jnp.asarray(jnp.inf, epsilon.dtype),
+        jnp.zeros((), int),
+    )
+    unfinished = lambda state: (state.error > tolerance) & (state.iterations < max_iterations)
+    return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, step, first))
+
+
+def soft_minima(cost: Float[Array, "n m"], mask_rows: Bool[Array, " n"], mask_columns: Bool[Array, " m"]) -> SoftMinima:
+    """The soft minima of a cost matrix in memory, with equal weights of the valid rows and of the valid columns."""
+    cost = jax.lax.stop_gradient(cost)
+    log_a, log_b = log_weights(mask_rows, cost.dtype), log_weights(mask_columns, cost.dtype)
+
+    def rows(g: Array, epsilon: Array) -> Array:
+        minimum = -epsilon * logsumexp((g - cost) / epsilon + log_b, axis=1)
+        return jnp.where(mask_rows, minimum, 0)
+
+    def columns(f: Array, epsilon: Array) -> Array:
+        minimum = -epsilon * logsumexp((f[:, None] - cost) / epsilon + log_a[:, None], axis=0)
+        return jnp.where(mask_columns, minimum, 0)
+
+    return SoftMinima(rows, columns)
+
+
+def log_weights(mask: Bool[Array, " n"], dtype: Any) -> Float[Array, " n"]:
+    """Logarithms of equal weights of the valid entries that sum to one."""
+    count = jnp.maximum(jnp.sum(mask, dtype=dtype), 1)
+    return jnp.where(mask, -jnp.log(count), -jnp.inf)
+
+
+def round_to_permutation(scores: Float[Array, "n n"], mask: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """A permutation of high scores: of all free pairs the best is taken, again and again.
+
+    All pairs that are the best of both their row and their column are taken at once, which comes to the same.
+
+    **Returns:** a column for each row; rows that are masked keep their own.
+    """
+    own = jnp.arange(mask.shape[0], dtype=jnp.int32)
+    scores = jnp.nan_to_num(scores)  # of non-finite data, of which no pair would ever be taken
+
+    def step(state):
+        columns, taken = state
+        free = jnp.where((columns < 0)[:, None] & ~taken, scores, -jnp.inf)
+        best = jnp.argmax(free, axis=1).astype(jnp.int32)
+        mutual = (columns < 0) & (jnp.argmax(free, axis=0)[best] == own)
+        return jnp.where(mutual, best, columns), taken.at[jnp.where(mutual, best, len(own))].set(True, mode="drop")
+
+    start = jnp.where(mask, -1, own), ~mask
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), step, start)[0]
+
+
+def improve_by_swaps(
+    x: Float[Array, "n d"], y: Float[Array, "n d"], columns: Int[Array, " n"], mask: Bool[Array, " n"], num_rounds: int
+) -> Int[Array, " n"]:
+    r"""Lowers $\sum_i \|x_i - y_{\pi(i)}\|^2$ by exchanging two partners, all pairs at once that suit each other best.
+
+    An exchange of $i$ and $k$ lowers the cost by $-2 (x_i - x_k) \cdot (y_{\pi(i)} - y_{\pi(k)})$: optimal transport is
+    monotone.
+    """
+    own = jnp.arange(mask.shape[0], dtype=jnp.int32)
+
+    def step(state):
+        columns, num, _ = state
+        z = y[columns]
+        crossed = jnp.matmul(
+            jnp.concatenate([x, z], 1), jnp.concatenate([z, x], 1).T, precision=jax.lax.Precision.HIGHEST
+        )
+        inner = jnp.sum(x * z, axis=1)
+        gain = jnp.where(mask[:, None] & mask, crossed - inner[:, None] - inner, -jnp.inf)
+        best = jnp.where((jnp.max(gain, axis=1) > 0) & mask, jnp.argmax(gain, axis=1).astype(jnp.int32), own)
+        partner = jnp.where(best[best] == own, best, own)
+        return columns[partner], num + 1, jnp.any(partner != own)
+
+    unfinished = lambda state: state[2] & (state[1] < num_rounds)
+    return jax.lax.while_loop(unfinished, step, (columns, 0, jnp.asarray(True)))[0]
+
+
+def squared_costs(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
+    """$|x_i - y_j|^2$ between the flattened rows of two batches, each moved to mean zero, without gradient.
+
+    Moving a batch changes no optimal permutation, and keeps the products of far-away batches exact.
+    """
+    x, y = (jax.lax.stop_gradient(jnp.reshape(z, (z.shape[0], -1))) for z in (x, y))
+    x, y = (z - jnp.mean(z, axis=0) for z in (x, y))
+    inner = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1) - 2 * inner

@@ -30,6 +30,7 @@ CORE = {
     "_times": {"_types", "_checks"},
     "_transport": {"_types"},
     "_couplings": {"_types", "_checks", "_transport"},
+    "_point_couplings": {"_types", "_checks", "_transport", "_couplings"},
     "_predictions": {"_types", "_checks", "_paths"},
     "_flow": {"_types", "_checks", "_paths", "_predictions", "_heads"},
 }

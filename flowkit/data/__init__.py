@@ -21,6 +21,7 @@ from flowkit.data._poses import AboutAxis as AboutAxis, any_rotation as any_rota
 from flowkit.data._sets import (
     normalize as normalize,
     pad as pad,
+    PairedSets as PairedSets,
     PointSets as PointSets,
     Split as Split,
     Units as Units,

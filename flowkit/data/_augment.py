@@ -10,7 +10,7 @@ from flowkit.data._poses import check_range, FULL_TURN, in_plane, pose, Range, u
 from flowkit.data._sets import Sets
 
 
-_PER_POINT = ("points", "mask", "object_ids")
+_PER_POINT = ("points", "mask", "object_ids", "x0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,8 @@ def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
 
     **Arguments:**
 
-    - `sets`: a named tuple with `points` `(b, n, d)` and perhaps `mask` and `object_ids`, which go with the points.
+    - `sets`: a named tuple with `points` `(b, n, d)` and perhaps `mask`, `object_ids` and `x0`, which go with
+        the points.
     - `num_points`: the size to cut down to. A cloud with fewer valid points keeps all of them, and its mask says so.
 
     **Returns:** sets of the same kind, with a mask if there was one.

@@ -27,6 +27,21 @@ class PointSets(NamedTuple):
     labels: Int[np.ndarray, " b"] | None = None
 
 
+class PairedSets(NamedTuple):
+    """Many point clouds, each with the noise its points are paired with; `subsample` takes the same rows of both.
+
+    - `points`: `(b, n, d)`, real numbers.
+    - `x0`: `(b, n, d)`, as `fk.superset_pairs` makes it.
+    - `mask`: `(b, n)`, true where a point is valid; `None` if all are.
+    - `labels`: `(b,)`, integers; `None` if there are none.
+    """
+
+    points: Float[np.ndarray, "b n d"]
+    x0: Float[np.ndarray, "b n d"]
+    mask: Bool[np.ndarray, "b n"] | None = None
+    labels: Int[np.ndarray, " b"] | None = None
+
+
 class Split(NamedTuple):
     """Data to learn from and data to judge by.
 
