@@ -20,5 +20,10 @@ from flowkit.metrics._scores import (
     set_scores as set_scores,
     SetScores as SetScores,
 )
+from flowkit.metrics._sinkhorn import (
+    Bounds as Bounds,
+    emd_bounds as emd_bounds,
+    sinkhorn_divergence as sinkhorn_divergence,
+)
 from flowkit.metrics._transport import emd as emd, w2 as w2
 from flowkit.metrics._wasserstein import sliced_w2 as sliced_w2, wasserstein_1d as wasserstein_1d
