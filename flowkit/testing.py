@@ -123,6 +123,8 @@ def _contents(clean: np.ndarray, padded_mask: np.ndarray, num_padding: int, key:
 def _perturbed(model: Any, key: PRNGKey, scale: float) -> Any:
     params, rest = eqx.partition(model, eqx.is_inexact_array)
     leaves, treedef = jax.tree.flatten(params)
+    if not leaves:
+        return model
     sizes = [leaf.size for leaf in leaves]
     noise = jnp.split(scale * jr.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     noisy = [p + z.reshape(p.shape).astype(p.dtype) for p, z in zip(leaves, noise, strict=True)]

@@ -12,6 +12,8 @@ import flowkit.nn as nn
 
 KEY = jr.key(0)
 DIMENSIONS = (2, 3, 4)
+TINY: dict = {"width_size": 8, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
+SLOTS: dict = {"num_slots": 3, "width_size": 8, "hidden_size": 8, "num_iterations": 2}
 
 
 def feed_forward(in_size, hidden_size, *, key):
@@ -29,9 +31,39 @@ GLOBAL_ENCODERS = {
     "point_net_fourier": lambda d, key: nn.PointNet(
         d, 8, hidden_sizes=(16,), features=nn.FourierFeatures(d, num_frequencies=16, scale=1.0, key=key), key=key
     ),
+    "point_net_gated": lambda d, key: nn.PointNet(
+        d, 8, hidden_sizes=(8, 8), layer=lambda i, o, *, key: nn.SwiGLU(i, 12, o, key=key), key=key
+    ),
+    "set_transformer_token": lambda d, key: nn.SetTransformer(d, 8, **TINY, num_tokens=1, return_tokens=True, key=key),
+    "pooled_by_attention": lambda d, key: nn.Pooled(
+        nn.SetTransformer(d, 8, **TINY, key=key), nn.AttentionPool(8, key_size=4, key=key), out_size=8, key=key
+    ),
+    "pooled_by_set2set": lambda d, key: nn.Pooled(
+        nn.SetTransformer(d, 8, **TINY, key=key), nn.Set2Set(8, key=key), out_size=8, key=key
+    ),
+    "mixture_and_point_net": lambda d, key: nn.Chained(
+        nn.GMMFeaturizer(d, num_components=3), nn.PointNet(d, 8, hidden_sizes=(16,), key=key)
+    ),
 }
-LOCAL_ENCODERS = {}
-STRUCTURED_ENCODERS = {}
+LOCAL_ENCODERS = {
+    "set_transformer": lambda d, key: nn.SetTransformer(
+        d, 8, **TINY, num_tokens=2, num_kv_heads=1, layer_scale=0.5, key=key
+    ),
+    "set_transformer_isab": lambda d, key: nn.SetTransformer(d, 8, **TINY, block=nn.ISAB, num_inducing=3, key=key),
+    "dgcnn": lambda d, key: nn.DGCNN(d, 8, width_size=8, depth=2, num_neighbors=2, key=key),
+    "dgcnn_attention": lambda d, key: nn.DGCNN(
+        d, 8, width_size=8, depth=1, pooling=nn.AttentionPool(8, key_size=4, key=key), key=key
+    ),
+}
+STRUCTURED_ENCODERS = {
+    "pooled_by_seeds": lambda d, key: nn.Pooled(
+        nn.SetTransformer(d, 8, **TINY, key=key), nn.PMA(8, num_seeds=3, num_heads=2, key=key), out_size=8, key=key
+    ),
+    "cross_attention": lambda d, key: nn.CrossAttentionEncoder(d, 8, **TINY, num_latents=3, key=key),
+    "slot_attention": lambda d, key: nn.SlotAttention(d, 8, **SLOTS, key=key),
+    "slot_attention_k_means": lambda d, key: nn.SlotAttention(d, 8, **SLOTS, start=nn.KMeans, key=key),
+    "slot_attention_learned": lambda d, key: nn.SlotAttention(d, 8, **SLOTS, start=nn.LearnedSlots, key=key),
+}
 ENCODERS = GLOBAL_ENCODERS | LOCAL_ENCODERS | STRUCTURED_ENCODERS
 
 SMALL: dict = {"width_size": 16, "depth": 2, "cond_size": 16}

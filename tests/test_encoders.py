@@ -1,5 +1,6 @@
 """Every encoder held to the same invariants, then each on its own."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,40 +16,71 @@ from flowkit.testing import (
     perturbed,
 )
 
-from .helpers import call, cloud, DIMENSIONS, ENCODERS, GLOBAL_ENCODERS, KEY, LOCAL_ENCODERS, STRUCTURED_ENCODERS
+from .helpers import (
+    call,
+    cloud,
+    ENCODERS,
+    GLOBAL_ENCODERS,
+    KEY,
+    LOCAL_ENCODERS,
+    SLOTS,
+    STRUCTURED_ENCODERS,
+    TINY,
+)
 
 
+MASK = np.array([True, True, False, True, True, True])
+ALL = ENCODERS | {"mixture": lambda d, key: nn.GMMFeaturizer(d, num_components=3)}
 # The rows of what a local encoder returns are those of the points, hence not here.
-NUM_LATENTS = dict.fromkeys(GLOBAL_ENCODERS, 1) | dict.fromkeys(STRUCTURED_ENCODERS, 3)
+NUM_LATENTS = dict.fromkeys(GLOBAL_ENCODERS, 1) | dict.fromkeys(STRUCTURED_ENCODERS, 3) | {"mixture": 21}
 
 
-@pytest.mark.parametrize("d", DIMENSIONS)
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_symmetry_and_masks(name, d):
-    encoder = perturbed(ENCODERS[name](d, KEY), key=jr.key(1))
-    mask = jnp.array([True, True, False, True, True, True])
+@pytest.mark.parametrize("name", ALL)
+def test_encoder_symmetry_and_masks(name):
+    encoder = perturbed(ALL[name](3, KEY), key=jr.key(1))
     symmetric = assert_permutation_equivariant if name in LOCAL_ENCODERS else assert_permutation_invariant
-    symmetric(encoder, cloud(d), mask, key=KEY)
-    assert_mask_independent(encoder, cloud(d), mask, key=KEY)
+    symmetric(encoder, cloud(3), MASK, key=KEY)
+    # With more points in a component than it has axes: rounding may turn axes of the same length.
+    repeat = 4 if name.startswith("mixture") else 1
+    assert_mask_independent(encoder, cloud(3, 6 * repeat), np.tile(MASK, repeat), key=KEY)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("d", [2, 4])
+@pytest.mark.parametrize("name", ALL)
+def test_encoder_in_other_dimensions(name, d):
+    encoder, points, order, everything = ALL[name](d, KEY), np.asarray(cloud(d)), [3, 5, 0, 2, 1, 4], np.ones(6, bool)
+    clouds = np.stack([points, points[order], np.where(MASK[:, None], points, np.nan), points, 3 * points])
+    masks = np.stack([MASK, MASK[order], MASK, everything, everything])
+    latents, permuted, filled, unmasked, scaled = call(jax.vmap(encoder), clouds, masks)
+    np.testing.assert_allclose(permuted, latents[order] if name in LOCAL_ENCODERS else latents, atol=1e-5)
+    np.testing.assert_allclose(filled, latents, atol=1e-5)
+    # LayerNorm right after a linear map without bias would see no scale; on raw coordinates it would leave signs.
+    assert jnp.max(jnp.abs(scaled - unmasked)) > 0.05
+    if d == 2:
+        np.testing.assert_allclose(call(encoder, points), unmasked, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_encoder_contract(name):
-    encoder = ENCODERS[name](3, KEY)
-    assert (encoder.in_size, encoder.out_size) == (3, 8)
+    encoder = ALL[name](3, KEY)
+    assert (encoder.in_size, encoder.out_size) == (3, 3 if name == "mixture" else 8)
     for n in (1, 2, 9):
-        latents = call(encoder, cloud(3, n))
-        assert latents.shape == (NUM_LATENTS.get(name, n), 8)
-        np.testing.assert_allclose(latents, call(encoder, cloud(3, n), jnp.ones(n, bool)), atol=1e-5)
-    batch = jnp.stack([cloud(3), cloud(3) + 1])
-    together = call(jax.vmap(encoder), batch)
-    np.testing.assert_allclose(together[1], call(encoder, batch[1]), atol=1e-5)
-    assert call(encoder, np.asarray(cloud(3))).dtype == jnp.float32
+        latents = eqx.filter_eval_shape(encoder, np.zeros((n, 3), np.float32))
+        assert latents.shape == (NUM_LATENTS.get(name, n), encoder.out_size)
+        assert latents.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(("name", "n"), [(name, 1) for name in ALL] + [("dgcnn", 3), ("slot_attention_k_means", 3)])
+def test_encoder_of_points_that_are_all_equal(name, n):
+    # Of one point alone too: no neighbours, no spread, distances of zero.
+    loss = lambda encoder_and_points: jnp.sum(encoder_and_points[0](encoder_and_points[1]) ** 2)
+    value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))((ALL[name](2, KEY), jnp.full((n, 2), 0.7)))
+    assert all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves((value, gradients)))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_encoder_refuses_wrong_clouds(name):
-    encoder = ENCODERS[name](3, KEY)
+    encoder = ALL[name](3, KEY)
     with pytest.raises(ValueError, match="`points` have 2 coordinates.*in_size=3"):
         encoder(cloud(2))
     with pytest.raises(ValueError, match="`points` is an empty set"):
@@ -57,13 +89,140 @@ def test_encoder_refuses_wrong_clouds(name):
         encoder(cloud(3), jnp.ones(5, bool))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_tells_clouds_apart_that_differ_in_scale_only(name):
-    # LayerNorm right after a linear map without bias would not; on raw coordinates it would leave signs.
-    encoder = ENCODERS[name](2, KEY)
-    assert jnp.max(jnp.abs(call(encoder, cloud(2)) - call(encoder, 3 * cloud(2)))) > 0.05
-
-
 def test_point_net_needs_a_layer():
     with pytest.raises(ValueError, match="`hidden_sizes` is empty"):
         nn.PointNet(2, 8, hidden_sizes=(), key=KEY)
+
+
+# -- transformers
+
+
+def test_tokens_that_are_returned_must_be_there():
+    with pytest.raises(ValueError, match="`num_tokens` must be at least 1"):
+        nn.SetTransformer(2, 8, return_tokens=True, key=KEY)
+
+
+def test_token_and_points_are_rows_of_the_same_transformer():
+    both = nn.SetTransformer(2, 8, **TINY, num_tokens=1, key=KEY)
+    token = nn.SetTransformer(2, 8, **TINY, num_tokens=1, return_tokens=True, key=KEY)
+    changed = eqx.tree_at(lambda encoder: encoder.tokens, both, both.tokens + 1)
+    assert call(both, cloud(2)).shape == (6, 8)
+    assert call(token, cloud(2)).shape == (1, 8)
+    assert not np.allclose(call(both, cloud(2)), call(changed, cloud(2)))
+
+
+def test_stochastic_depth_rises_to_the_last_block():
+    encoder = nn.SetTransformer(2, 8, **(TINY | {"depth": 3}), stochastic_depth=0.5, dropout=0.1, key=KEY)
+    rates = [block.attention_residual.stochastic_depth.p for block in encoder.blocks]  # pyright: ignore
+    assert rates == [0, 0.25, 0.5]
+    assert np.array_equal(call(encoder, cloud(2)), call(encoder, cloud(2)))
+    assert not np.allclose(call(encoder, cloud(2)), call(encoder, cloud(2), None, KEY))
+
+
+def test_transformer_refuses_unknown_options():
+    with pytest.raises(TypeError, match="num_inducing"):
+        nn.SetTransformer(2, 8, num_inducing=3, key=KEY)
+
+
+# -- the graph of neighbours
+
+
+def plain_layer_norm(norm, h):
+    return (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6) * norm.scale + norm.shift
+
+
+def test_edge_convolution_is_its_formula():
+    layer = nn.DGCNN(2, 8, width_size=4, depth=1, num_neighbors=2, key=KEY).layers[0]
+    layer = perturbed(layer, key=jr.key(1), scale=0.3)
+    h, mask = np.asarray(jr.normal(KEY, (6, 4))), MASK
+    expected = np.zeros_like(h)
+    for i in range(6):
+        others = sorted((j for j in range(6) if j != i and mask[j]), key=lambda j: np.sum((h[j] - h[i]) ** 2))
+        edges = [np.concatenate([h[i], h[j] - h[i], [np.sum((h[j] - h[i]) ** 2)]]) for j in others[:2]]
+        hidden = plain_layer_norm(layer.norm, np.stack(edges)) @ layer.hidden.weight + layer.hidden.bias
+        expected[i] = (hidden / (1 + np.exp(-hidden)) @ layer.out.weight + layer.out.bias).max(0)
+    np.testing.assert_allclose(np.asarray(call(layer, h, mask))[mask], expected[mask], atol=1e-5)
+
+
+def test_more_neighbours_than_points_are_all_of_them():
+    many, all_others = (nn.DGCNN(2, 8, width_size=8, depth=1, num_neighbors=k, key=KEY) for k in (20, 5))
+    assert np.array_equal(call(many, cloud(2)), call(all_others, cloud(2)))
+
+
+def test_a_point_alone_reads_nothing():
+    encoder = nn.DGCNN(2, 8, width_size=8, depth=1, key=KEY)
+    assert not np.any(call(encoder.layers[0], np.ones((1, 8), np.float32), None))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_neighbors": 0}, "`num_neighbors` must be at least 1"),
+        ({"pooling": nn.max_mean_pool}, "`pooling` must keep the size of 64.*returns 128"),
+    ],
+)
+def test_dgcnn_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        nn.DGCNN(2, 8, **options, key=KEY)
+
+
+# -- slots
+
+
+def test_slot_attention_is_its_formula():
+    encoder = perturbed(nn.SlotAttention(2, 8, **(SLOTS | {"num_iterations": 1}), key=KEY), key=jr.key(1))
+    points = np.asarray(cloud(2))[MASK]
+    rows = plain_layer_norm(encoder.norm, np.asarray(encoder.embedding(points)))
+    slots = np.asarray(encoder.start(points, None, None))
+    queries = plain_layer_norm(encoder.slot_norm, slots) @ encoder.query.weight
+    scores = rows @ encoder.keys.weight @ queries.T / np.sqrt(8)
+    attention = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    weights = attention / attention.sum(0)
+    updates = weights.T @ (rows @ encoder.values.weight)
+    slots = np.stack([encoder.cell(jnp.asarray(u), jnp.asarray(s)) for u, s in zip(updates, slots, strict=True)])
+    slots = slots + encoder.feed_forward(plain_layer_norm(encoder.feed_forward_norm, slots))
+    latents, actual = call(encoder.with_attention, cloud(2), MASK)
+    np.testing.assert_allclose(actual[MASK], attention, atol=1e-5)
+    assert not np.any(actual[~MASK])
+    np.testing.assert_allclose(latents, encoder.out(slots), atol=1e-5)
+
+
+def test_slots_are_permuted_with_their_start():
+    encoder = nn.SlotAttention(2, 8, **SLOTS, start=nn.LearnedSlots, key=KEY)
+    turned = eqx.tree_at(lambda encoder: encoder.start.mean, encoder, encoder.start.mean[::-1])  # pyright: ignore
+    np.testing.assert_allclose(call(turned, cloud(2)), call(encoder, cloud(2))[::-1], atol=1e-5)
+
+
+def test_learned_slots_are_drawn_with_a_key():
+    start = nn.LearnedSlots(2, 2000, 3, key=KEY)
+    drawn = call(start, cloud(2), None, jr.key(1))
+    # 6000 draws of standard deviation 0.1: their own has a relative standard error of 1 / sqrt(12,000).
+    assert abs(np.std(drawn - start.mean) / 0.1 - 1) < 5 / np.sqrt(12_000)
+    assert np.array_equal(call(start, cloud(2), None, None), start.mean)
+
+
+# -- encoders made of encoders
+
+
+def test_pooled_leaves_masked_latents_out():
+    local = nn.SetTransformer(2, 8, **TINY, key=KEY)
+    pooled = nn.Pooled(local, nn.mean_pool, out_size=4, key=KEY)
+    mean = np.asarray(call(local, cloud(2), MASK))[MASK].mean(0)
+    np.testing.assert_allclose(call(pooled, cloud(2), MASK), pooled.out(mean)[None], atol=1e-5)
+
+
+def test_chained_reads_the_components_that_are_there():
+    # Two narrow blobs and ten components: not all of them are needed.
+    points = np.asarray(0.05 * jr.normal(KEY, (200, 2))) + np.repeat([[-1.0, 0.0], [1.0, 0.0]], 100, axis=0)
+    first = nn.GMMFeaturizer(2, num_components=10, num_steps=100)
+    second = nn.PointNet(2, 8, hidden_sizes=(8,), pooling=nn.mean_pool, key=KEY)
+    rows = np.asarray(call(first, points.astype(np.float32)))
+    there = np.any(rows != 0, axis=1)
+    assert 0 < there.sum() < 50
+    latent = call(nn.Chained(first, second), points.astype(np.float32))
+    np.testing.assert_allclose(latent, call(second, rows[there]), atol=1e-5)
+
+
+def test_chained_encoders_must_fit():
+    with pytest.raises(ValueError, match="`second` must have `in_size` 3.*got 2"):
+        nn.Chained(nn.GMMFeaturizer(3), nn.PointNet(2, 8, key=KEY))

@@ -9,11 +9,17 @@ from flowkit.nn._coordinates import (
     SinusoidalFeatures as SinusoidalFeatures,
 )
 from flowkit.nn._feed_forward import FeedForward as FeedForward, SwiGLU as SwiGLU
+from flowkit.nn._geometry import (
+    farthest_points as farthest_points,
+    k_means as k_means,
+    nearest_neighbors as nearest_neighbors,
+)
 from flowkit.nn._layer_norm import LayerNorm as LayerNorm
 from flowkit.nn._linear import Linear as Linear
 from flowkit.nn._mlp import MLP as MLP
 from flowkit.nn._modulation import modulate as modulate, Modulation as Modulation
 from flowkit.nn._pooling import max_mean_pool as max_mean_pool, max_pool as max_pool, mean_pool as mean_pool
+from flowkit.nn._set_pooling import AttentionPool as AttentionPool, PMA as PMA, Set2Set as Set2Set
 from flowkit.nn._time_embeddings import (
     AbstractTimeEmbedding as AbstractTimeEmbedding,
     LearnedTime as LearnedTime,
@@ -21,7 +27,7 @@ from flowkit.nn._time_embeddings import (
     SinusoidalTime as SinusoidalTime,
     ZeroToOneTime as ZeroToOneTime,
 )
-from flowkit.nn._transformer import AttentionBlock as AttentionBlock, Residual as Residual
+from flowkit.nn._transformer import AttentionBlock as AttentionBlock, ISAB as ISAB, Residual as Residual
 from flowkit.nn.crn import (
     AbstractConditioner as AbstractConditioner,
     AbstractCRN as AbstractCRN,
@@ -35,4 +41,18 @@ from flowkit.nn.crn import (
     Pool as Pool,
     Select as Select,
 )
-from flowkit.nn.encoders import AbstractEncoder as AbstractEncoder, PointNet as PointNet
+from flowkit.nn.encoders import (
+    AbstractEncoder as AbstractEncoder,
+    Chained as Chained,
+    Components as Components,
+    CrossAttentionEncoder as CrossAttentionEncoder,
+    DGCNN as DGCNN,
+    FarthestPoints as FarthestPoints,
+    GMMFeaturizer as GMMFeaturizer,
+    KMeans as KMeans,
+    LearnedSlots as LearnedSlots,
+    PointNet as PointNet,
+    Pooled as Pooled,
+    SetTransformer as SetTransformer,
+    SlotAttention as SlotAttention,
+)

@@ -1,13 +1,14 @@
 """Blocks of attention and feed-forward layers for sets."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._types import AnyArray, PRNGKey
+from flowkit._types import AnyArray, Mask, PRNGKey
 from flowkit.nn._attention import Attention
 from flowkit.nn._feed_forward import SwiGLU
 from flowkit.nn._layer_norm import LayerNorm
@@ -143,6 +144,40 @@ class AttentionBlock(eqx.Module):
             context = self.context_norm(context)
         h = self.attention_residual(h, self.attention(self.norm(h), context, mask), key=attention_key)
         return self.feed_forward_residual(h, self.feed_forward(self.feed_forward_norm(h)), key=feed_forward_key)
+
+
+class ISAB(eqx.Module):
+    """Attention of rows to each other by way of `num_inducing` learned rows, linear instead of quadratic in `n`.
+
+    `i <- block(inducing, context=h)`, `h <- block(h, context=i)`, with two blocks `AttentionBlock(cross=True)`.
+
+    **Arguments:** `width_size`, `num_inducing`, the options of `AttentionBlock`, and a key.
+
+    **Reference:** Lee et al., Set Transformer (2019), arXiv 1810.00825.
+    """
+
+    inducing: Float[AnyArray, "num_inducing width"]
+    gather: AttentionBlock
+    spread: AttentionBlock
+
+    def __init__(self, width_size: int, *, num_inducing: int = 16, key: PRNGKey, **block_options: Any):
+        inducing_key, gather_key, spread_key = jr.split(key, 3)
+        self.inducing = learned_rows(num_inducing, width_size, key=inducing_key)
+        self.gather = AttentionBlock(width_size, cross=True, **block_options, key=gather_key)
+        self.spread = AttentionBlock(width_size, cross=True, **block_options, key=spread_key)
+
+    def __call__(
+        self, h: Float[Array, "n width"], *, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "n width"]:
+        """The new rows. `mask` tells the valid rows of `h`, as in `AttentionBlock`."""
+        gather_key, spread_key = split_or_none(key, 2)
+        gathered = self.gather(jnp.asarray(self.inducing, h.dtype), h, mask, key=gather_key)
+        return self.spread(h, gathered, key=spread_key)
+
+
+def learned_rows(num: int, size: int, *, key: PRNGKey) -> Float[Array, "num size"]:
+    """First values of learned tokens, seeds and queries: normal with standard deviation 0.02."""
+    return 0.02 * jr.normal(key, (num, size), jnp.result_type(float))
 
 
 def split_or_none(key: PRNGKey | None, num: int) -> list[PRNGKey | None]:

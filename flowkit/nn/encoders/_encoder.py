@@ -6,14 +6,16 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from flowkit._types import Mask, Points, PRNGKey
+from flowkit.nn._shapes import valid_points
 
 
 class AbstractEncoder(eqx.Module):
     """A map from a cloud `(n, in_size)` to latents `(k, out_size)`.
 
-    A global encoder has `k = 1`, a local one `k = n`, a structured one any other `k`. To add one: give it `in_size`,
-    `out_size` and `__call__`, all in one class, and hold it to `flowkit.testing.assert_permutation_invariant` (or
-    `_equivariant` if it is local) and `assert_mask_independent`.
+    A global encoder has `k = 1`, a local one `k = n`, a structured one any other `k`. A row of zeros is the sign that
+    there is no latent: local encoders return it for masked points. To add an encoder: give it `in_size`, `out_size`
+    and `__call__`, all in one class, and hold it to `flowkit.testing.assert_permutation_invariant` (or `_equivariant`
+    if it is local) and `assert_mask_independent`.
     """
 
     in_size: eqx.AbstractVar[int]
@@ -22,3 +24,10 @@ class AbstractEncoder(eqx.Module):
     @abc.abstractmethod
     def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k c"]:
         """The latents of one cloud. Points outside of the mask have no influence; `key` is for random encoders."""
+
+
+def checked_points(points: Points, mask: Mask | None, in_size: int) -> Float[Array, "n d"]:
+    """The points with masked rows set to zero. No points, or points of another size, are a `ValueError`."""
+    if points.shape[0] == 0:
+        raise ValueError("`points` is an empty set: pad it to at least one row and mask that.")
+    return valid_points(points, mask, in_size)

@@ -13,8 +13,8 @@ from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._layer_norm import LayerNorm
 from flowkit.nn._linear import Linear
 from flowkit.nn._pooling import max_mean_pool
-from flowkit.nn._shapes import out_size_of, valid_points
-from flowkit.nn.encoders._encoder import AbstractEncoder
+from flowkit.nn._shapes import out_size_of
+from flowkit.nn.encoders._encoder import AbstractEncoder, checked_points
 
 
 class PointNet(AbstractEncoder):
@@ -31,13 +31,15 @@ class PointNet(AbstractEncoder):
         reconstructs best).
     - `features`: fixed features of the coordinates for the first layer, see `PointEmbedding`.
     - `activation`: of the layers.
+    - `layer`: `(in_size, out_size, *, key) -> network`, for the layers after the first. A gated one is
+        `lambda i, o, *, key: SwiGLU(i, 3 * o // 2, o, key=key)`.
     - `key`: for the initial weights.
 
     **Reference:** Qi, Su, Mo, Guibas, PointNet, 2017 (arXiv 1612.00593).
     """
 
     embedding: PointEmbedding
-    layers: tuple[Linear, ...]
+    layers: tuple[Callable[[Array], Array], ...]
     norms: tuple[LayerNorm, ...]
     out: Linear
     pooling: Callable[..., Array]
@@ -54,6 +56,7 @@ class PointNet(AbstractEncoder):
         pooling: Callable[..., Array] = max_mean_pool,
         features: AbstractFeatures | None = None,
         activation: Callable[[Array], Array] = jax.nn.silu,
+        layer: Callable[..., Callable[[Array], Array]] = Linear,
         key: PRNGKey,
     ):
         if not hidden_sizes:
@@ -61,7 +64,7 @@ class PointNet(AbstractEncoder):
         embedding_key, out_key, *keys = jr.split(key, len(hidden_sizes) + 1)
         self.embedding = PointEmbedding(in_size, hidden_sizes[0], features=features, key=embedding_key)
         sizes = pairwise(hidden_sizes)
-        self.layers = tuple(Linear(*size, key=layer_key) for size, layer_key in zip(sizes, keys, strict=True))
+        self.layers = tuple(layer(*size, key=layer_key) for size, layer_key in zip(sizes, keys, strict=True))
         self.norms = tuple(LayerNorm(size) for size in hidden_sizes)
         self.out = Linear(out_size_of(pooling, (1, hidden_sizes[-1])), out_size, key=out_key)
         self.pooling = pooling
@@ -72,9 +75,7 @@ class PointNet(AbstractEncoder):
     def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "1 c"]:
         """The latent of one cloud. A cloud whose points are all masked gives a finite constant."""
         del key
-        if points.shape[0] == 0:
-            raise ValueError("`points` is an empty set: pad it to at least one row and mask that.")
-        points = valid_points(points, mask, self.in_size)
+        points = checked_points(points, mask, self.in_size)
         h = self.norms[0](self.activation(self.embedding(points)))
         for layer, norm in zip(self.layers, self.norms[1:], strict=True):
             h = norm(self.activation(layer(h)))

@@ -1,0 +1,104 @@
+"""Poolings with parameters: by attention, and by a recurrent network that looks at the set several times."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._types import AnyArray, Mask, PRNGKey
+from flowkit.nn._feed_forward import FeedForward
+from flowkit.nn._linear import Linear
+from flowkit.nn._shapes import cast, zero_masked
+from flowkit.nn._transformer import AttentionBlock, learned_rows
+
+
+class AttentionPool(eqx.Module):
+    r"""A mean with learned weights, $\sum_i \mathrm{softmax}_i(q \cdot W x_i / \sqrt{A})\, x_i$, over the valid rows.
+
+    **Arguments:** `size` of the features, `key_size` $A$, and a key.
+
+    **Reference:** Ilse, Tomczak, Welling, Attention-based Deep Multiple Instance Learning (2018), arXiv 1802.04712.
+    """
+
+    query: Float[AnyArray, " key_size"]
+    keys: Linear
+
+    def __init__(self, size: int, *, key_size: int = 64, key: PRNGKey):
+        query_key, keys_key = jr.split(key)
+        self.query = learned_rows(1, key_size, key=query_key)[0]
+        self.keys = Linear(size, key_size, use_bias=False, key=keys_key)
+
+    def __call__(self, features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c"]:
+        features = zero_masked(jnp.asarray(features), mask)
+        scores = self.keys(features) @ jnp.asarray(self.query, features.dtype) / self.query.shape[0] ** 0.5
+        return _softmax(scores, mask) @ features
+
+
+class Set2Set(eqx.Module):
+    """An LSTM that reads the set by attention in every step: `[h, r]` of the last one, twice as wide.
+
+    In each step `h = LSTM([h, r])` and `r = sum_i softmax_i(h . x_i) x_i`, over the valid rows.
+
+    **Arguments:** `size` of the features, `num_steps`, and a key.
+
+    **Reference:** Vinyals, Bengio, Kudlur, Order Matters: Sequence to Sequence for Sets (2015), arXiv 1511.06391.
+    """
+
+    cell: eqx.nn.LSTMCell
+    num_steps: int = eqx.field(static=True)
+
+    def __init__(self, size: int, *, num_steps: int = 3, key: PRNGKey):
+        self.cell = eqx.nn.LSTMCell(2 * size, size, key=key)
+        self.num_steps = num_steps
+
+    def __call__(self, features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c2"]:
+        features = zero_masked(jnp.asarray(features), mask)
+        cell = cast(self.cell, features.dtype)
+        query = memory = read = jnp.zeros(features.shape[1], features.dtype)
+        for _ in range(self.num_steps):
+            query, memory = cell(jnp.concatenate([query, read]), (query, memory))
+            read = _softmax(features @ query, mask) @ features
+        return jnp.concatenate([query, read])
+
+
+class PMA(eqx.Module):
+    """What `num_seeds` learned rows gather from the set by attention: `(n, size) -> (num_seeds, size)`.
+
+    `AttentionBlock(cross=True)` from the seeds to a feed-forward network of the features, then `depth` blocks in which
+    the seeds attend to each other.
+
+    **Arguments:** `size` of the features, `num_seeds`, `depth`, the options of `AttentionBlock`, and a key.
+
+    **Reference:** Lee et al., Set Transformer (2019), arXiv 1810.00825: pooling by multi-head attention.
+    """
+
+    seeds: Float[AnyArray, "num_seeds size"]
+    feed_forward: FeedForward
+    gather: AttentionBlock
+    blocks: tuple[AttentionBlock, ...]
+
+    def __init__(self, size: int, *, num_seeds: int = 1, depth: int = 1, key: PRNGKey, **block_options: Any):
+        seeds_key, feed_forward_key, gather_key, *keys = jr.split(key, depth + 3)
+        self.seeds = learned_rows(num_seeds, size, key=seeds_key)
+        self.feed_forward = FeedForward(size, size, hidden_sizes=(size,), key=feed_forward_key)
+        self.gather = AttentionBlock(size, cross=True, **block_options, key=gather_key)
+        self.blocks = tuple(AttentionBlock(size, **block_options, key=block_key) for block_key in keys)
+
+    def __call__(self, features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, "num_seeds c"]:
+        features = zero_masked(jnp.asarray(features), mask)
+        h = self.gather(jnp.asarray(self.seeds, features.dtype), self.feed_forward(features), mask)
+        for block in self.blocks:
+            h = block(h)
+        return h
+
+
+def _softmax(scores: Float[Array, " n"], mask: Mask | None) -> Float[Array, " n"]:
+    """Over the valid entries; all zeros if there are none."""
+    if mask is None:
+        return jax.nn.softmax(scores)
+    mask = jnp.asarray(mask)
+    lowest = jnp.full_like(scores, jnp.finfo(scores.dtype).min)
+    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, lowest)), jnp.zeros_like(scores))
