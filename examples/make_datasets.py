@@ -1,0 +1,128 @@
+"""Make the data sets of point clouds: digits, moved or not, and scenes of several digits.
+
+    python examples/make_datasets.py --dataset rotated
+    python examples/make_datasets.py --dataset scenes --num-scenes 20000 --num-points 500
+    python examples/make_datasets.py --images digits
+
+By default the digits are those of MNIST, from the folder that `FLOWKIT_DATA` names or downloaded once (12 MB).
+`--images digits` takes the 1797 small ones of scikit-learn, which need no download.
+
+Each data set is one `.npz` file and one picture in `artifacts/make_datasets/`. `fk.data.load_npz` reads it, and
+`fk.data.train_test_split` splits it.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.random as jr
+import numpy as np
+import tyro
+
+import flowkit as fk
+
+
+TURN = (0.0, 2 * np.pi)
+CLOUDS = {
+    "single": {},
+    "rotated": {"rotate": TURN},
+    "translated": {"translate": (-1.5, 1.5)},
+    "rotated-translated": {"rotate": TURN, "translate": (-1.5, 1.5)},
+}
+SCENES = {
+    "scenes": {},
+    "scenes-rotated": {"rotate": TURN},
+    "scenes-rotated-scaled": {"rotate": TURN, "scale": (0.5, 1.5)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Make data sets of point clouds from images of digits, with their pictures."""
+
+    dataset: Literal[
+        "single",
+        "rotated",
+        "translated",
+        "rotated-translated",
+        "scenes",
+        "scenes-rotated",
+        "scenes-rotated-scaled",
+        "all",
+    ] = "all"
+    """One digit in each cloud: as it is, rotated by any angle, translated by up to 1.5, or both. Scenes of several
+    digits, each translated by up to 3: as they are, rotated, or rotated and scaled by 0.5 to 1.5. Or all of these."""
+    images: Literal["mnist", "digits"] = "mnist"
+    """The training images of MNIST, or scikit-learn's digits."""
+    num_sets: int = 60_000
+    """Clouds of one digit. Images are taken in turn, again and again if there are fewer."""
+    num_scenes: int = 20_000
+    """Scenes."""
+    num_points: int = 500
+    """Points per digit."""
+    min_objects: int = 1
+    """Smallest number of digits in a scene."""
+    max_objects: int = 4
+    """Largest number of digits in a scene, which has room for so many times the number of points."""
+    weighted: bool = False
+    """Draw pixels with probability proportional to their intensity, instead of equally likely above one half."""
+    seed: int = 0
+    """Of everything random."""
+    output: str = "artifacts/make_datasets"
+    """Folder for the files and pictures."""
+
+
+def main(config: Config) -> None:
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    images = load_images(config)
+    names = [*CLOUDS, *SCENES]
+    for name in names if config.dataset == "all" else [config.dataset]:
+        start = time.perf_counter()
+        # A key of its own, so that a data set does not depend on which others are made.
+        sets = make(name, images, config, key=jr.fold_in(jr.key(config.seed), names.index(name)))
+        made = time.perf_counter() - start
+        path = output / f"{name}.npz"
+        fk.data.save_npz(path, sets)
+        draw(sets, path.with_suffix(".png"))
+        print(
+            f"{path}: points {sets.points.shape}, {path.stat().st_size / 1e6:.0f} MB, made in {made:.1f} s", flush=True
+        )
+
+
+def load_images(config: Config) -> fk.data.Images:
+    """All that there is to draw from; the test images of MNIST stay out of it."""
+    if config.images == "mnist":
+        return fk.data.load_mnist().train
+    split = fk.data.load_digits(seed=config.seed)
+    return fk.data.Images(*(np.concatenate(parts) for parts in zip(*split, strict=True)))
+
+
+def make(name: str, images: fk.data.Images, config: Config, *, key: jax.Array) -> fk.data.PosedSets | fk.data.Scenes:
+    if name in CLOUDS:
+        turns = np.arange(config.num_sets) % len(images.images)
+        chosen = fk.data.Images(images.images[turns], images.labels[turns])
+        return fk.data.image_clouds(chosen, config.num_points, weighted=config.weighted, **CLOUDS[name], key=key)
+    return fk.data.scenes(
+        images,
+        config.num_scenes,
+        config.num_points,
+        num_objects=(config.min_objects, config.max_objects),
+        weighted=config.weighted,
+        **SCENES[name],
+        key=key,
+    )
+
+
+def draw(sets: fk.data.PosedSets | fk.data.Scenes, path: Path) -> None:
+    """The first 36 clouds, or the first 16 scenes with a colour for each object."""
+    if isinstance(sets, fk.data.PosedSets):
+        fk.plotting.point_clouds(sets.points[:36], path=path)
+    else:
+        fk.plotting.point_clouds(sets.points[:16], sets.mask[:16], point_labels=sets.object_ids[:16], path=path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
