@@ -127,11 +127,47 @@ def test_blocks_of_rows(name, monkeypatch):
     assert DISTANCES[name](x, y) == pytest.approx(BRUTE[name](x, y), rel=2e-5)
 
 
-def test_large_clouds_stay_small():
-    x = jnp.zeros((100_000, 2))
-    memory = jax.jit(metrics.chamfer).lower(x, x).compile().memory_analysis()
+@pytest.mark.parametrize("size", [2, 10])
+def test_tiles(size, monkeypatch):
+    from flowkit.metrics import _chamfer, _distances
+
+    monkeypatch.setattr(_distances, "BLOCK_ENTRIES", 64)
+    monkeypatch.setattr(_chamfer, "TILE_WIDTH", 16)  # 3 tiles of 37 columns, 10 blocks of 4 rows in each
+    x, y = clouds(39, 37, size)
+    assert metrics.chamfer(x, y) == pytest.approx(brute_chamfer(x, y), rel=2e-5)
+
+    def whole(x, y):
+        squared = jnp.sum((x[:, None] - y[None]) ** 2, -1)
+        return squared.min(0).mean() + squared.min(1).mean()
+
+    results = [
+        jax.jit(lambda x, y, f=f: (jax.grad(f, (0, 1))(x, y), jax.jvp(f, (x, y), (y[:1] + x, y))))
+        for f in (metrics.chamfer, whole)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *[f(x, y) for f in results])
+
+
+def temporary_memory(function, *shapes):
+    """Bytes that the compiled program needs beside its arguments and results."""
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
     assert memory is not None
-    assert memory.temp_size_in_bytes < 2**26  # the matrix would be 40 GB
+    return memory.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("function", [metrics.chamfer, jax.grad(metrics.chamfer)], ids=["value", "gradient"])
+def test_large_clouds_stay_small(function):
+    assert temporary_memory(function, (100_000, 2), (100_000, 2)) < 2**26  # the matrix would be 40 GB
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_many_large_clouds_stay_small(size):
+    """A thousand clouds of 2,048 points against as many: the clouds are 25 MB, all distances 17 TB."""
+    shape = (1000, 2048, size)
+    program = lambda xs, ys: metrics.pairwise(metrics.chamfer, xs, ys)
+    assert temporary_memory(program, shape, shape) < 2**27
+    within = lambda xs: metrics.pairwise(metrics.chamfer, xs)
+    assert temporary_memory(within, shape) < 2**27
 
 
 @pytest.mark.parametrize(("size", "tolerance"), [(3, 2e-6), (32, 1e-3)])

@@ -2,16 +2,17 @@
 
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Real
 
-from flowkit._types import AnyArray, FloatArray, is_traced
+from flowkit._types import AnyArray, FloatArray, is_traced, Mask
 
 
-# Entries of a distance matrix that are alive at one time: 4 MB in float32, which stays in a processor's cache.
-BLOCK_ENTRIES = 2**20
+# Entries of a distance matrix that are alive at one time: 1 MB in float32, which stays in a core's cache.
+BLOCK_ENTRIES = 2**18
 
 # Differences are exact and, up to about this many coordinates, no slower than a matrix product.
 MAX_DIRECT_SIZE = 8
@@ -68,14 +69,28 @@ def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
     return jnp.maximum(jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1) - 2 * product, 0)
 
 
-def row_blocks(x: Float[Array, "n d"], mask: Bool[Array, " n"], width: int) -> tuple[Array, Array]:
-    """`x` and its mask cut into blocks of rows, the last one padded, for distance matrices `width` wide."""
+def block_entries() -> int:
+    """How many entries of a distance matrix are alive at one time; an accelerator wants more of them at once."""
+    return BLOCK_ENTRIES if jax.default_backend() == "cpu" else 64 * BLOCK_ENTRIES
+
+
+def fill(x: Float[Array, "n d"], mask: Mask | None) -> Float[Array, "n d"]:
+    """The points, with a copy of the first valid one in the place of every other."""
+    return x if mask is None else jnp.where(jnp.asarray(mask)[:, None], x, x[jnp.argmax(jnp.asarray(mask))])
+
+
+def row_blocks(x: Float[Array, "n d"], mask: Bool[Array, " n"] | None, width: int) -> tuple[Array, Array | None]:
+    """`x` and its mask cut into blocks of rows, for distance matrices `width` wide.
+
+    The last block is padded with copies of the last point, which its mask leaves out.
+    """
     num_rows = x.shape[0]
-    size = min(num_rows, max(1, BLOCK_ENTRIES // width))
+    # At least two, as the compiler unrolls a loop of one and then computes every distance once for each minimum.
+    size = min(-(-num_rows // 2), max(1, block_entries() // width))
     num_blocks = -(-num_rows // size)
     padding = num_blocks * size - num_rows
-    x, mask = jnp.pad(x, ((0, padding), (0, 0))), jnp.pad(mask, (0, padding))
-    return x.reshape(num_blocks, size, -1), mask.reshape(num_blocks, size)
+    blocks = jnp.pad(x, ((0, padding), (0, 0)), mode="edge").reshape(num_blocks, size, -1)
+    return blocks, None if mask is None else jnp.pad(mask, (0, padding)).reshape(num_blocks, size)
 
 
 def masked_mean(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, is_traced
-from flowkit.metrics._distances import BLOCK_ENTRIES, check_values
+from flowkit.metrics._distances import block_entries, check_values
 
 
 def pairwise(
@@ -46,7 +46,7 @@ def pairwise(
         check_values("ys", ys, mask_ys)
         rows, columns = (i.reshape(-1) for i in np.indices((len(xs), len(ys))))
     width = xs.shape[1] if ys is None else ys.shape[1]
-    block = max(1, BLOCK_ENTRIES // (xs.shape[1] * width)) if block_size is None else block_size
+    block = max(1, 4 * block_entries() // (xs.shape[1] * width)) if block_size is None else block_size
     if block < 1:
         raise ValueError(f"`block_size` is {block}; at least one pair must be worked on at a time.")
     rows, columns = rows.astype(np.int32), columns.astype(np.int32)
