@@ -93,7 +93,16 @@ def test_api_pages_list_every_public_name(namespace):
 # The page on point clouds trains what the example trains, which takes minutes.
 PAGES = [
     ROOT / "docs" / "pages" / f"{name}.md"
-    for name in ("mathematics", "how-to-extend", "choosing", "training", "latents", "datasets", "set-couplings")
+    for name in (
+        "mathematics",
+        "how-to-extend",
+        "choosing",
+        "training",
+        "latents",
+        "datasets",
+        "set-couplings",
+        "metrics",
+    )
 ]
 
 
