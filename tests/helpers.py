@@ -102,6 +102,9 @@ LOCAL_CRNS = {
 }
 STRUCTURED_CRNS = {
     "adaln_mlp_pool": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.Pool(), key=key),
+    "adaln_mlp_attention_pool": lambda d, key: nn.AdaLNMLP(
+        d, 8, **SMALL, conditioner=nn.Pool(nn.AttentionPool(8, key_size=4, key=key)), key=key
+    ),
     "adaln_mlp_select": lambda d, key: nn.AdaLNMLP(
         d, 8, **SMALL, conditioner=nn.Select(d, 8, width_size=8, features=nn.SinusoidalFeatures(), key=key), key=key
     ),

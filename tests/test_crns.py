@@ -213,6 +213,14 @@ def test_local_latents_of_masked_points_have_no_influence(name):
         assert not np.any(np.asarray(a)[~np.asarray(MASK)])
 
 
+@pytest.mark.parametrize("pooling", [nn.max_pool, nn.mean_pool, nn.max_mean_pool])
+def test_pool_leaves_out_rows_of_zeros(pooling):
+    latents = rows(3, 8) - 5  # negative, so that a zero would win a maximum
+    padded = jnp.pad(latents, ((0, 2), (0, 0)))
+    pool = nn.Pool(pooling)
+    np.testing.assert_allclose(call(pool, 0.3, cloud(2), padded), call(pool, 0.3, cloud(2), latents), rtol=1e-5)
+
+
 # -- the parts
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, Points, Scalar
 from flowkit.nn._pooling import max_mean_pool
+from flowkit.nn._shapes import nonzero_rows
 
 
 class AbstractConditioner(eqx.Module):
@@ -56,11 +57,14 @@ class PerPoint(AbstractConditioner):
 class Pool(AbstractConditioner):
     """Any number of latents, reduced to one vector for all points.
 
-    **Arguments:** `pooling`, a function `(latents) -> vector` such as `max_pool`, `mean_pool` or `max_mean_pool`.
+    Rows of zeros, by which encoders say that there is no latent, are left out.
+
+    **Arguments:** `pooling`, a function `(latents, mask) -> vector` such as `max_pool`, `mean_pool`, `max_mean_pool` or
+    `AttentionPool(latent_size, key=key)`.
     """
 
     pooling: Callable[..., Array] = max_mean_pool
 
     def __call__(self, t: Scalar, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "1 size"]:
         del t, points
-        return self.pooling(latents)[None]
+        return self.pooling(latents, nonzero_rows(jnp.asarray(latents)))[None]

@@ -44,7 +44,7 @@ class DiT(AbstractCRN):
     - `width_size`, `depth`: the width and number of the blocks.
     - `num_heads`, `num_kv_heads`: as in `Attention`.
     - `mlp_ratio`, `feed_forward`: as in `AttentionBlock`.
-    - `cond_size`: the width of the conditioning.
+    - `cond_size`: the width of the conditioning; 64 is several times as fast if each point has its own.
     - `time_embedding`: use `SinusoidalTime(32, scale=1.0)` if the network is to be differentiated in time.
     - `features`: fixed features of the coordinates, see `PointEmbedding`.
     - `modulate_output`: scale and shift what attention and feed-forward network return, not what they are given, and
