@@ -48,7 +48,8 @@ def test_encoder_symmetry_and_masks(name):
 @pytest.mark.parametrize("d", [2, 4])
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_in_other_dimensions(name, d):
-    encoder, points, order, everything = ALL[name](d, KEY), np.asarray(cloud(d)), [3, 5, 0, 2, 1, 4], np.ones(6, bool)
+    encoder, points, everything = ALL[name](d, KEY), np.asarray(cloud(d)), np.ones(6, bool)
+    order = np.array([3, 5, 0, 2, 1, 4])
     clouds = np.stack([points, points[order], np.where(MASK[:, None], points, np.nan), points, 3 * points])
     masks = np.stack([MASK, MASK[order], MASK, everything, everything])
     latents, permuted, filled, unmasked, scaled = call(jax.vmap(encoder), clouds, masks)
