@@ -131,20 +131,14 @@ def test_both_modes_of_a_two_valued_target(key):
     np.testing.assert_allclose(mixture(0.0, jnp.zeros(1)), [-0.4], atol=0.05)
 
 
-class SetNetwork(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, t, x, latents, mask=None):
-        return x @ self.weight + jnp.mean(latents)
-
-
 @pytest.mark.parametrize("variational", [False, True])
 def test_in_a_set_flow(variational, key):
     """Trained by the likelihood alone, also in variational models; masked points have no influence; it samples."""
     head = fk.MixtureHead(3)
     encoder = fk.nn.PointNet(2, 4, hidden_sizes=(8,), key=key)
-    flow = fk.Flow(SetNetwork(jr.normal(key, (2, head.out_size(2)))), head=head)
-    model = fk.latent.SetFlow(encoder, flow, fk.Normal(), variational=variational)
+    options = {"out_size": head.out_size(2), "width_size": 8, "depth": 1, "cond_size": 8}
+    network = fk.testing.perturbed(fk.nn.AdaLNMLP(2, 2 if variational else 4, **options, key=key), key=key)
+    model = fk.latent.SetFlow(encoder, fk.Flow(network, head=head), fk.Normal(), variational=variational)
     points, mask = np.array(jr.normal(key, (4, 6, 2))), np.arange(6) < np.array([[6], [4], [2], [1]])
     results = []
     for fill in (0.0, np.nan):

@@ -35,7 +35,7 @@ class FlowPrior(AbstractDistribution):
       is equivariant under permutations of the `k` rows makes it blind to their order, as sets of slots need it, which
       a `fk.nn.MLP` over all entries is not.
     - `size`: `c`.
-    - `solver`, `stepsize_controller`: for sampling and densities.
+    - `solver`, `num_steps`, `stepsize_controller`: for sampling and densities, as in `fk.sample`.
     """
 
     flow: Flow
@@ -43,6 +43,7 @@ class FlowPrior(AbstractDistribution):
     log_std: Float[Array, " c"]
     solver: dfx.AbstractSolver
     stepsize_controller: dfx.AbstractStepSizeController
+    num_steps: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class FlowPrior(AbstractDistribution):
         size: int,
         *,
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
+        num_steps: int | None = None,
         stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
     ):
         self.flow = flow
@@ -57,6 +59,10 @@ class FlowPrior(AbstractDistribution):
         self.log_std = jnp.zeros(size)
         self.solver = solver
         self.stepsize_controller = stepsize_controller
+        self.num_steps = num_steps
+
+    def _options(self) -> dict[str, Any]:
+        return {"solver": self.solver, "num_steps": self.num_steps, "stepsize_controller": self.stepsize_controller}
 
     def sample(self, shape: tuple[int, ...], *, key: PRNGKey, cond: Cond = None) -> Float[Array, "..."]:
         """Latents `(..., k, c)`, the leading axes independent, and those of the arrays in `cond` too."""
@@ -67,8 +73,7 @@ class FlowPrior(AbstractDistribution):
             num_samples=math.prod(rows),
             key=key,
             cond=_joined(cond, rows),
-            solver=self.solver,
-            stepsize_controller=self.stepsize_controller,
+            **self._options(),
         )
         return self.mean + jnp.exp(self.log_std) * jnp.reshape(samples.values, shape)
 
@@ -78,8 +83,7 @@ class FlowPrior(AbstractDistribution):
         The arrays in `cond` have the same leading axes.
         """
         z = (jnp.asarray(x) - self.mean) / jnp.exp(self.log_std)
-        options = {"solver": self.solver, "stepsize_controller": self.stepsize_controller}
-        one = lambda z, cond: log_prob(self.flow, z, cond, **options)
+        one = lambda z, cond: log_prob(self.flow, z, cond, **self._options())
         rows = jnp.reshape(z, (-1, *z.shape[-2:]))
         values = jax.vmap(one)(rows, _joined(cond, z.shape[:-2]))
         return jnp.sum(values) - rows.shape[0] * rows.shape[1] * jnp.sum(self.log_std)
