@@ -1,0 +1,62 @@
+"""What every benchmark writes beside its numbers: machine, versions, seed. And its table, on the screen and as JSON."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(name: str, seed: int, **results: Any) -> None:
+    """Writes `benchmarks/results/<name>.json`."""
+    names = ("jax", "equinox", "diffrax", "optax", "numpy", "scipy")
+    report = {
+        "machine": {"cpus": os.cpu_count(), "processor": _processor(), "device": jax.devices()[0].device_kind},
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
+        "seed": seed,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(report | results, indent=2) + "\n")
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints rows with the same keys as a table."""
+    if not rows:
+        return
+    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    print(f"\n{title}")
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
+    """The median wall time of a call whose result is waited for; the first call, which compiles, is not counted."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
