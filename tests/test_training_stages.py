@@ -131,7 +131,8 @@ def test_a_stage_by_hand(tmp_path):
 def test_other_stages_are_refused(tmp_path):
     run(tmp_path, stages(5, 5))
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    others = [stages(6, 5), stages(5, 5)[:1], stages(5, 5)[::-1], [*stages(5, 5), tr.Stage("third", first_loss, 3)]]
+    third = tr.Stage("third", first_loss, 3)
+    others = [stages(6, 5), stages(5, 5)[:1], stages(5, 5)[::-1], [third, *stages(5, 5)], [stages(5, 5)[0], third]]
     for other in others:
         with pytest.raises(ValueError, match=r"first \(5 steps\), second \(5 steps\)"):
             run(tmp_path, other)
@@ -140,13 +141,30 @@ def test_other_stages_are_refused(tmp_path):
     assert_same_results(longer, run(None, stages(5, 8)))
 
 
+def test_stages_may_be_added(tmp_path):
+    whole = [*stages(5, 5), tr.Stage("third", first_loss, 3, ADAMW)]
+    run(tmp_path, stages(5, 5)[:1])
+    assert_same_results(run(tmp_path, whole), run(None, whole))
+
+
+def test_batches_made_from_the_model_of_the_stage_before():
+    """The second stage finds the mean of data that the first one's result has moved."""
+    loss = lambda model, batch, key: jnp.mean((model.second - batch) ** 2)
+    batches = lambda model: DATA[:8] + np.asarray(model.first)
+    second = tr.Stage("second", loss, 200, optax.adam(1e-1), lambda m: m.second, batches, steps_per_call=40)
+    results = run(listed=[stages()[0], second])
+    expected = DATA[:8].mean(0) + results["first"].ema.first
+    np.testing.assert_allclose(results["second"].model.second, expected, atol=1e-2)
+    assert len(results["second"].history["loss"].values) == 200
+
+
 def test_own_batches_and_callbacks():
     """The mean of its own data is what the second stage finds; callbacks of all stages and of one."""
     seen = []
     loss = lambda model, batch, key: jnp.mean((model.second - batch) ** 2)
     common = tr.Every(100, lambda state, step: {"both": np.zeros(())})
     own = tr.Every(100, lambda state, step: seen.append(step))
-    second = tr.Stage("second", loss, 200, optax.adam(1e-1), lambda m: m.second, DATA[:8] + 5, None, (own,))
+    second = tr.Stage("second", loss, 200, optax.adam(1e-1), lambda m: m.second, DATA[:8] + 5, callbacks=(own,))
     results = run(listed=[stages()[0], second], callbacks=[common])
     np.testing.assert_allclose(results["second"].model.second, DATA[:8].mean(0) + 5, atol=1e-2)
     assert all("both" in result.history for result in results.values())

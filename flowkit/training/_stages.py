@@ -30,7 +30,9 @@ class Stage(eqx.Module):
 
     - `name`: names the result, and the folder of its checkpoints.
     - `loss`, `num_steps`, `optimizer`, `trainable`: as in `fit`.
-    - `batches`, `batch_size`: its own data, as in `fit`; those of `fit_stages` if `batches` is `None`.
+    - `batches`, `batch_size`: its own data, as in `fit`; those of `fit_stages` if `batches` is `None`. A function is
+      called with the model that the stage starts from: `lambda model: encode_all(model)`.
+    - `steps_per_call`: as in `fit`; that of `fit_stages` if `None`.
     - `callbacks`: its own, after those of `fit_stages`.
     """
 
@@ -41,6 +43,7 @@ class Stage(eqx.Module):
     trainable: Trainable = None
     batches: Any = None
     batch_size: int | None = None
+    steps_per_call: int | None = None
     callbacks: Sequence[Every | Callable[..., Any]] = ()
 
     def __check_init__(self):
@@ -85,8 +88,9 @@ def fit_stages(
     - `start_from_average`: start a later stage from the averaged weights of the one before, if it kept an average;
       with `False` from those of its last step. A stage never moves what it does not train: those weights are final.
     - `checkpoints`: each stage saves to the folder of its name in `checkpoints.directory`, from which `restore_model`
-      reads. The same command resumes in the stage where it stopped, and on a CPU ends with the same bits. Another list
-      of stages is a `ValueError`; so is another `num_steps` of a stage that was followed by a later one.
+      reads. The same command resumes in the stage where it stopped, and on a CPU ends with the same bits. The list may
+      grow at its end. Another list is a `ValueError`; so is another `num_steps` of a stage that was followed by a later
+      one.
     - `callbacks`: of all stages.
     - `ema_decay`, `mesh`, `steps_per_call`, `progress`: as in `fit`.
     - `key`: stage `i` draws from `fold_in(key, i)`.
@@ -102,13 +106,13 @@ def fit_stages(
         result = results[stage.name] = fit(
             stage.loss,
             model,
-            stage.batches if own else batches,
+            stage.batches(model) if callable(stage.batches) else stage.batches if own else batches,
             optimizer=stage.optimizer,
             num_steps=stage.num_steps,
             ema_decay=ema_decay,
             trainable=stage.trainable,
             mesh=mesh,
-            steps_per_call=steps_per_call,
+            steps_per_call=stage.steps_per_call or steps_per_call,
             batch_size=stage.batch_size if own else batch_size,
             checkpoints=None if checkpoints is None else _of_stage(checkpoints, stage),
             callbacks=[*callbacks, *stage.callbacks],
@@ -142,7 +146,7 @@ def _check_record(stages: Sequence[Stage], directory: Path) -> None:
         # A stage may be made longer until a later one has started from its result.
         last = max((i for i, (name, _) in enumerate(stored) if (directory / name).exists()), default=0)
         names = [name for name, _ in stored]
-        if names != [stage.name for stage in stages] or stored[:last] != given[:last]:
+        if names != [stage.name for stage in stages][: len(names)] or stored[:last] != given[:last]:
             raise ValueError(
                 f"`stages` are {_words(given)}, but {directory} holds a run of {_words(stored)}. Nothing was changed: "
                 "pass another `directory` to `Checkpoints`, or the stages as they were."
