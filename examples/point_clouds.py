@@ -1,22 +1,23 @@
-"""Generate point clouds: an encoder, a flow conditioned on its latents, and a flow over the latents.
+"""Generate point clouds: an encoder, a flow given its latents, and a prior over the latents.
 
     python examples/point_clouds.py
+    python examples/point_clouds.py --data mnist --num-points 256 --class-conditional
+    python examples/point_clouds.py --model.encoder slot-attention --model.backbone dit --model.conditioner select
     python examples/point_clouds.py --data clouds.npz --num-steps 20000
 
 By default the clouds are scikit-learn's handwritten digits, which need no download. A `.npz` file holds `points`
-`(clouds, n, d)` and, if some clouds have fewer points, a boolean `mask` `(clouds, n)`.
+`(clouds, n, d)`, in any dimension, and, where it has them, a boolean `mask` `(clouds, n)` and `labels` `(clouds,)`.
 
-Everything goes to `artifacts/point_clouds/`. Interrupt the run and start it again: it goes on from its last
-checkpoint.
+Everything goes to the output folder. Interrupt the run and start it again: it goes on from its last checkpoint.
 """
 
 import dataclasses
+import functools as ft
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,26 +26,9 @@ import jax.random as jr
 import numpy as np
 import optax
 import tyro
+from point_cloud_models import build, class_condition, has_trainable_prior, is_local, ModelConfig
 
 import flowkit as fk
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The networks. Stored with every checkpoint, so that the model can be restored without this file's defaults."""
-
-    in_size: int = 2
-    """Dimension of the points; taken from the data."""
-    latent_size: int = 16
-    """Size of the latent vector of a cloud."""
-    encoder_sizes: Sequence[int] = (64, 128, 256)
-    """Widths of the encoder, PointNet."""
-    width_size: int = 64
-    """Width of the conditional ResNet that moves the points."""
-    depth: int = 6
-    """Its number of layers."""
-    prior_sizes: Sequence[int] = (256, 256, 256)
-    """Widths of the flow over latents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,163 +36,317 @@ class Config:
     """Train a generative model of point clouds and judge it on held-out ones."""
 
     data: str = "digits"
-    """`digits`, or the path of a `.npz` file."""
+    """`digits`, `mnist`, `mnist-rotated`, `mnist-translated`, `mnist-rotated-translated`, `scenes`, `scenes-rotated`,
+    `scenes-rotated-scaled`, or the path of a `.npz` file."""
+    max_samples: int | None = None
+    """At most so many clouds."""
     num_points: int = 64
-    """Points per digit."""
+    """Points per digit; per cloud and step, for files and MNIST."""
     draws: int = 16
-    """How many clouds are drawn from each training digit."""
+    """How many clouds are drawn from each training digit of `digits`."""
+    class_conditional: bool = False
+    """Whether the prior, which must be a flow, is given the class of a cloud."""
+    stages: Literal["joint", "two-stage", "flow", "prior"] = "joint"
+    """Joint: everything, then the prior alone. Two-stage: encoder and flow first, the prior after them. Flow and prior:
+    one of these two."""
+    start_from: str | None = None
+    """Folder of a finished run, whose model is trained further: for `--stages prior`, say."""
     num_steps: int = 4000
-    """Training steps in all, those before an interruption included."""
+    """Training steps of the first stage in all, those before an interruption included."""
     prior_steps: int = 4000
-    """Then steps of the prior alone, which are about twenty times as fast."""
+    """Steps of the stage of the prior alone, which are about twenty times as fast."""
     batch_size: int = 64
     """Clouds per step."""
     block: int = 16
     """Clouds that are worked on at a time; the result does not depend on it."""
     learning_rate: float = 2e-3
     """Peak of a schedule with a warm-up and a cosine decay."""
+    momentum: Literal["default", "doubled"] = "default"
+    """Decay rates of Adam: (0.9, 0.999), or twice the window."""
     ema_decay: float = 0.995
     """Decay of the averaged weights, which are the ones judged."""
+    coupling: Literal["independent", "points", "aligned"] = "independent"
+    """How noise and points of a cloud are paired: at random, by optimal assignment, or that after a rotation."""
+    vae_kl_weight: float = 0.0
+    """Of the divergence of a variational model."""
+    marginal_kl_weight: float = 0.0
+    """Of the divergence of the moments of all latents."""
+    grid_mask: bool = False
+    """Whether cells of a grid over each cloud are hidden from the encoder in training."""
+    grid_size: int = 3
+    """Cells of that grid along each axis."""
+    grid_mask_probability: float = 0.33
+    """Probability that a cell is hidden."""
+    augment: bool = False
+    """Whether clouds are rotated, scaled and moved at random in training."""
     test_fraction: float = 0.2
-    """Held-out part of the data."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints, and between readings of the explained velocity."""
-    seed: int = 0
+    """Held-out part of the data (MNIST has its own)."""
+    test_samples: int = 360
+    """At most so many held-out clouds are judged."""
+    checkpoint_every: int | None = 500
+    """Steps between checkpoints, and between readings of the explained velocity and the Chamfer distance; none saves
+    the end of a stage only."""
+    up_axis: int = 2
+    """Axis that points up in figures of clouds in space."""
+    seed: int = 42
     """Of everything random."""
     output: str = "artifacts/point_clouds"
     """Folder for figures, metrics and checkpoints."""
     model: ModelConfig = ModelConfig()
 
 
+TURN, BY = (0.0, 2 * np.pi), (-1.5, 1.5)
+MNIST_POSES: dict[str, dict[str, Any]] = {
+    "mnist": {},
+    "mnist-rotated": {"rotate": TURN},
+    "mnist-translated": {"translate": BY},
+    "mnist-rotated-translated": {"rotate": TURN, "translate": BY},
+}
+SCENE_POSES: dict[str, dict[str, Any]] = {
+    "scenes": {},
+    "scenes-rotated": {"rotate": TURN},
+    "scenes-rotated-scaled": {"rotate": TURN, "scale": (0.5, 1.5)},
+}
+NUM_SCENES = 20_000
 FIGURE_POINTS = 256
-"""Points of every cloud in the figures."""
+"""Points of every cloud in the figures; the flow draws as many as one likes."""
 
 NNA_DRAWS = 4
-"""How many collections of generated clouds the 1-NN accuracy is averaged over."""
+"""How many collections of generated clouds the scores are averaged over."""
 
 
-class HeldOut(NamedTuple):
-    """Every held-out shape twice: what the encoder sees, and another draw of the same to compare with."""
+# -- data
 
+
+class Data(NamedTuple):
+    """Training clouds, and every held-out shape twice: what the encoder sees, and more of the same to compare with."""
+
+    train: fk.data.PointSets
     seen: fk.data.PointSets
     other: fk.data.PointSets
 
 
-def load(config: Config) -> tuple[fk.data.PointSets, HeldOut]:
-    """The training clouds and the held-out pairs."""
+def load(config: Config) -> Data:
+    """The data set that is named, cut to size; without labels if nothing is to be conditioned on them."""
     if config.data == "digits":
-        dkey, tkey = jr.split(jr.key(config.seed))
-        options = {"test_fraction": config.test_fraction, "seed": config.seed}
-        train = fk.data.digits(config.num_points, draws=config.draws, **options, key=dkey).train
-        test = fk.data.digits(config.num_points, draws=2, **options, key=tkey).test
-        seen, other = np.split(test.points, 2)
-        return train, HeldOut(fk.data.PointSets(seen), fk.data.PointSets(other))
+        data = load_digits(config)
+    else:
+        train, test = load_images(config) if config.data in {*MNIST_POSES, *SCENE_POSES} else load_file(config)
+        data = Data(train, *halves(test, config.seed))
+    cut = lambda sets, size: jax.tree.map(lambda leaf: leaf[:size], sets)
+    train = cut(data.train, config.max_samples)
+    if config.class_conditional and train.labels is None:
+        raise ValueError(f"--class-conditional needs labels, which {config.data} does not have.")
+    return Data(train, cut(data.seen, config.test_samples), cut(data.other, config.test_samples))
+
+
+def load_digits(config: Config) -> Data:
+    tkey, hkey = jr.split(jr.key(config.seed))
+    options = {"test_fraction": config.test_fraction, "seed": config.seed}
+    train = fk.data.digits(config.num_points, draws=config.draws, **options, key=tkey).train
+    test = fk.data.digits(config.num_points, draws=2, **options, key=hkey).test
+    half = len(test.points) // 2
+    return Data(train, *(jax.tree.map(lambda leaf, i=i: leaf[i : i + half], test) for i in (0, half)))
+
+
+def load_images(config: Config) -> tuple[fk.data.PointSets, fk.data.PointSets]:
+    """Clouds of MNIST, of one image each or in scenes; held-out ones with twice the points, to be halved."""
+    images = fk.data.load_mnist()
+    tkey, hkey = jr.split(jr.key(config.seed))
+    if config.data in MNIST_POSES:
+        poses = MNIST_POSES[config.data]
+        test_images = jax.tree.map(lambda leaf: leaf[: config.test_samples], images.test)
+        train = fk.data.image_clouds(images.train, **poses, key=tkey)
+        return train.sets(), fk.data.image_clouds(test_images, 2 * config.num_points, **poses, key=hkey).sets()
+    poses = SCENE_POSES[config.data]
+    train = fk.data.scenes(images.train, config.max_samples or NUM_SCENES, **poses, key=tkey)
+    return train.sets(), fk.data.scenes(
+        images.test, config.test_samples, 2 * config.num_points, **poses, key=hkey
+    ).sets()
+
+
+def load_file(config: Config) -> tuple[fk.data.PointSets, fk.data.PointSets]:
     sets, _ = fk.data.normalize(fk.data.load_npz(config.data))
-    split = fk.data.train_test_split(sets, test_fraction=config.test_fraction, seed=config.seed)
-    return split.train, split_points(split.test, config.seed)
+    test_fraction, labels = config.test_fraction, sets.labels
+    split = fk.data.train_test_split(sets, test_fraction=test_fraction, seed=config.seed, stratify=labels)
+    return split.train, split.test
 
 
-def split_points(sets: fk.data.PointSets, seed: int) -> HeldOut:
-    """Files hold one draw of each shape: half of its points are seen, the other half is compared with."""
-    valid = np.ones(sets.points.shape[:2], bool) if sets.mask is None else sets.mask
+def halves(sets: fk.data.PointSets, seed: int) -> tuple[fk.data.PointSets, fk.data.PointSets]:
+    """Half of the points of each cloud, and the other half."""
+    valid: np.ndarray = np.ones(sets.points.shape[:2], bool) if sets.mask is None else sets.mask
     order = np.argsort(np.where(valid, np.random.default_rng(seed).random(valid.shape), 2), axis=1)
-    rank = np.argsort(order, axis=1)
-    half = valid.sum(axis=1, keepdims=True) // 2
-    return HeldOut(
-        sets._replace(mask=valid & (rank < half)),
-        sets._replace(mask=valid & (rank >= half)),
-    )
+    points = np.take_along_axis(sets.points, order[..., None], axis=1)
+    half = valid.shape[1] // 2
+    if sets.mask is None:
+        return sets._replace(points=points[:, :half]), sets._replace(points=points[:, half : 2 * half])
+    rank, first = np.arange(valid.shape[1]), valid.sum(axis=1, keepdims=True) // 2
+    masks = rank < first, (rank >= first) & (rank < 2 * first)
+    return sets._replace(points=points, mask=masks[0]), sets._replace(points=points, mask=masks[1])
 
 
-def build(config: ModelConfig, *, key: jax.Array = jr.key(0)) -> fk.latent.SetFlow:
-    """The model: PointNet with max and mean pooling, a conditional ResNet, and a flow over the latents."""
-    ekey, fkey, pkey = jr.split(key, 3)
-    d, c = config.in_size, config.latent_size
-    encoder = fk.nn.PointNet(d, c, hidden_sizes=config.encoder_sizes, pooling=fk.nn.max_mean_pool, key=ekey)
-    crn = fk.nn.AdaLNMLP(d, c, width_size=config.width_size, depth=config.depth, key=fkey)
-    latent_velocity = fk.nn.MLP(c, hidden_sizes=config.prior_sizes, time_embedding=fk.nn.SinusoidalTime(64), key=pkey)
-    prior = fk.latent.FlowPrior(fk.Flow(latent_velocity), c)
-    return fk.latent.SetFlow(encoder, fk.Flow(crn), prior)
+def training_batches(train: fk.data.PointSets, config: Config):
+    """Shuffled batches: of each cloud at most `num_points` random points, perhaps moved as a whole."""
+    steps = []
+    if train.points.shape[1] > config.num_points:
+        steps.append(ft.partial(fk.data.subsample, num_points=config.num_points))
+    if config.augment:
+        steps.append(fk.data.Augment())
+
+    def transform(batch, rng):
+        for step in steps:
+            batch = step(batch, rng)
+        return batch
+
+    return fk.data.batches(train, config.batch_size, seed=config.seed, transform=transform if steps else None)
+
+
+# -- training
 
 
 def main(config: Config) -> None:
     output = Path(config.output)
-    train, held_out = load(config)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, in_size=train.points.shape[-1]))
-    mkey, fkey, pkey, ekey = jr.split(jr.key(config.seed + 1), 4)
+    data = load(config)
+    labels: Any = data.train.labels
+    num_classes = int(labels.max()) + 1 if config.class_conditional else 0
+    model_config = dataclasses.replace(config.model, in_size=data.train.points.shape[-1], num_classes=num_classes)
+    config = dataclasses.replace(config, model=model_config)
+    mkey, tkey, ekey = jr.split(jr.key(config.seed + 1), 3)
+    model = build(config.model, key=mkey) if config.start_from is None else final_model(Path(config.start_from))[0]
+    results = train(model, data, config, key=tkey)
+    seconds = sum(elapsed(result.history["seconds"].values) for result in results.values())
+    histories = [result.history for result in results.values()]
+    *_, last = results.values()
+    judge(last.ema, histories[0], data, config, output, {"steps": config.num_steps, "seconds": seconds}, key=ekey)
 
-    joint = train_jointly(build(config.model, key=mkey), train, held_out, config, key=fkey)
-    final = train_prior(joint.ema, train, config, key=pkey)
-    seconds = sum(elapsed(result.history["seconds"].values) for result in (joint, final))
-    judge(final.ema, joint.history, train, held_out, output, {"steps": config.num_steps, "seconds": seconds}, key=ekey)
+
+def train(model, data: Data, config: Config, *, key: jax.Array) -> dict[str, fk.training.FitResult]:
+    """The stages that were asked for, each from where the one before ended."""
+    fkey, ekey = jr.split(key)
+    names = {"joint": ("joint", "prior"), "two-stage": ("flow", "prior")}.get(config.stages, (config.stages,))
+    stages = [flow_stage(name, data, config, key=ekey) for name in names if name != "prior"]
+    if "prior" in names and config.prior_steps > 0 and has_trainable_prior(config.model):
+        stages.append(prior_stage(data, config))
+    return fk.training.fit_stages(
+        stages,
+        model,
+        ema_decay=fk.training.WarmUpDecay(config.ema_decay),
+        checkpoints=checkpoints(config),
+        key=fkey,
+    )
 
 
-def train_jointly(model, train, held_out, config, *, key) -> fk.training.FitResult:
-    """Encoder, flow and prior together; the prior learns from the latents without moving the encoder."""
-    tkey, vkey = jr.split(key)
+def flow_stage(name: str, data: Data, config: Config, *, key: jax.Array) -> fk.training.Stage:
+    """Encoder and flow; in the joint stage the prior too, which learns from the latents without moving the encoder."""
+    joint = name == "joint"
+    couplings = {
+        "independent": fk.independent,
+        "points": fk.point_assignment,
+        "aligned": fk.AlignedAssignment(),
+    }
+    options = {
+        "encoder_mask": grid_mask(config),
+        "prior_weight": 1.0 if joint else 0.0,
+        "vae_kl_weight": config.vae_kl_weight,
+        "marginal_kl_weight": config.marginal_kl_weight,
+        "coupling": couplings[config.coupling],
+        "block": config.block,
+    }
 
     def loss(model, batch, key):
-        return fk.latent.set_flow_loss(model, batch.points, mask=batch.mask, key=key, block=config.block)
+        cond = class_condition(batch.labels, config.model) if joint else None
+        return fk.latent.set_flow_loss(model, batch.points, mask=batch.mask, cond=cond, key=key, **options)
 
+    momentum: Any = {"default": fk.training.DEFAULT_MOMENTUM, "doubled": fk.training.DOUBLED_MOMENTUM}[config.momentum]
     warm_up = min(200, config.num_steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm_up, config.num_steps)
-    return fk.training.fit(
+    return fk.training.Stage(
+        name,
         loss,
-        model,
-        fk.data.batches(train._replace(labels=None), config.batch_size, seed=config.seed),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        num_steps=config.num_steps,
-        ema_decay=fk.training.WarmUpDecay(config.ema_decay),
-        checkpoints=checkpoints(config, "joint"),
-        callbacks=[
-            fk.training.Every(config.checkpoint_every, explained_velocity_callback(held_out, vkey)),
-            fk.training.Every(config.checkpoint_every, stopwatch()),
-        ],
-        key=tkey,
+        config.num_steps,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, **momentum)),
+        None if joint else lambda model: (model.encoder, model.flow),
+        batches=training_batches(data.train if config.model.num_classes else data.train._replace(labels=None), config),
+        callbacks=[fk.training.Every(interval(config), call) for call in (evaluation(data, key), stopwatch())],
     )
 
 
-def train_prior(model, train, config, *, key) -> fk.training.FitResult:
+def prior_stage(data: Data, config: Config) -> fk.training.Stage:
     """The prior alone, on the latents of the trained encoder, which no longer move: a few seconds."""
-    encode = jax.jit(lambda points, mask: jax.vmap(model.encode)(points, mask))
-    latents = jnp.concatenate([encode(*batch) for batch in in_batches(train, 2048)])
-    return fk.training.fit(
-        lambda model, latents, key: fk.latent.prior_loss(model.prior, latents, key=key),
-        model,
-        latents,
-        batch_size=min(256, len(latents)),
-        optimizer=optax.adam(optax.cosine_decay_schedule(2e-3, config.prior_steps)),
-        num_steps=config.prior_steps,
+    return fk.training.Stage(
+        "prior",
+        lambda model, batch, key: fk.latent.prior_loss(model.prior, *batch, key=key),
+        config.prior_steps,
+        optax.adam(optax.cosine_decay_schedule(2e-3, config.prior_steps)),
+        lambda model: model.prior,
+        batches=lambda model: (encode_all(model, data.train, config), class_condition(data.train.labels, config.model)),
+        batch_size=min(256, len(data.train.points)),
         steps_per_call=50,
-        ema_decay=fk.training.WarmUpDecay(config.ema_decay),
-        trainable=lambda model: model.prior,
-        callbacks=[fk.training.Every(config.checkpoint_every, stopwatch())],
-        checkpoints=checkpoints(config, f"prior-{config.num_steps}"),
-        key=key,
+        callbacks=[fk.training.Every(interval(config), stopwatch())],
     )
 
 
-def checkpoints(config: Config, stage: str) -> fk.training.Checkpoints:
-    """Where a stage is saved, with everything that a run must share to go on from there.
-
-    `fk.training.restore_model("artifacts/point_clouds/checkpoints/prior-4000", restore)` gives the final model.
-    """
-    shared = dataclasses.asdict(config)
-    for name in ("num_steps", "prior_steps", "checkpoint_every", "output"):
-        shared.pop(name)
-    directory = Path(config.output) / "checkpoints" / stage
-    return fk.training.Checkpoints(directory, every=config.checkpoint_every, config=shared)
+def grid_mask(config: Config) -> fk.latent.GridMask | None:
+    return fk.latent.GridMask(config.grid_size, config.grid_mask_probability) if config.grid_mask else None
 
 
-def restore(config: dict) -> fk.latent.SetFlow:
-    """The model that a stored configuration describes."""
-    return build(ModelConfig(**config["model"]))
+def interval(config: Config) -> int:
+    """Steps between checkpoints: those of the longer stage if there shall be none on the way."""
+    return config.checkpoint_every or max(config.num_steps, config.prior_steps)
+
+
+@eqx.filter_jit
+def encode(model: fk.latent.SetFlow, points: Any, mask: Any) -> jax.Array:
+    return jax.vmap(model.encode)(points, mask)
+
+
+def encode_all(model: fk.latent.SetFlow, sets: fk.data.PointSets, config: Config, size: int = 512) -> jax.Array:
+    """The latents of all clouds, each seen as in training: by `num_points` of its points."""
+    rng = np.random.default_rng(config.seed)
+    latents = []
+    for start in range(0, len(sets.points), size):
+        part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], sets)
+        if part.points.shape[1] > config.num_points:
+            part = fk.data.subsample(part, rng, num_points=config.num_points)
+        latents.append(encode(model, part.points, part.mask))
+    return jnp.concatenate(latents)
+
+
+def checkpoints(config: Config) -> fk.training.Checkpoints:
+    """Where the stages are saved, with everything that a run must share to go on from there."""
+    stored = dataclasses.asdict(config)
+    for name in ("num_steps", "prior_steps", "checkpoint_every", "stages", "test_samples", "output"):
+        stored.pop(name)
+    return fk.training.Checkpoints(Path(config.output) / "checkpoints", every=interval(config), config=stored)
+
+
+def restore(stored: dict) -> fk.latent.SetFlow:
+    """A model as a stored configuration describes it, for `fk.training.restore_model`."""
+    return build(ModelConfig(**stored["model"]))
+
+
+def final_model(output: Path) -> tuple[fk.latent.SetFlow, Config]:
+    """The model of the last stage that was trained in a folder, and the configuration of its run."""
+    folder = next(
+        (path for stage in ("prior", "joint", "flow") if (path := output / "checkpoints" / stage).is_dir()), None
+    )
+    if folder is None:
+        raise FileNotFoundError(f"{output} holds no checkpoints; run examples/point_clouds.py first.")
+    configs = []
+    model = fk.training.restore_model(folder, lambda stored: configs.append(stored) or restore(stored))
+    stored = {**configs[0], "output": str(output), "model": ModelConfig(**configs[0]["model"])}
+    return model, Config(**stored)
 
 
 def stopwatch():
-    """A callback: the seconds since it was made."""
-    start = time.perf_counter()
-    return lambda state, step: {"seconds": time.perf_counter() - start}
+    """A callback: the seconds since it was first called, before the first step."""
+    start: list[float] = []
+
+    def callback(state, step):
+        start.append(time.perf_counter())
+        return {"seconds": start[-1] - start[0]}
+
+    return callback
 
 
 def elapsed(seconds: np.ndarray) -> float:
@@ -217,106 +355,144 @@ def elapsed(seconds: np.ndarray) -> float:
     return float(np.sum(seconds[ends_session]))
 
 
-def in_batches(sets: fk.data.PointSets, size: int):
-    for start in range(0, len(sets.points), size):
-        rows = slice(start, start + size)
-        yield sets.points[rows], None if sets.mask is None else sets.mask[rows]
+# -- judgement
 
 
-def explained_velocity_callback(held_out: HeldOut, key: jax.Array):
-    """A callback: R2 of the velocity on held-out clouds, the number that the loss cannot give."""
+def evaluation(data: Data, key: jax.Array):
+    """A callback: R2 of the velocity on held-out clouds, the number that the loss cannot give, and the Chamfer distance
+    of a hundred reconstructions."""
+    hundred = data._replace(seen=first(data.seen, 100), other=first(data.other, 100))
 
     def callback(state, step):
         del step
-        return {"explained_velocity": explained_velocity(state.ema, held_out, key).total}
+        explained = explained_velocity(state.ema, data, key)
+        values = reconstruct(state.ema, hundred, key, num_steps=10, solver=fk.RK4()).values
+        return {"explained_velocity": explained.total, "chamfer": mean_chamfer(values, None, hundred.other)}
 
     return callback
 
 
+def first(sets: fk.data.PointSets, size: int) -> fk.data.PointSets:
+    return jax.tree.map(lambda leaf: leaf[:size], sets)
+
+
 @eqx.filter_jit
-def explained_velocity(model: fk.latent.SetFlow, held_out: HeldOut, key: jax.Array):
-    points, mask, _ = held_out.seen
-    latents = jax.vmap(model.encode)(points, mask)
-    return fk.explained_velocity(model.flow, held_out.other.points, latents, mask=held_out.other.mask, key=key)
+def explained_velocity(model: fk.latent.SetFlow, data: Data, key: jax.Array) -> fk.ExplainedVelocity:
+    """Of the points that the encoder has not seen; of those that it has if each has a latent of its own."""
+    latents = encode(model, data.seen.points, data.seen.mask)
+    judged = data.seen if latents.shape[1] == data.seen.points.shape[1] else data.other
+    return fk.explained_velocity(model.flow, judged.points, latents, mask=judged.mask, key=key)
+
+
+def reconstruct(model: fk.latent.SetFlow, data: Data, key: jax.Array, num_points: int | None = None, **options):
+    """Clouds from the latents of those that are seen."""
+    seen = data.seen
+    latents = encode(model, seen.points, seen.mask)
+    shape = (num_points or seen.points.shape[1], seen.points.shape[2])
+    return fk.sample(model.flow, shape, num_samples=len(latents), cond=latents, key=key, **options)
+
+
+def mean_chamfer(points: Any, mask: Any, other: fk.data.PointSets) -> float:
+    masks = {} if mask is None else {"mask_x": mask}
+    masks |= {} if other.mask is None else {"mask_y": other.mask}
+    return float(jnp.mean(CHAMFER(points, other.points, **masks)))
+
+
+CHAMFER = eqx.filter_jit(jax.vmap(fk.metrics.chamfer))
+"""Of pairs of clouds."""
 
 
 def judge(
-    model: fk.latent.SetFlow,
-    history: dict,
-    train: fk.data.PointSets,
-    held_out: HeldOut,
-    output: Path,
-    metrics: dict,
-    *,
-    key: jax.Array,
+    model: fk.latent.SetFlow, history: dict, data: Data, config: Config, output: Path, metrics: dict, *, key: jax.Array
 ) -> None:
     """Numbers and figures, on held-out clouds."""
-    rkey, skey, vkey, tkey, fkey = jr.split(key, 5)
-    seen, other = held_out
-    num, num_points, size = seen.points.shape
-
+    rkey, skey, vkey, fkey = jr.split(key, 4)
     print("Reconstructing and sampling ...", flush=True)
-    latents = jax.vmap(model.encode)(seen.points, seen.mask)
-    samples = fk.sample(model.flow, (num_points, size), num_samples=num, cond=latents, key=rkey)
-    reconstructed = np.asarray(samples.values)
-    generated = np.asarray(model.sample(num_points, num_samples=NNA_DRAWS * num, key=skey).values)
-
-    chamfer = jax.jit(jax.vmap(fk.metrics.chamfer))
-    shuffled = jax.tree.map(lambda leaf: np.roll(leaf, 1, axis=0), other)
-    distance = lambda x, x_mask, y: float(jnp.mean(chamfer(x, y.points, mask_x=x_mask, mask_y=y.mask)))
-    chosen = np.asarray(jr.permutation(tkey, len(train.points)))
-    some_train = jax.tree.map(lambda leaf: leaf[chosen[: NNA_DRAWS * num]], train)
-    explained = explained_velocity(model, held_out, vkey)
+    samples = reconstruct(model, data, rkey)
+    shuffled = jax.tree.map(lambda leaf: np.roll(leaf, 1, axis=0), data.other)
+    explained = explained_velocity(model, data, vkey)
     metrics |= {
-        "chamfer": distance(reconstructed, None, other),
-        "chamfer_floor": distance(seen.points, seen.mask, other),
-        "chamfer_shuffled": distance(reconstructed, None, shuffled),
-        "one_nna_chamfer": one_nna(fk.data.PointSets(generated), other),
-        "one_nna_floor": one_nna(some_train, other),
+        "chamfer": mean_chamfer(samples.values, None, data.other),
+        "chamfer_floor": mean_chamfer(data.seen.points, data.seen.mask, data.other),
+        "chamfer_shuffled": mean_chamfer(samples.values, None, shuffled),
         "explained_velocity": float(explained.total),
         "explained_velocity_per_time": [round(float(value), 4) for value in explained.r2],
         "steps_per_sample": float(jnp.mean(samples.stats.accepted)),
     }
+    if not is_local(config.model):
+        metrics |= scores(model, data, config, key=skey)
+    output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-
-    draw(model, history, held_out, output, key=fkey)
+    draw(model, history, data, config, output, key=fkey)
     fk.plotting.explained_velocity(explained.times, explained.r2, path=output / "explained_velocity.png")
     print(json.dumps(metrics, indent=2))
     print(f"Figures, metrics and checkpoints are in {output}/.")
 
 
-def draw(model: fk.latent.SetFlow, history: dict, held_out: HeldOut, output: Path, *, key: jax.Array) -> None:
-    """The figures. The flow draws as many points of a cloud as one likes: here more than it was trained on."""
-    rkey, skey = jr.split(key)
+def scores(model: fk.latent.SetFlow, data: Data, config: Config, *, key: jax.Array) -> dict[str, float]:
+    """Generated collections against the held-out one, the mean over several; the floor are training clouds."""
+    gkey, tkey = jr.split(key)
+    other = data.other
+    num, num_points = other.points.shape[:2]
+    generated = generate(model, data.train.labels, config, num_points, NNA_DRAWS * num, key=gkey)
+    chosen = np.asarray(jr.permutation(tkey, len(data.train.points)))[: NNA_DRAWS * num]
+    some_train = jax.tree.map(lambda leaf: leaf[chosen], data.train)
+    if some_train.points.shape[1] > num_points:
+        some_train = fk.data.subsample(some_train, np.random.default_rng(config.seed), num_points=num_points)
+
+    def mean_scores(sets: fk.data.PointSets) -> dict[str, float]:
+        starts = range(0, len(sets.points) - num + 1, num)
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + num], sets) for i in starts]
+        options: Any = {"mask_reference": other.mask}
+        values = [fk.metrics.set_scores(part.points, other.points, mask_samples=part.mask, **options) for part in parts]
+        return {name: float(np.mean([getattr(value, name) for value in values])) for name in ("one_nna", "coverage")}
+
+    ours, floor = mean_scores(fk.data.PointSets(generated)), mean_scores(some_train)
+    return {
+        "one_nna_chamfer": ours["one_nna"],
+        "one_nna_floor": floor["one_nna"],
+        "coverage": ours["coverage"],
+        "coverage_floor": floor["coverage"],
+    }
+
+
+def generate(model, labels, config: Config, num_points: int, num: int, *, key: jax.Array) -> np.ndarray:
+    """Clouds from the prior; of a class-conditional one, with classes as frequent as in training."""
+    lkey, skey = jr.split(key)
+    cond = (
+        class_condition(jr.choice(lkey, jnp.asarray(labels), (num,)), config.model)
+        if config.model.num_classes
+        else None
+    )
+    return np.asarray(model.sample(num_points, num_samples=num, cond=cond, key=skey).values)
+
+
+def draw(model, history, data: Data, config: Config, output: Path, *, key: jax.Array) -> None:
+    """The figures. Clouds are drawn with more points than the model was trained on."""
+    rkey, skey, mkey = jr.split(key, 3)
     panels = {
         "loss": ["loss"],
-        "components (log scale)": ["flow_loss", "prior_loss"],
-        "gradient norm (log scale)": ["grad_norm"],
+        "components (log scale)": [name for name in history if name.endswith(("_loss", "_kl"))],
+        "chamfer": ["chamfer"],
         "explained velocity": ["explained_velocity"],
     }
     fk.plotting.loss_trajectory(history, panels=panels, path=output / "loss_trajectory.png")
-    points, mask, _ = jax.tree.map(lambda leaf: leaf[:16], held_out.seen)
-    size = points.shape[-1]
-    latents = jax.vmap(model.encode)(points, mask)
-    samples = fk.sample(model.flow, (FIGURE_POINTS, size), num_samples=len(points), cond=latents, key=rkey)
+    some = data._replace(seen=first(data.seen, 16), other=first(data.other, 16))
+    points, mask, _ = some.seen
+    # A local model moves the points that it encodes, so it draws as many.
+    values = reconstruct(model, some, rkey, None if is_local(config.model) else FIGURE_POINTS).values
     inputs = points if mask is None else [cloud[seen] for cloud, seen in zip(points, mask, strict=True)]
-    fk.plotting.reconstructions(inputs, samples.values, path=output / "samples.png")
-    generated = model.sample(FIGURE_POINTS, num_samples=36, key=skey).values
-    fk.plotting.point_clouds(generated, path=output / "unconditional_samples.png")
-
-
-def one_nna(sets: fk.data.PointSets, reference: fk.data.PointSets) -> float:
-    """Leave-one-out 1-NN accuracy, 0.5 is ideal: the mean over consecutive parts as long as the reference."""
-    num = len(reference.points)
-    distances = lambda x, y: fk.metrics.pairwise(fk.metrics.chamfer, x.points, y.points, mask_xs=x.mask, mask_ys=y.mask)
-    within = distances(reference, reference)
-    parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + num], sets) for i in range(0, len(sets.points), num)]
-    values = [
-        fk.metrics.one_nna(distances(part, part), distances(part, reference), within)
-        for part in parts
-        if len(part.points) == num
-    ]
-    return float(np.mean(values))
+    fk.plotting.reconstructions(inputs, values, up=config.up_axis, path=output / "samples.png")
+    if not is_local(config.model):
+        generated = generate(model, data.train.labels, config, FIGURE_POINTS, 36, key=skey)
+        fk.plotting.point_clouds(generated, up=config.up_axis, path=output / "unconditional_samples.png")
+    if config.grid_mask and points.shape[-1] == 2:
+        hide = fk.latent.GridMask(config.grid_size, config.grid_mask_probability)
+        visible = jax.vmap(lambda points, mask, key: hide(points, mask, key=key))(
+            points, mask, jr.split(mkey, len(points))
+        )
+        path = output / "masked_training_examples.png"
+        fk.plotting.masked_examples(points[:8], visible[:8], grid_size=config.grid_size, path=path)
 
 
 if __name__ == "__main__":

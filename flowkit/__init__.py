@@ -82,7 +82,7 @@ from flowkit._times import (
 )
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if _TYPE_CHECKING:
     from flowkit import (

@@ -92,6 +92,9 @@ GLOBAL_CRNS = {
     ),
     "cross_attention": lambda d, key: nn.CrossAttentionCRN(d, 8, **SMALLEST, num_tokens=3, key=key),
     "concat_squash": lambda d, key: nn.ConcatSquashMLP(d, 8, **SMALL_SQUASH, key=key),
+    "concat_squash_features": lambda d, key: nn.ConcatSquashMLP(
+        d, 8, **SMALL_SQUASH, features=nn.SinusoidalFeatures((1.0, 2.0)), key=key
+    ),
 }
 LOCAL_CRNS = {
     "adaln_mlp_per_point": lambda d, key: nn.AdaLNMLP(d, 8, **SMALL, conditioner=nn.PerPoint(), key=key),

@@ -102,6 +102,8 @@ PAGES = [
         "datasets",
         "set-couplings",
         "metrics",
+        "networks",
+        "sets-and-masks",
     )
 ]
 

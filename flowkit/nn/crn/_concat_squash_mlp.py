@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._types import Mask, Points, PRNGKey, Scalar
 from flowkit.nn._concat_squash import ConcatSquashLinear
+from flowkit.nn._coordinates import AbstractFeatures
 from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, RawTime
 from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
@@ -31,14 +33,16 @@ class ConcatSquashMLP(AbstractCRN):
       `Select(in_size, latent_size, key=key)`, ...
     - `width_size`, `depth`: the width and number of the hidden layers.
     - `time_embedding`: the time itself by default, as in the sources.
+    - `features`: fixed features of the coordinates, which the first layer sees beside these.
     - `activation`: of the hidden layers.
     - `key`: for the initial weights.
 
-    **Reference:** Grathwohl et al., FFJORD, 2018 (arXiv 1810.01367); Yang et al., PointFlow, 2019 (arXiv 1906.12670).
+    **Reference:** Grathwohl et al., FFJORD, 2018 (arXiv 1810.01367); Yang et al., PointFlow, 2019 (arXiv 1906.12320).
     """
 
     conditioner: AbstractConditioner
     time_embedding: AbstractTimeEmbedding
+    features: AbstractFeatures | None
     layers: tuple[ConcatSquashLinear, ...]
     activation: Callable[[Array], Array]
     in_size: int = eqx.field(static=True)
@@ -55,6 +59,7 @@ class ConcatSquashMLP(AbstractCRN):
         width_size: int = 128,
         depth: int = 3,
         time_embedding: AbstractTimeEmbedding = RawTime(),
+        features: AbstractFeatures | None = None,
         activation: Callable[[Array], Array] = jax.nn.softplus,
         key: PRNGKey,
     ):
@@ -63,13 +68,17 @@ class ConcatSquashMLP(AbstractCRN):
         self.latent_size = latent_size
         self.conditioner = conditioner
         self.time_embedding = time_embedding
+        self.features = features
         self.activation = activation
         cond_size = out_size_of(conditioner, (), (1, in_size), (1, latent_size)) + time_embedding.out_size
-        sizes = pairwise((in_size, *[width_size] * depth, self.out_size))
+        sizes = pairwise((out_size_of(self._inputs, (1, in_size)), *[width_size] * depth, self.out_size))
         self.layers = tuple(
             ConcatSquashLinear(*size, cond_size, zero_init=i == depth, key=layer_key)
             for i, (size, layer_key) in enumerate(zip(sizes, jr.split(key, depth + 1), strict=True))
         )
+
+    def _inputs(self, points: Points) -> Float[Array, "n f"]:
+        return points if self.features is None else jnp.concatenate([points, self.features(points)], axis=-1)
 
     def __call__(
         self,
@@ -80,9 +89,10 @@ class ConcatSquashMLP(AbstractCRN):
         key: PRNGKey | None = None,
     ) -> Float[Array, "n out_size"]:
         del key
-        h = points = valid_points(points, mask, self.in_size)
+        points = valid_points(points, mask, self.in_size)
         latents = checked_latents(latents, self.latent_size, points.dtype)
         cond = with_time(self.time_embedding, t, vectors_from(self.conditioner, t, points, latents, mask))
+        h = self._inputs(points)
         *hidden, last = self.layers
         for layer in hidden:
             h = self.activation(layer(h, cond))

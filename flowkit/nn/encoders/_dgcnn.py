@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowkit._types import Mask, Points, PRNGKey
 from flowkit.nn._coordinates import AbstractFeatures
@@ -103,8 +103,25 @@ class _EdgeConvolution(eqx.Module):
 
     def __call__(self, h: Float[Array, "n width"], mask: Mask | None) -> Float[Array, "n width"]:
         indices, valid = nearest_neighbors(h, self.num_neighbors, mask)
-        here = jnp.broadcast_to(h[:, None], (*indices.shape, h.shape[1]))
-        step = h[indices] - here
-        edges = jnp.concatenate([here, step, jnp.sum(step * step, axis=-1, keepdims=True)], axis=-1)
-        edges = self.out(jax.nn.silu(self.hidden(self.norm(edges))))
+        edges = self.out(jax.nn.silu(self._hidden(h, indices)))
         return jax.vmap(self.pooling)(edges, valid)
+
+    def _hidden(self, h: Float[Array, "n width"], indices: Int[Array, "n k"]) -> Float[Array, "n k hidden"]:
+        """`hidden(norm(e))` of the edges `e = [h_i, h_j - h_i, d]` with `d = |h_j - h_i|^2`.
+
+        Products with a row are made once for it, not once for each of its edges, and the moments that normalize an edge
+        follow from those of rows: the sum of `e` is `sum(h_j) + d`, that of its squares `|h_i|^2 + d + d^2`.
+        """
+        width, size = h.shape[1], 2 * h.shape[1] + 1
+        scale, shift = (leaf.astype(h.dtype) for leaf in (self.norm.scale, self.norm.shift))
+        weight = self.hidden.weight.astype(h.dtype)
+        scaled = scale[:, None] * weight
+        to_here, to_there = scaled[:width] - scaled[width:-1], scaled[width:-1]
+        gathered = jnp.concatenate([h, h @ to_there], axis=1)[indices]
+        there, products = gathered[..., :width], gathered[..., width:]
+        distance = jnp.sum((there - h[:, None]) ** 2, axis=-1, keepdims=True)
+        mean = (jnp.sum(there, axis=-1, keepdims=True) + distance) / size
+        squares = jnp.sum(h * h, axis=-1)[:, None, None] + distance + distance**2
+        inverse = jax.lax.rsqrt(jnp.maximum(squares / size - mean**2, 0) + 1e-6)
+        products = products + (h @ to_here)[:, None] + distance * scaled[-1] - mean * jnp.sum(scaled, axis=0)
+        return inverse * products + self.hidden(shift)

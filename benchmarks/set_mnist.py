@@ -1,0 +1,179 @@
+"""Generated MNIST point clouds against real ones: 1-NN accuracy, coverage, reconstructions, classes, cardinality.
+
+    python benchmarks/set_mnist.py                    # trains examples/point_clouds.py first, about 15 minutes
+    python benchmarks/set_mnist.py --run FOLDER       # scores a model that was trained there
+
+Every number stands beside its floor: the same number of training clouds in place of the generated ones. Results go to
+`benchmarks/results/set_mnist.json`, and pictures beside it.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import _report
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import tyro
+
+import flowkit as fk
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import point_clouds
+from point_cloud_models import class_condition, ModelConfig
+
+
+NUM_POINTS = 256
+"""Points of every cloud that is scored."""
+
+SOLVER = {"solver": fk.RK4(), "num_steps": 5}
+"""20 evaluations per sample."""
+
+DEFAULT = point_clouds.Config(
+    data="mnist",
+    class_conditional=True,
+    stages="two-stage",
+    num_points=128,
+    num_steps=6000,
+    prior_steps=8000,
+    batch_size=64,
+    block=8,
+    checkpoint_every=2000,
+    output="artifacts/set_mnist",
+    model=ModelConfig(latent_size=32, features=True, prior_width=256),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is scored, and on how much."""
+
+    run: str | None = None
+    """Folder of a run of `examples/point_clouds.py`; none trains the default one."""
+    num_chamfer: int = 1000
+    """Clouds of each kind for the scores by Chamfer distance."""
+    num_emd: int = 200
+    """Clouds of each kind for the scores by earth mover's distance."""
+    classifier_steps: int = 3000
+    """Training steps of the classifier."""
+    seed: int = 0
+    """Of everything random."""
+
+
+def main(config: Config) -> None:
+    start = time.perf_counter()
+    if config.run is None:
+        point_clouds.main(DEFAULT)
+    seconds = time.perf_counter() - start
+    model, run = point_clouds.final_model(Path(config.run or DEFAULT.output))
+    images = fk.data.load_mnist()
+    tkey, hkey, gkey, ckey, rkey, skey = jr.split(jr.key(config.seed), 6)
+    train = fk.data.image_clouds(images.train, NUM_POINTS, key=tkey)
+    test = fk.data.image_clouds(images.test, 2 * NUM_POINTS, key=hkey)
+    labels = jr.choice(ckey, images.train.labels, (config.num_chamfer,))
+    generated = generate(model, run, labels, key=gkey)
+    picture(generated, np.asarray(labels))
+
+    results = {"train_seconds": seconds, "steps": run.num_steps, "evaluations_per_sample": 20}
+    results |= reconstruction(model, run, test.points[: config.num_chamfer], key=rkey)
+    results |= two_samples(generated, train.points, test.points[:, :NUM_POINTS], config)
+    results |= classes(train, test, generated, np.asarray(labels), config)
+    results |= cardinality(model, run, key=skey)
+    _report.show("Set-MNIST", [{"number": name, "value": value} for name, value in results.items()])
+    _report.save("set_mnist", config.seed, run=dataclasses.asdict(run), results=results)
+
+
+def generate(model, run, labels, *, key, num_points: int = NUM_POINTS, mask=None) -> np.ndarray:
+    cond = class_condition(labels, run.model)
+    options = {"num_samples": len(labels), "cond": cond, "mask": mask, "key": key}
+    return np.asarray(model.sample(num_points, **options, **SOLVER).values)
+
+
+def reconstruction(model, run, clouds: np.ndarray, *, key) -> dict:
+    """Chamfer distance of reconstructions to other points of the same images, over that of two draws of them.
+
+    The encoder sees as many points as in training; what is compared has more and more of them.
+    """
+    seen, other = np.split(clouds, 2, axis=1)
+    latents = point_clouds.encode(model, seen[:, : run.num_points], None)
+    options = {"num_samples": len(seen), "cond": latents, "key": key, **SOLVER}
+    rebuilt = fk.sample(model.flow, seen.shape[1:], **options).values
+    results = {}
+    for n in (64, 128, NUM_POINTS):
+        value, floor = (
+            float(jnp.mean(point_clouds.CHAMFER(points[:, :n], other[:, :n]))) for points in (rebuilt, seen)
+        )
+        results |= {f"chamfer_{n}": value, f"chamfer_floor_{n}": floor, f"chamfer/floor_{n}": value / floor}
+    return results
+
+
+def two_samples(generated, train, test, config: Config) -> dict:
+    """1-NN accuracy and coverage of generated clouds, and of training clouds in their place."""
+    results = {}
+    for name, distance, num in (
+        ("chamfer", fk.metrics.chamfer, config.num_chamfer),
+        ("emd", fk.metrics.emd, config.num_emd),
+    ):
+        reference = test[:num]
+        within = fk.metrics.pairwise(distance, reference)
+        for suffix, samples in (("", generated[:num]), ("_floor", train[:num])):
+            across = fk.metrics.pairwise(distance, samples, reference)
+            accuracy = fk.metrics.one_nna(fk.metrics.pairwise(distance, samples), across, within)
+            results[f"one_nna_{name}{suffix}"] = float(accuracy)
+            results[f"coverage_{name}{suffix}"] = float(fk.metrics.coverage(across))
+    return results
+
+
+def classes(train, test, generated, labels, config: Config) -> dict:
+    """How many generated clouds a classifier of real ones puts into the class that was asked for."""
+    ikey, tkey = jr.split(jr.key(config.seed + 1))
+    features = fk.nn.SinusoidalFeatures(fk.nn.banded())
+    classifier = fk.nn.PointNet(2, 10, features=features, key=ikey)
+
+    def loss(classifier, batch, key):
+        logits = jax.vmap(classifier)(batch.points)[:, 0]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
+
+    schedule = optax.cosine_decay_schedule(2e-3, config.classifier_steps)
+    batches = fk.data.batches(train.sets(), 128, seed=config.seed)
+    options = {"optimizer": optax.adam(schedule), "num_steps": config.classifier_steps, "key": tkey}
+    classifier = fk.training.fit(loss, classifier, batches, **options).ema
+    predict = jax.jit(lambda points: jnp.argmax(jax.vmap(classifier)(points)[:, 0], axis=-1))
+    points = test.points[:, :NUM_POINTS]
+    predicted = np.concatenate([predict(part) for part in np.split(points, 10)])
+    return {
+        "class_accuracy": float(np.mean(predict(generated) == labels)),
+        "class_accuracy_real": float(np.mean(predicted == test.labels)),
+    }
+
+
+def cardinality(model, run, *, key) -> dict:
+    """Clouds of 50 to 500 points from one compiled program: seconds of its second call."""
+    ckey, lkey, gkey = jr.split(key, 3)
+    counts = np.asarray(jr.randint(ckey, (100,), 50, 501))
+    labels = jr.randint(lkey, (100,), 0, 10)
+    seconds = []
+    for shift in (0, 1):
+        mask = np.arange(500) < np.roll(counts, shift)[:, None]
+        start = time.perf_counter()
+        clouds = generate(model, run, labels, key=gkey, num_points=500, mask=mask)
+        seconds.append(time.perf_counter() - start)
+    assert np.all(clouds[~mask] == 0)
+    return {"cardinality_compile_seconds": seconds[0] - seconds[1], "cardinality_call_seconds": seconds[1]}
+
+
+def picture(generated: np.ndarray, labels: np.ndarray) -> None:
+    """Six clouds of each class."""
+    rows = np.concatenate([np.flatnonzero(labels == label)[:6] for label in range(10)])
+    _report.RESULTS.mkdir(exist_ok=True)
+    fk.plotting.point_clouds(generated[rows], columns=6, limits=(-1.2, 1.2), path=_report.RESULTS / "set_mnist.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
