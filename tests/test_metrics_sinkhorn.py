@@ -1,5 +1,7 @@
 """Bounds of the earth mover's distance against scipy's exact values, the Sinkhorn divergence against loops in NumPy."""
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +142,31 @@ def test_divergence_has_the_gradient_of_its_value():
         step[i, k] = 1e-4
         up, down = (brute_divergence(x[:10] + sign * step, y, 0.3) for sign in (1, -1))
         assert gradient[i, k] == pytest.approx((up - down) / 2e-4, rel=1e-2, abs=2e-4)
+
+
+MASKS = {"x": (12, 20), "y": (20, 15), "both": (12, 15)}
+
+
+@pytest.mark.parametrize(("num_x", "num_y"), MASKS.values(), ids=MASKS)
+def test_masked_clouds_far_apart(num_x, num_y):
+    """Values and gradients are those of the clouds without padding, though that lies far from both potentials."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(20, 2)).astype(np.float32)
+    y = (0.3 * rng.normal(size=(20, 2)) + [100, 0]).astype(np.float32)
+    masks = {"mask_x": np.arange(20) < num_x, "mask_y": np.arange(20) < num_y}
+    short_x, short_y = x[:num_x], y[:num_y]
+
+    bounds = metrics.emd_bounds(x, y, **masks)
+    assert_between(bounds, exact_emd(short_x, short_y))
+    np.testing.assert_allclose(bounds, metrics.emd_bounds(short_x, short_y), rtol=1e-5)
+
+    evaluate = jax.value_and_grad(ft.partial(metrics.sinkhorn_divergence, epsilon=0.01), argnums=(0, 1))
+    value, gradients = evaluate(jnp.asarray(x), jnp.asarray(y), **masks)
+    expected, short_gradients = evaluate(jnp.asarray(short_x), jnp.asarray(short_y))
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    for gradient, short in zip(gradients, short_gradients, strict=True):
+        np.testing.assert_allclose(gradient[: len(short)], short, rtol=1e-3, atol=1e-3)
+        assert not np.any(gradient[len(short) :])
 
 
 def test_divergence_over_pairs():

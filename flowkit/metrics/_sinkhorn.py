@@ -121,31 +121,32 @@ class _Problem(NamedTuple):
         return _Problem(self.y, self.x, self.mask_y, self.mask_x, self.cost)
 
     def over_rows(self, fn: Callable, *per_row: Array) -> tuple[Array, ...]:
-        """`fn(costs, *values)` of each block of rows, its results put together; one block's costs exist at a time."""
+        """`fn(costs, valid, *values)` of each block of rows, put together; one block's costs exist at a time."""
         num = self.x.shape[0]
         columns = jnp.stack(per_row, 1) if per_row else jnp.zeros((num, 0), self.x.dtype)
-        blocks, _ = row_blocks(jnp.concatenate([self.x, columns], 1), self.mask_x, self.y.shape[0])
+        blocks, masks = row_blocks(jnp.concatenate([self.x, columns], 1), self.mask_x, self.y.shape[0])
         size = self.x.shape[1]
 
         @jax.checkpoint
-        def one(rows):
+        def one(block):
+            rows, mask = block
             values = (rows[:, size + k] for k in range(len(per_row)))
-            return fn(self.cost(squared_distances(rows[:, :size], self.y)), *values)
+            return fn(self.cost(squared_distances(rows[:, :size], self.y)), mask[:, None] & self.mask_y, *values)
 
-        return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num], lax.map(one, blocks))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num], lax.map(one, (blocks, masks)))
 
     def soft_minimum(self, g: Array, epsilon: Array) -> Array:
         log_b = log_weights(self.mask_y, self.x.dtype)
-        (minimum,) = self.over_rows(lambda cost: (-epsilon * logsumexp((g - cost) / epsilon + log_b, axis=1),))
+        (minimum,) = self.over_rows(lambda cost, _: (-epsilon * logsumexp((g - cost) / epsilon + log_b, axis=1),))
         return jnp.where(self.mask_x, minimum, 0)
 
     def hard_minimum(self, g: Array) -> Array:
-        (minimum,) = self.over_rows(lambda cost: (jnp.min(jnp.where(self.mask_y, cost - g, jnp.inf), axis=1),))
+        (minimum,) = self.over_rows(lambda cost, valid: (jnp.min(jnp.where(valid, cost - g, jnp.inf), axis=1),))
         return jnp.where(self.mask_x, minimum, 0)
 
     def mean_cost(self) -> Array:
         weights = jnp.exp(log_weights(self.mask_y, self.x.dtype))
-        (means,) = self.over_rows(lambda cost: (jnp.sum(cost * weights, axis=1),))
+        (means,) = self.over_rows(lambda cost, _: (jnp.sum(cost * weights, axis=1),))
         return jnp.sum(jnp.exp(log_weights(self.mask_x, self.x.dtype)) * means)
 
     def solve(self, epsilon: Array, start: Array, tolerance: float, max_iterations: int) -> Potentials:
@@ -182,19 +183,24 @@ def _dual(problem: _Problem, g: Array) -> Array:
     return _mean(f, problem.mask_x) + _mean(g, problem.mask_y)
 
 
+def _ratios(cost: Array, valid: Array, f: Array, g: Array, epsilon: Array) -> Array:
+    """The plan over the product of its marginals, zero where not valid: there the exponential could overflow."""
+    return jnp.exp(jnp.where(valid, (f[:, None] + g - cost) / epsilon, -jnp.inf))
+
+
 def _cost_of_rounded_plan(problem: _Problem, f: Array, g: Array, epsilon: Array) -> Array:
     """The cost of a plan with exact marginals: rows and columns that hold too much are scaled down, and what is then
     missing is filled up by a product."""
     a, b = (jnp.exp(log_weights(mask, f.dtype)) for mask in (problem.mask_x, problem.mask_y))
-    (sums,) = problem.over_rows(lambda cost, f: (jnp.sum(b * jnp.exp((f[:, None] + g - cost) / epsilon), 1),), f)
+    (sums,) = problem.over_rows(lambda cost, valid, f: (jnp.sum(b * _ratios(cost, valid, f, g, epsilon), 1),), f)
     rows = a * jnp.minimum(1, 1 / jnp.maximum(sums, 1e-30))
     transposed = problem.transposed()
-    (sums,) = transposed.over_rows(lambda cost, g: (jnp.sum(rows * jnp.exp((g[:, None] + f - cost) / epsilon), 1),), g)
+    (sums,) = transposed.over_rows(lambda cost, valid, g: (jnp.sum(rows * _ratios(cost, valid, g, f, epsilon), 1),), g)
     columns = b * jnp.minimum(1, 1 / jnp.maximum(sums, 1e-30))
     missing_columns = jnp.maximum(b - columns * sums, 0)
 
-    def one(cost, f, rows):
-        plan = rows[:, None] * columns * jnp.exp((f[:, None] + g - cost) / epsilon)
+    def one(cost, valid, f, rows):
+        plan = rows[:, None] * columns * _ratios(cost, valid, f, g, epsilon)
         return jnp.sum(plan, 1), jnp.sum(plan * cost, 1), jnp.sum(missing_columns * cost, 1)
 
     sums, costs, costs_of_missing = problem.over_rows(one, f, rows)
@@ -218,6 +224,6 @@ def _entropic_cost(problem: _Problem, epsilon: Array, scale: Array, max_iteratio
     """The dual objective at the potentials. Its derivative with these held fixed is that of the optimum."""
     f, g, _, _ = problem.solve(epsilon, jnp.maximum(scale, epsilon), 1e-3, max_iterations)
     b = jnp.exp(log_weights(problem.mask_y, f.dtype))
-    (sums,) = problem.over_rows(lambda cost, f: (jnp.sum(b * jnp.exp((f[:, None] + g - cost) / epsilon), 1),), f)
+    (sums,) = problem.over_rows(lambda cost, valid, f: (jnp.sum(b * _ratios(cost, valid, f, g, epsilon), 1),), f)
     excess = _mean(jnp.where(problem.mask_x, sums, 1), problem.mask_x) - 1
     return _mean(f, problem.mask_x) + _mean(g, problem.mask_y) - epsilon * excess
