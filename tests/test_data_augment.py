@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from flowkit import data
@@ -139,6 +141,30 @@ def test_hidden_points_have_no_influence_and_become_zero(dim):
     assert moved.points.dtype == np.float32
     assert moved.labels is sets.labels
     assert np.isnan(sets.points).any()  # the data are as they were
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_paired_noise_is_turned_with_its_cloud(masked):
+    """Not scaled nor translated; so the stored assignment stays the best one."""
+    points, mask, labels = make_sets(dim=3, masked=masked)
+    x0 = np.random.default_rng(2).normal(size=points.shape).astype(np.float32)
+    valid = np.ones(points.shape[:2], bool) if mask is None else mask
+    best = np.arange(points.shape[1])
+    for i, rows in enumerate(valid):
+        x0[i, rows] = x0[i, rows][assigned(points[i, rows], x0[i, rows])]
+    moved = data.Augment(rotate=data.any_rotation, flip=(0, 1))(data.PairedSets(points, x0, mask, labels), RNG())
+    assert moved.x0.dtype == np.float32
+    maps = moves_of(points, moved.points, valid)[:, :-1]
+    matrices = maps / np.abs(np.linalg.det(maps))[:, None, None] ** (1 / 3)
+    assert np.allclose(moved.x0, x0 @ matrices, atol=1e-4)
+    for i, rows in enumerate(valid):
+        assert np.array_equal(assigned(moved.points[i, rows], moved.x0[i, rows]), best[: rows.sum()])
+    still = data.Augment(rotate=None)(data.PairedSets(points, x0, mask), RNG())
+    assert np.array_equal(still.x0, x0)
+
+
+def assigned(points, x0):
+    return linear_sum_assignment(cdist(points, x0, "sqeuclidean"))[1]
 
 
 def test_flips_are_independent_coins():

@@ -18,7 +18,9 @@ class Augment:
     """Moves every cloud of a batch at random: mirrors, rotates, scales, then translates it.
 
     `fk.data.batches(sets, 64, transform=fk.data.Augment())`. All points of a cloud move alike, about the origin; points
-    that are not valid become zero. Fields beside `points` stay as they are.
+    that are not valid become zero. Noise `x0` that is paired with the points, as in `PairedSets`, is mirrored and
+    rotated with its cloud, but neither scaled nor translated: it stays standard normal, and its order the best one. All
+    other fields stay as they are.
 
     - `rotate`: ends of the uniform distribution of the angle, for points in the plane; or a function
         `(rng, num, dim)` that draws rotation matrices `(num, dim, dim)`: `AboutAxis()`, `any_rotation`.
@@ -45,16 +47,19 @@ class Augment:
     def __call__(self, batch: Sets, rng: np.random.Generator) -> Sets:
         """The moved batch: a named tuple with `points` `(b, n, d)` and perhaps `mask`, or an array of points."""
         if isinstance(batch, np.ndarray):
-            return self._move(batch, None, rng)  # pyright: ignore[reportReturnType]
+            return pose(batch, *self._draw(batch.shape, rng))  # pyright: ignore[reportReturnType]
         sets: Any = batch
-        return sets._replace(points=self._move(np.asarray(sets.points), getattr(sets, "mask", None), rng))
+        points, x0 = np.asarray(sets.points), getattr(sets, "x0", None)
+        axes, scales, translations = self._draw(points.shape, rng)
+        moved = sets._replace(points=pose(points, axes, scales, translations, getattr(sets, "mask", None)))
+        return moved if x0 is None else moved._replace(x0=pose(np.asarray(x0), axes))
 
-    def _move(self, points: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-        num, _, dim = points.shape
+    def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray | None, ...]:
+        """Orthogonal matrices, scales and translations for clouds of a shape."""
+        num, _, dim = shape
         axes = self._linear(rng, num, dim)
         scales = None if self.scale is None else uniform(rng, self.scale, num)
-        translations = None if self.translate is None else uniform(rng, self.translate, num, dim)
-        return pose(points, axes, scales, translations, mask)
+        return axes, scales, None if self.translate is None else uniform(rng, self.translate, num, dim)
 
     def _linear(self, rng: np.random.Generator, num: int, dim: int) -> np.ndarray | None:
         """The orthogonal matrices, flips first."""
