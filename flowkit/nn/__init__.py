@@ -44,10 +44,10 @@ from flowkit.nn.crn import (
 from flowkit.nn.encoders import (
     AbstractEncoder as AbstractEncoder,
     Chained as Chained,
-    Components as Components,
     CrossAttentionEncoder as CrossAttentionEncoder,
     DGCNN as DGCNN,
     FarthestPoints as FarthestPoints,
+    FittedMixture as FittedMixture,
     GMMFeaturizer as GMMFeaturizer,
     KMeans as KMeans,
     LearnedSlots as LearnedSlots,

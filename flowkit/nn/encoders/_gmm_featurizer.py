@@ -15,7 +15,7 @@ from flowkit.nn.encoders._encoder import AbstractEncoder, checked_points
 from flowkit.nn.encoders._variational_mixture import fit, prior_mixture
 
 
-class Components(NamedTuple):
+class FittedMixture(NamedTuple):
     """The components of a mixture, the heaviest first; those that hold next to no points are not valid."""
 
     weights: Float[Array, " k"]
@@ -92,7 +92,7 @@ class GMMFeaturizer(AbstractEncoder):
         valid = jnp.repeat(components.valid, rows.shape[1])
         return zero_masked(rows.reshape(-1, self.in_size), valid)
 
-    def components(self, points: Points, mask: Mask | None = None) -> Components:
+    def components(self, points: Points, mask: Mask | None = None) -> FittedMixture:
         """Weights, means and covariances of the fitted mixture, `k = num_components` of them."""
         points = checked_points(points, mask, self.in_size)
         if self.stop_gradient:
@@ -109,7 +109,7 @@ class GMMFeaturizer(AbstractEncoder):
         weights = mixture.concentration / jnp.sum(mixture.concentration)
         order = jnp.argsort(-jnp.where(valid, weights, weights - 1))
         covariances = mixture.inverse_scale / mixture.degrees[:, None, None]
-        return Components(weights[order], (mixture.mean + center)[order], covariances[order], valid[order])
+        return FittedMixture(weights[order], (mixture.mean + center)[order], covariances[order], valid[order])
 
 
 def _principal_axes(covariances: Float[Array, "k d d"]) -> Float[Array, "k d d"]:
