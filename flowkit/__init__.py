@@ -19,8 +19,9 @@ _install_import_hook("flowkit", f"{_typecheck.__name__}.checked_when_called")
 
 from flowkit._couplings import (
     assignment as assignment,
-    Chained as Chained,
+    ChainedCouplings as ChainedCouplings,
     independent as independent,
+    Paired as Paired,
     Pairing as Pairing,
 )
 from flowkit._distributions import (
@@ -59,7 +60,6 @@ from flowkit._paths import (
 from flowkit._point_couplings import (
     AlignedAssignment as AlignedAssignment,
     EntropicPointAssignment as EntropicPointAssignment,
-    Paired as Paired,
     point_assignment as point_assignment,
     superset_pairs as superset_pairs,
 )

@@ -57,11 +57,21 @@ def test_cost_is_least_and_the_noise_stays_the_same_set(coupling, size):
     assert total_cost(moved, x1) < total_cost(x0, x1)
 
 
-def test_entropic_is_near_the_exact_cost_for_many_points():
-    x0, x1 = clouds(1, 2, 300, 3)
-    moved = coupled(ENTROPIC, x0, x1)
-    for before, after, data in zip(x0, moved, x1, strict=True):
-        assert total_cost(after, data) < 1.02 * least_cost(before, data)
+@pytest.mark.parametrize(("num", "num_points", "size"), [(40, 40, 2), (40, 40, 3), (3, 300, 2), (3, 300, 3)])
+def test_entropic_is_near_the_exact_cost_on_average(num, num_points, size):
+    """As documented: below 1 % for curves and for skewed clouds, some per cent for clouds that are like the noise."""
+    x0, skewed = clouds(1, num, num_points, size)
+    rng = np.random.default_rng(20)
+    angles = rng.uniform(0, 2 * np.pi, (num, num_points))
+    curves = np.stack([np.cos(angles), np.sin(2 * angles), np.sin(angles)], -1)[..., :size].astype(np.float32)
+    normal = rng.normal(size=x0.shape).astype(np.float32)
+    for x1, slack in ((skewed, 0.01), (curves, 0.01), (normal, 0.05)):
+        moved = coupled(ENTROPIC, x0, x1)
+        costs = [
+            total_cost(after, data) / least_cost(before, data)
+            for before, after, data in zip(x0, moved, x1, strict=True)
+        ]
+        assert np.mean(costs) < 1 + slack
 
 
 def test_points_on_a_line_are_sorted():
@@ -95,6 +105,29 @@ def test_far_from_the_origin(coupling):
     moved = coupled(coupling, x0, x1 + np.float32(1e3))
     for before, after, data in zip(x0, moved, x1, strict=True):
         assert total_cost(after, data) < 1.03 * least_cost(before, data)
+
+
+@every_assignment
+def test_masked_clouds_far_from_the_origin(coupling):
+    """Masked rows lie as far from the valid ones as the origin does."""
+    x0, x1 = clouds(16, 3, 40, 2)
+    mask = np.arange(40) < np.array([[30], [40], [12]])
+    far = x1 + np.float32(1e4)
+    near = far.astype(float) - 1e4  # the digits that are left
+    moved = np.asarray(coupled(coupling, x0, far, mask))
+    slack = 1e-4 if coupling is fk.point_assignment else 0.03
+    for before, after, data, valid in zip(x0, moved, near, mask, strict=True):
+        least = least_cost(before[valid], data[valid])
+        assert total_cost(after[valid], data[valid]) < (1 + slack) * least
+    np.testing.assert_array_equal(moved[~mask], x0[~mask])
+
+
+def test_alignment_turns_about_the_origin():
+    """A cloud that was turned about the origin, away from it and with masked rows, is turned back."""
+    x1 = clouds(17, 2, 20, 2)[1] + np.float32(5)
+    mask = np.arange(20) < np.array([[20], [13]])
+    moved = np.asarray(coupled(fk.AlignedAssignment(num_rounds=4), x1 @ rotation_2d(0.7), x1, mask))
+    np.testing.assert_allclose(moved[mask], x1[mask], atol=1e-4)
 
 
 def test_equal_points_and_equal_clouds():
@@ -208,7 +241,7 @@ def flow(size=2):
 
 
 def test_in_the_loss_with_masks_and_blocks(key):
-    coupling = fk.Chained((fk.assignment, fk.point_assignment, ENTROPIC))
+    coupling = fk.ChainedCouplings((fk.assignment, fk.point_assignment, ENTROPIC))
     x0, x1 = clouds(10, 8, 12, 2)
     mask = np.arange(12) < np.arange(5, 13)[:, None]
     spoilt = np.where(mask[..., None], x1, np.nan).astype(np.float32)
@@ -258,12 +291,39 @@ def test_chained_couplings_compose(key):
     order = jnp.asarray([3, 1, 0, 5, 4, 2])
     first = lambda x0, x1, cond, *, key: fk.Pairing(data=order, source=order[::-1], weights=jnp.arange(6.0))
     second = lambda x0, x1, cond, *, key: fk.Pairing(data=order, weights=1 + cond)
-    pairing = fk.Chained((first, second, fk.point_assignment))(x0, x1, jnp.arange(6.0), key=key)
+    pairing = fk.ChainedCouplings((first, second, fk.point_assignment))(x0, x1, jnp.arange(6.0), key=key)
     rows = np.asarray(order)[np.asarray(order)]
     np.testing.assert_array_equal(pairing.data, rows)
     np.testing.assert_array_equal(pairing.weights, np.asarray(order) * (1.0 + np.asarray(order)))
     expected = coupled(fk.point_assignment, x0[np.asarray(order)[::-1]], x1[rows])
     np.testing.assert_array_equal(pairing.x0, expected)
+
+
+def test_chained_couplings_leave_the_data_where_each_does(key):
+    x0, x1 = clouds(18, 4, 8, 2)
+    chained = fk.ChainedCouplings((fk.Paired(x0), fk.assignment, fk.point_assignment))
+    pairing = chained(x0, x1, key=key)
+    assert pairing.data is None
+    assert pairing.weights is None
+    aligned = fk.AlignedAssignment(fk.ChainedCouplings((fk.point_assignment, ENTROPIC)), num_rounds=1)
+    assert total_cost(coupled(aligned, x0, x1), x1) < total_cost(x0, x1)
+
+
+def moves_data(x0, x1, cond=None, *, key):
+    return fk.Pairing(data=jnp.arange(x1.shape[0])[::-1])
+
+
+def weighs(x0, x1, cond=None, *, key):
+    return fk.Pairing(weights=jnp.ones(x1.shape[0]))
+
+
+@pytest.mark.parametrize("inner", [moves_data, weighs, fk.ChainedCouplings((fk.point_assignment, moves_data))])
+def test_an_assignment_may_only_choose_the_order_of_the_noise(inner, key):
+    x0, x1 = clouds(19, 4, 8, 2)
+    with pytest.raises(ValueError, match="`assignment` may only choose the order"):
+        fk.AlignedAssignment(inner)(x0, x1, key=key)
+    with pytest.raises(ValueError, match="`assignment` may only choose the order"):
+        fk.superset_pairs(x1, assignment=inner, progress=False, key=key)
 
 
 def test_mixture_of_paired_and_fresh_noise(key):
@@ -351,7 +411,8 @@ def test_supersets_with_masks(key):
         (lambda x, k: fk.EntropicPointAssignment(epsilon=0), "`epsilon` must be positive"),
         (lambda x, k: fk.EntropicPointAssignment(max_iterations=0), "`max_iterations` must be positive"),
         (lambda x, k: fk.AlignedAssignment(num_rounds=0), "`num_rounds` must be at least 1"),
-        (lambda x, k: fk.Chained(()), "`couplings` must hold at least one"),
+        (lambda x, k: fk.ChainedCouplings(()), "`couplings` must hold at least one"),
+        (lambda x, k: fk.ChainedCouplings((fk.assignment, fk.Paired(x))), "put it first"),
         (lambda x, k: fk.Paired(x, beta=1.5), "`beta` must be in"),
         (lambda x, k: fk.Paired(x)(x, x[:2], key=k), "must have the shape"),
         (lambda x, k: fk.superset_pairs(x[:0], key=k), "must be a non-empty batch"),
