@@ -172,7 +172,8 @@ def picture(generated: np.ndarray, labels: np.ndarray) -> None:
     """Six clouds of each class."""
     rows = np.concatenate([np.flatnonzero(labels == label)[:6] for label in range(10)])
     _report.RESULTS.mkdir(exist_ok=True)
-    fk.plotting.point_clouds(generated[rows], columns=6, limits=(-1.2, 1.2), path=_report.RESULTS / "set_mnist.png")
+    figure = fk.plotting.point_clouds(generated[rows], columns=6, limits=(-1.2, 1.2))
+    figure.savefig(_report.RESULTS / "set_mnist.png", dpi=70)
 
 
 if __name__ == "__main__":

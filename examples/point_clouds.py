@@ -473,8 +473,8 @@ def draw(model, history, data: Data, config: Config, output: Path, *, key: jax.A
     panels = {
         "loss": ["loss"],
         "components (log scale)": [name for name in history if name.endswith(("_loss", "_kl"))],
-        "chamfer": ["chamfer"],
-        "explained velocity": ["explained_velocity"],
+        "chamfer": [name for name in history if name == "chamfer"],
+        "explained velocity": [name for name in history if name == "explained_velocity"],
     }
     fk.plotting.loss_trajectory(history, panels=panels, path=output / "loss_trajectory.png")
     some = data._replace(seen=first(data.seen, 16), other=first(data.other, 16))

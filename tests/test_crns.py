@@ -221,6 +221,22 @@ def test_pool_leaves_out_rows_of_zeros(pooling):
     np.testing.assert_allclose(call(pool, 0.3, cloud(2), padded), call(pool, 0.3, cloud(2), latents), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*STRUCTURED_CRNS])
+def test_latents_that_are_not_there_have_no_influence(name):
+    network = cloudwise(name, 2)
+    latents = network.latents - 5  # negative, so that a zero would win a maximum
+    padded = jnp.pad(latents, ((0, 2), (0, 0)))
+    expected = call(network.crn, 0.3, cloud(2), latents)
+    np.testing.assert_allclose(call(network.crn, 0.3, cloud(2), padded), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_but_zeros_still_has_a_time():
+    """As the condition of a guided flow for no class is."""
+    network = cloudwise("cross_attention_structured", 2)
+    one, other = (call(network.crn, t, cloud(2), jnp.zeros((2, 8))) for t in (0.2, 0.7))
+    assert jnp.max(jnp.abs(one - other)) > 1e-3
+
+
 # -- the parts
 
 

@@ -104,9 +104,9 @@ def prior_loss(
 ) -> Float[Array, ""]:
     r"""What trains a prior on given latents; no gradient reaches them.
 
-    For a `FlowPrior` the flow-matching loss in its standardised coordinates, plus the negative log-likelihood of
-    $\mathcal N(m, s^2)$ which trains these; for any other distribution $-\log p(z)$. The means over the batch and, but
-    for the flow itself, the entries.
+    For a `FlowPrior` the flow-matching loss of its own prediction, in its standardised coordinates, plus the negative
+    log-likelihood of $\mathcal N(m, s^2)$ which trains these; for any other distribution $-\log p(z)$. The means over
+    the batch and, but for the flow itself, the entries.
 
     **Arguments:**
 
@@ -121,7 +121,8 @@ def prior_loss(
     mean, std = prior.mean, jnp.exp(prior.log_std)
     moments = -Normal(mean, std).log_prob(latents) / latents.size
     standardised = jax.lax.stop_gradient((latents - mean) / std)
-    return flow_matching_loss(prior.flow, standardised, cond, key=key) + moments
+    targets = (prior.flow.prediction,)
+    return flow_matching_loss(prior.flow, standardised, cond, targets=targets, key=key) + moments
 
 
 def prior_keywords(prior: AbstractDistribution, cond: Cond) -> dict[str, Any]:

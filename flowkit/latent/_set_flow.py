@@ -91,9 +91,7 @@ class SetFlow(eqx.Module):
         check_mask("mask", mask)
         ekey, zkey = (None, None) if key is None else jr.split(key)
         mean, log_variance = self.posterior(points, mask, key=ekey)
-        if log_variance is None or zkey is None:
-            return mean
-        return mean + jnp.exp(0.5 * log_variance) * jr.normal(zkey, mean.shape, mean.dtype)
+        return mean if log_variance is None or zkey is None else draw_latents(mean, log_variance, key=zkey)
 
     def reconstruct(
         self,
@@ -111,7 +109,8 @@ class SetFlow(eqx.Module):
 
         **Arguments:**
 
-        - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen.
+        - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen. With an encoder that has a latent for
+          each point, what is drawn in masked rows means nothing.
         - `num_points`: how many points to draw, `n` if `None`.
         - `source`, `solver`, `num_steps`, `stepsize_controller`: as in `fk.sample`.
         """
@@ -173,3 +172,10 @@ class SetFlow(eqx.Module):
             num_steps=num_steps,
             stepsize_controller=stepsize_controller,
         )
+
+
+def draw_latents(mean: Float[Array, "k c"], log_variance: Float[Array, "k c"], *, key: PRNGKey) -> Float[Array, "k c"]:
+    """Normal latents; rows of zeros stand for nothing and stay zero."""
+    there = jnp.any((mean != 0) | (log_variance != 0), axis=-1, keepdims=True)
+    noise = jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
+    return mean + jnp.where(there, noise, jnp.zeros_like(noise))

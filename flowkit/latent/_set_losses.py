@@ -19,7 +19,7 @@ from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar
 from flowkit.latent._divergences import marginal_kl, sampled_kl, standard_normal_kl
 from flowkit.latent._priors import prior_keywords, prior_loss
-from flowkit.latent._set_flow import SetFlow
+from flowkit.latent._set_flow import draw_latents, SetFlow
 
 
 def set_flow_loss(
@@ -57,7 +57,7 @@ def set_flow_loss(
       that takes none is a `ValueError`.
     - `prior_weight`: of the prior's loss. The number 0 leaves it out: the prior is not even evaluated.
     - `vae_kl_weight`: of the divergence of the latents of each cloud, for variational models.
-    - `marginal_kl_weight`: of `marginal_kl`.
+    - `marginal_kl_weight`: of `marginal_kl`, of a variational model that of the means.
     - `kl_reduction`: `jnp.mean` or `jnp.sum` over the entries of the latents of one cloud; always the mean over clouds.
     - `kl_samples`: `None` takes the divergence from a standard normal, `standard_normal_kl`; a number takes that from
       the prior of the model by `sampled_kl` with so many draws, which trains the prior too: give `prior_weight=0`
@@ -67,6 +67,8 @@ def set_flow_loss(
     - `targets`: as there; `None` is `(fk.Velocity(),)`, and for variational models `fk.Target()` as well; for a flow
       with a `fk.MixtureHead` its own prediction.
 
+    Latents that are not there, rows of zeros, count as zeros in divergences and for the prior.
+
     **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and `marginal_kl`, those that apply.
     """
     check_data("points", points, mask)
@@ -75,6 +77,8 @@ def set_flow_loss(
     _check_cond(model, cond, points)
     if not (_is_zero(vae_kl_weight) or model.variational):
         raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
+    if kl_samples is not None and _is_zero(vae_kl_weight):
+        raise ValueError(f"`kl_samples` is {kl_samples}, but `vae_kl_weight` is 0: give a weight, or leave it out.")
     if targets is None:
         targets = _default_targets(model)
     check_targets(model.flow, targets, weighting)
@@ -144,9 +148,7 @@ class _CloudError(eqx.Module):
         cond = example.cond
         mean, log_variance = model.posterior(cond["points"], cond["mask"], key=cond["key"])
         zkey, kkey = jr.split(cond["latent_key"])
-        latents = mean
-        if log_variance is not None:
-            latents = mean + jnp.exp(0.5 * log_variance) * jr.normal(zkey, mean.shape, mean.dtype)
+        latents = mean if log_variance is None else draw_latents(mean, log_variance, key=zkey)
         flow_loss, _ = self.flow_error(model.flow, example._replace(cond=latents))
         # The condition comes back with the latents, since a coupling may have permuted both.
         aux = {"latents": (mean, cond["prior"]), "flow_loss": flow_loss}

@@ -71,7 +71,7 @@ class Attention(eqx.Module):
     ) -> Float[Array, "n width"]:
         """What the rows of `x` gather from the context, which is `x` itself if `None`.
 
-        `mask` tells the valid rows of the context; if there are none, nothing is gathered.
+        `mask` tells the valid rows of the context; if there are none, the result is zero.
         """
         context = x if context is None else context
         split = lambda rows, heads: rows.reshape(rows.shape[0], heads, -1)
@@ -80,7 +80,6 @@ class Attention(eqx.Module):
             split(self.keys(context), self.num_kv_heads),
             split(self.values(context), self.num_kv_heads),
             mask=None if mask is None else jnp.asarray(mask)[None, None, :],
-        ).reshape(x.shape[0], -1)
-        if mask is not None:
-            gathered = jnp.where(jnp.any(jnp.asarray(mask)), gathered, jnp.zeros_like(gathered))
-        return self.out(gathered)
+        )
+        gathered = self.out(gathered.reshape(x.shape[0], -1))
+        return gathered if mask is None else jnp.where(jnp.any(jnp.asarray(mask)), gathered, jnp.zeros_like(gathered))

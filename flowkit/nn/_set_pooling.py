@@ -70,7 +70,8 @@ class PMA(eqx.Module):
     `AttentionBlock(cross=True)` from the seeds to a feed-forward network of the features, then `depth` blocks in which
     the seeds attend to each other.
 
-    **Arguments:** `size` of the features, `num_seeds`, `depth`, the options of `AttentionBlock`, and a key.
+    **Arguments:** `size` of the features, `num_seeds`, `depth`, the options of `AttentionBlock` but for those that
+    drop something, and a key.
 
     **Reference:** Lee et al., Set Transformer (2019), arXiv 1810.00825: pooling by multi-head attention.
     """
@@ -81,6 +82,9 @@ class PMA(eqx.Module):
     blocks: tuple[AttentionBlock, ...]
 
     def __init__(self, size: int, *, num_seeds: int = 1, depth: int = 1, key: PRNGKey, **block_options: Any):
+        dropped = {"dropout", "stochastic_depth"} & set(block_options)
+        if dropped:
+            raise ValueError(f"`{min(dropped)}` is not for a pooling, which has no key and drops nothing.")
         seeds_key, feed_forward_key, gather_key, *keys = jr.split(key, depth + 3)
         self.seeds = learned_rows(num_seeds, size, key=seeds_key)
         self.feed_forward = FeedForward(size, size, hidden_sizes=(size,), key=feed_forward_key)

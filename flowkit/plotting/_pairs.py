@@ -121,7 +121,7 @@ def segmentations(
     **Arguments:**
 
     - `clouds`, and `objects`, `slots`: one integer per point, negative where there is none, drawn grey. From weights
-      of attention `(k, n)` take `jnp.argmax(weights, axis=0)`.
+      of attention `(n, k)` take `jnp.argmax(weights, axis=1)`.
     - `masks`: which points are valid; others are not drawn.
     - `limits`, `columns`, `up`, `view`: as in `masked_examples`.
     """

@@ -11,7 +11,7 @@ from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._linear import Linear
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn.crn._conditioners import AbstractConditioner
-from flowkit.nn.crn._crn import with_time
+from flowkit.nn.crn._crn import latents_there, with_time
 
 
 class Select(AbstractConditioner):
@@ -20,7 +20,8 @@ class Select(AbstractConditioner):
     $$\sum_j \mathrm{softmax}_j\big( q_i \cdot h_j / \sqrt{w} \big)\, h_j, \qquad
     q_i = \mathrm{SiLU}(W_q x_i + b_q),\ h_j = \mathrm{SiLU}(W_h [z_j, \mathrm{embedding}(t)] + b_h)$$
 
-    It does not depend on the order of the latents, and their number may vary.
+    It does not depend on the order of the latents, and their number may vary. Rows of zeros are latents that are not
+    there, and are left out.
 
     **Arguments:**
 
@@ -54,14 +55,16 @@ class Select(AbstractConditioner):
         queries = jax.nn.silu(self.embedding(points))
         hidden = jax.nn.silu(self.latent_in(with_time(self.time_embedding, t, latents)))
         scores = queries @ hidden.T / jnp.sqrt(jnp.asarray(hidden.shape[1], hidden.dtype))
-        return jax.nn.softmax(scores, axis=-1) @ hidden
+        there = latents_there(latents)
+        scores = jnp.where(there, scores, jnp.full_like(scores, jnp.finfo(scores.dtype).min))
+        return jnp.where(there, jax.nn.softmax(scores, axis=-1), jnp.zeros_like(scores)) @ hidden
 
 
 class CrossAttend(AbstractConditioner):
     """What each point gathers from the latents by attention with several heads, `(k, c)` to `(n, width)`.
 
     The queries are `SiLU(Linear(x_i))`, the context `Linear([z_j, embedding(t)])`. It does not depend on the order of
-    the latents, and their number may vary.
+    the latents, and their number may vary. Rows of zeros are left out.
 
     **Arguments:** those of `Select`, and `num_heads`, `num_kv_heads` as in `Attention`.
     """
@@ -91,4 +94,4 @@ class CrossAttend(AbstractConditioner):
 
     def __call__(self, t: Scalar, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
         context = self.latent_in(with_time(self.time_embedding, t, latents))
-        return self.attention(jax.nn.silu(self.embedding(points)), context)
+        return self.attention(jax.nn.silu(self.embedding(points)), context, latents_there(latents))

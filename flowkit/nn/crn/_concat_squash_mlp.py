@@ -78,6 +78,7 @@ class ConcatSquashMLP(AbstractCRN):
         )
 
     def _inputs(self, points: Points) -> Float[Array, "n f"]:
+        points = jnp.asarray(points)
         return points if self.features is None else jnp.concatenate([points, self.features(points)], axis=-1)
 
     def __call__(

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
 from flowkit.nn._linear import Linear
-from flowkit.nn._shapes import zero_masked
+from flowkit.nn._shapes import nonzero_rows, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding
 from flowkit.nn.crn._conditioners import AbstractConditioner
 
@@ -115,3 +115,9 @@ def checked_latents(latents: Latents, latent_size: int, dtype: jnp.dtype) -> Flo
     if size != latent_size:
         raise ValueError(f"`latents` have size {size}, but the network was built with latent_size={latent_size}.")
     return jnp.reshape(jnp.asarray(latents, dtype), (-1, latent_size))
+
+
+def latents_there(latents: Float[AnyArray, "k c"]) -> Bool[Array, " k"]:
+    """Which latents are attended to: rows of zeros stand for nothing, unless there is nothing else."""
+    there = nonzero_rows(jnp.asarray(latents))
+    return there | ~jnp.any(there)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
@@ -15,7 +16,7 @@ from flowkit.nn._linear import Linear
 from flowkit.nn._shapes import valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn._transformer import AttentionBlock, depth_rates, split_or_none
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, TimeAndLatent
+from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, latents_there, TimeAndLatent
 
 
 class CrossAttentionCRN(AbstractCRN):
@@ -23,7 +24,8 @@ class CrossAttentionCRN(AbstractCRN):
 
     Each latent, joined with the time, gives `num_tokens` tokens. The points, embedded by `SiLU(Linear(features(x)))`,
     pass through blocks of attention to the tokens and feed-forward networks, and a last layer that starts at zero. The
-    result does not depend on the order of the latents, whose number may vary; the time is that of points times tokens.
+    result does not depend on the order of the latents, whose number may vary; the cost is that of points times tokens.
+    Rows of zeros are latents that are not there, and are left out.
 
     It has no conditioner. A latent for each point is not known here as that point's; use `DiT` with `PerPoint()`.
 
@@ -114,6 +116,7 @@ class CrossAttentionCRN(AbstractCRN):
         latents = checked_latents(latents, self.latent_size, points.dtype)
         h = jax.nn.silu(self.embedding(points))
         tokens = self.tokens(self.conditioning(t, latents)).reshape(-1, h.shape[1])
+        there = jnp.repeat(latents_there(latents), tokens.shape[0] // latents.shape[0])
         for block, block_key in zip(self.blocks, split_or_none(key, len(self.blocks)), strict=True):
-            h = block(h, tokens, key=block_key)
+            h = block(h, tokens, there, key=block_key)
         return zero_masked(self.out(self.norm(h)), mask)

@@ -72,6 +72,10 @@ class GMMFeaturizer(AbstractEncoder):
     ):
         if num_components < 1:
             raise ValueError(f"`num_components` must be at least 1, got {num_components}.")
+        if num_steps < 1:
+            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+        if not scale > 0:
+            raise ValueError(f"`scale` must be positive, got {scale}.")
         if not 0 < rate <= 1:
             raise ValueError(f"`rate` must be in (0, 1], got {rate}.")
         self.num_components = num_components
