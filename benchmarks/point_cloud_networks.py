@@ -149,7 +149,7 @@ def main(config: Config) -> None:
     seen, other = np.split(test.points, 2)
     rows = []
     for names, model_config in combinations():
-        if config.only not in " ".join(names):
+        if config.only.lower() not in " ".join(names).lower():
             continue
         model = build(model_config, key=jr.key(config.seed))
         row = dict(zip(("encoder", "latents", "conditioner", "backbone"), names, strict=True))
