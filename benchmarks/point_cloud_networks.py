@@ -131,12 +131,9 @@ def picture(rows: list[dict]) -> Figure:
             own = [row for row in rows if (row["encoder"], row["backbone"]) == (encoder, backbone)]
             xs, ys = [row["step_cpu_ms"] for row in own], [row["chamfer/floor"] for row in own]
             axes.scatter(xs, ys, color=color, marker=marker, label=encoder if marker == "o" else None, alpha=0.8)
-    axes.set(
-        xscale="log",
-        xlabel="processor time of a training step in ms",
-        ylabel="Chamfer / floor",
-        title="o AdaLN MLP, s DiT, D cross-attention, ^ concat-squash",
-    )
+    for backbone, marker in markers.items():
+        axes.scatter([], [], color="#555555", marker=marker, label=backbone)
+    axes.set(xscale="log", xlabel="processor time of a training step in ms", ylabel="Chamfer distance / floor")
     axes.axhline(1, color="#999999", linewidth=0.8, linestyle="--")
     axes.grid(True, color="#e9e9e9")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
