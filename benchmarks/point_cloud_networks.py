@@ -133,7 +133,11 @@ def picture(rows: list[dict]) -> Figure:
             axes.scatter(xs, ys, color=color, marker=marker, label=encoder if marker == "o" else None, alpha=0.8)
     for backbone, marker in markers.items():
         axes.scatter([], [], color="#555555", marker=marker, label=backbone)
-    axes.set(xscale="log", xlabel="processor time of a training step in ms", ylabel="Chamfer distance / floor")
+    axes.set(xlabel="processor time of a training step in ms", ylabel="Chamfer distance / floor")
+    axes.loglog()
+    ticks = [1, 1.5, 2, 3, 5, 10, 20]
+    axes.set_yticks(ticks, map(str, ticks))
+    axes.set_yticks([], minor=True)
     axes.axhline(1, color="#999999", linewidth=0.8, linestyle="--")
     axes.grid(True, color="#e9e9e9")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
