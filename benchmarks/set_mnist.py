@@ -46,6 +46,7 @@ DEFAULT = point_clouds.Config(
     prior_steps=6000,
     batch_size=64,
     block=8,
+    optimizer="muon",
     learning_rate=5e-3,
     times="late",
     checkpoint_every=2000,

@@ -52,9 +52,9 @@ class Config:
     one of these two."""
     start_from: str | None = None
     """Folder of a finished run, whose model is trained further: for `--stages prior`, say."""
-    num_steps: int = 2000
+    num_steps: int = 4000
     """Training steps of the first stage in all, those before an interruption included."""
-    prior_steps: int = 3000
+    prior_steps: int = 4000
     """Steps of the stage of the prior alone, which are about twenty times as fast."""
     batch_size: int = 64
     """Clouds per step."""
@@ -62,8 +62,9 @@ class Config:
     """Clouds that are worked on at a time; the result does not depend on it."""
     learning_rate: float = 2e-3
     """Peak of a schedule with a warm-up and a cosine decay."""
-    optimizer: Literal["adam", "muon"] = "muon"
-    """Of the first stage. Muon makes the updates of matrices orthogonal, and gets as far in half of the steps."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """Of the first stage. Muon makes the updates of matrices orthogonal: half as many steps get as far. They take
+    longer, up to twice for small clouds, so that it pays for large ones."""
     momentum: Literal["default", "doubled"] = "default"
     """Decay rates of Adam, with Muon of what is no matrix: (0.9, 0.999), or twice the window."""
     ema_decay: float = 0.995
