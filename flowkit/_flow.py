@@ -1,6 +1,7 @@
 """A flow: a network, the path along which it is trained, and what it predicts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ class Flow(eqx.Module):
         **Raises:** `ValueError` if `t` is known and outside [0, 1], if the network cannot take the mask, or if its
         output has another shape than `x`.
         """
-        t = jnp.clip(_checked_time(t, x), self.t_start, self.t_end)
+        t = jnp.clip(checked_time("t", t, x), self.t_start, self.t_end)
         return self.predict(Velocity(), t, x, cond, mask=mask, key=key)
 
     def predict(
@@ -106,7 +107,7 @@ class Flow(eqx.Module):
         `fk.Score()` is the score for a standard normal source only.
         """
         x = jnp.asarray(x)
-        t = _checked_time(t, x)
+        t = checked_time("t", t, x)
         value = self.head.mean(self.output(t, x, cond, mask=mask, key=key), x)
         value = convert(value, t, x, self.path, source=self.prediction, target=target)
         return value if mask is None else zero_masked(value, mask)
@@ -122,16 +123,19 @@ class Flow(eqx.Module):
     ) -> Float[Array, "..."]:
         """What the network returns at `(t, x)`, for the `head` to read; zero at masked points."""
         x = jnp.asarray(x)
-        value = jnp.asarray(self.network(_checked_time(t, x), x, cond, **self._keywords(mask, key)), x.dtype)
+        keywords = network_keywords(self, mask, key)
+        value = jnp.asarray(self.network(checked_time("t", t, x), x, cond, **keywords), x.dtype)
         return value if mask is None else zero_masked(value, mask)
 
-    def _keywords(self, mask: Mask | None, key: PRNGKey | None) -> dict:
-        if mask is not None and not self.takes_mask:
-            raise ValueError(
-                "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
-            )
-        keywords = {"mask": mask} if self.takes_mask else {}
-        return keywords | ({"key": key} if self.takes_key else {})
+
+def network_keywords(model: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
+    """What the network of a model with `takes_mask` and `takes_key` is called with beside its arguments."""
+    if mask is not None and not model.takes_mask:
+        raise ValueError(
+            "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
+        )
+    keywords = {"mask": mask} if model.takes_mask else {}
+    return keywords | ({"key": key} if model.takes_key else {})
 
 
 def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
@@ -141,6 +145,7 @@ def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
     return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - 1)), x, 0)
 
 
-def _checked_time(t: Scalar, x: FloatArray) -> Float[Array, ""]:
-    check_time("t", t)
+def checked_time(name: str, t: Scalar, x: FloatArray) -> Float[Array, ""]:
+    """A time in the dtype of `x`; raises if it is known and outside [0, 1]."""
+    check_time(name, t)
     return as_time(t, x.dtype)

@@ -1,7 +1,8 @@
 """Embeddings of a time.
 
 An embedding maps a number `t` to a vector `(out_size,)`. Any real `t` is legal, also outside of [0, 1]: networks of
-two times embed differences, which may be negative.
+two times embed differences, which may be negative. `TwoTimes` maps a pair of times instead, for the networks of flow
+maps.
 """
 
 import abc
@@ -13,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._types import PRNGKey, Scalar
+from flowkit._types import PRNGKey, Times
 from flowkit.nn._feed_forward import FeedForward
 
 
 class AbstractTimeEmbedding(eqx.Module):
-    """A map from a time `()` to a vector `(out_size,)`.
+    """A map from a time `()`, or from a pair of times `(2,)`, to a vector `(out_size,)`.
 
     To add one: give it `out_size` and `__call__(t)`, both here, and pass it as `time_embedding` to any network.
     """
@@ -26,8 +27,8 @@ class AbstractTimeEmbedding(eqx.Module):
     out_size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, t: Scalar) -> Float[Array, " out_size"]:
-        """The embedding of one time, in the dtype of `t` (float32 for Python numbers)."""
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
+        """The embedding, in the dtype of `t` (float32 for Python numbers)."""
 
 
 class RawTime(AbstractTimeEmbedding):
@@ -35,8 +36,8 @@ class RawTime(AbstractTimeEmbedding):
 
     out_size: int = eqx.field(static=True, default=1)
 
-    def __call__(self, t: Scalar) -> Float[Array, " 1"]:
-        return _as_float(t)[None]
+    def __call__(self, t: Times) -> Float[Array, " 1"]:
+        return _one_time(t)[None]
 
 
 class SinusoidalTime(AbstractTimeEmbedding):
@@ -67,7 +68,7 @@ class SinusoidalTime(AbstractTimeEmbedding):
         self.scale = scale
         self.endpoint = endpoint
 
-    def __call__(self, t: Scalar) -> Float[Array, " size"]:
+    def __call__(self, t: Times) -> Float[Array, " size"]:
         half = self.out_size // 2
         exponents = np.arange(half) / (half - 1 if self.endpoint else half)
         return _sines(t, self.scale * self.max_period**-exponents)
@@ -86,8 +87,43 @@ class ZeroToOneTime(AbstractTimeEmbedding):
             raise ValueError(f"`size` must be even and at least 2 (sines and cosines), got {size}.")
         self.out_size = size
 
-    def __call__(self, t: Scalar) -> Float[Array, " size"]:
+    def __call__(self, t: Times) -> Float[Array, " size"]:
         return _sines(t, np.pi * np.arange(1, self.out_size // 2 + 1))
+
+
+class TwoTimes(AbstractTimeEmbedding):
+    """`[embedding(s), embedding(t - s)]` of a pair of times `(s, t)`: where a map starts, and how far it goes.
+
+    With it any network here becomes that of a `fk.few_step.FlowMap`:
+
+    ```python
+    network = fk.nn.MLP(2, time_embedding=fk.nn.TwoTimes(), key=key)
+    ```
+
+    **Arguments:**
+
+    - `embedding`: of each of the two; the raw time by default. It must be smooth, since flow maps are differentiated in
+        time: give `SinusoidalTime` a `scale` of 1.
+
+    **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv 2505.13447), where the time and
+    the difference did best.
+    """
+
+    out_size: int = eqx.field(static=True)
+    embedding: AbstractTimeEmbedding
+
+    def __init__(self, embedding: AbstractTimeEmbedding = RawTime()):
+        self.out_size = 2 * embedding.out_size
+        self.embedding = embedding
+
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
+        pair = jnp.asarray(t)
+        if pair.shape != (2,):
+            raise ValueError(
+                f"`t` must be a pair of times (s, t), got shape {pair.shape}: a network with `TwoTimes` belongs in a "
+                "`fk.few_step.FlowMap`; its velocity is `fk.few_step.velocity_of(flow_map)`."
+            )
+        return jnp.concatenate([self.embedding(pair[0]), self.embedding(pair[1] - pair[0])])
 
 
 class LearnedTime(AbstractTimeEmbedding):
@@ -120,16 +156,21 @@ class LearnedTime(AbstractTimeEmbedding):
             embedding.out_size, size, hidden_sizes=(width_size or size,), activation=activation, key=key
         )
 
-    def __call__(self, t: Scalar) -> Float[Array, " size"]:
+    def __call__(self, t: Times) -> Float[Array, " size"]:
         return self.layers(self.embedding(t))
 
 
-def _as_float(t: Scalar) -> Float[Array, ""]:
+def _one_time(t: Times) -> Float[Array, ""]:
     array = jnp.asarray(t)
+    if array.shape != ():
+        raise ValueError(
+            f"`t` must be one time, got shape {array.shape}: for a pair of times, as flow maps have, give the network "
+            "(and its conditioner, if that embeds the time) `time_embedding=fk.nn.TwoTimes(...)`."
+        )
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 
 
-def _sines(t: Scalar, frequencies: np.ndarray) -> Float[Array, " size"]:
-    array = _as_float(t)
+def _sines(t: Times, frequencies: np.ndarray) -> Float[Array, " size"]:
+    array = _one_time(t)
     angles = array * jnp.asarray(frequencies, array.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
