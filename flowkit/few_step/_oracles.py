@@ -110,7 +110,7 @@ def _rotated(distribution: GaussianMixture, source: Normal, path: AbstractPath) 
     return _RotatedMap(inner, basis, std)
 
 
-_BISECTIONS = 40
+_ITERATIONS = 24
 
 
 class _QuantileMap(eqx.Module):
@@ -125,46 +125,60 @@ class _QuantileMap(eqx.Module):
         del cond
         s, t = times
         near = jnp.abs(t - s) < jnp.finfo(s.dtype).eps ** (1 / 3)
-        # Two terms of the series in t - s, where the quotient would lose its digits.
-        velocity = lambda s, x: self.velocity(s, x)
-        v = velocity(s, x)
-        _, acceleration = jax.jvp(velocity, (s, x), (jnp.ones_like(s), v))
         # A far end stands in for a near one, so that nothing is divided by zero.
         end = jnp.where(near, jnp.where(s < 0.5, s + 0.5, s - 0.5), t)
-        quotient = (jnp.vectorize(lambda x: self._move(s, end, x))(x) - x) / (end - s)
-        return jnp.where(near, v + 0.5 * (t - s) * acceleration, quotient)
+        moved = jnp.vectorize(lambda x: _moved(s, end, x, map=jax.lax.stop_gradient(self)))
+        half = 0.5 * (t - s)
+        # In a short interval the quotient would lose its digits.
+        middle = self.velocity(s + half, x + half * self.velocity(s, x))
+        return jnp.where(near, middle, (moved(x) - x) / (end - s))
 
-    def _components(self, t: Float[Array, ""]) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+    def components(self, t: Float[Array, ""]) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+        """The means and the standard deviations of the marginal."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         mean, std = jnp.reshape(jnp.asarray(self.source.mean), ()), jnp.reshape(jnp.asarray(self.source.std), ())
         means, variances = self.distribution.means[:, 0], self.distribution.covariances[:, 0, 0]
         return alpha * means + sigma * mean, jnp.sqrt(alpha**2 * variances + (sigma * std) ** 2)
 
-    def _logit(self, t: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
-        """The logit of the distribution function, which keeps its digits in both tails."""
-        means, stds = self._components(t)
-        log_weights, z = jax.nn.log_softmax(self.distribution.logits), (x - means) / stds
-        below = jsp.special.logsumexp(log_weights + jsp.stats.norm.logcdf(z))
-        return below - jsp.special.logsumexp(log_weights + jsp.stats.norm.logcdf(-z))
+    def logit(self, t: Float[Array, ""], x: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The logit of the distribution function, which keeps its digits in both tails, and its slope in `x`."""
+        means, stds = self.components(t)
+        z = (x - means) / stds
+        tails = jsp.stats.norm.logcdf(jnp.stack([z, -z]))
+        below, above = jsp.special.logsumexp(jax.nn.log_softmax(self.distribution.logits) + tails, axis=1)
+        return below - above, jnp.exp(self.log_density(t, x) - below - above)
 
-    def _move(self, s: Float[Array, ""], t: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
-        y = jax.lax.stop_gradient(self._bisect(*jax.lax.stop_gradient((s, t, x))))
-        slope = jax.lax.stop_gradient(jax.grad(self._logit, argnums=1)(t, y))
-        # One step of Newton's method: it also carries the derivatives, by the implicit function theorem.
-        return y - (self._logit(t, y) - self._logit(s, x)) / slope
+    def log_density(self, t: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
+        means, stds = self.components(t)
+        terms = jsp.stats.norm.logpdf(x, means, stds)
+        return jsp.special.logsumexp(jax.nn.log_softmax(self.distribution.logits) + terms)
 
-    def _bisect(self, s: Float[Array, ""], t: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
-        target = self._logit(s, x)
-        (means_s, stds_s), (means_t, stds_t) = self._components(s), self._components(t)
-        # No component moves the point below the lowest, or above the highest, of their quantiles.
-        z = (x - means_s) / stds_s
-        low, high = jnp.min(means_t + stds_t * jnp.min(z)), jnp.max(means_t + stds_t * jnp.max(z))
 
-        def halve(_, bracket):
-            low, high = bracket
-            middle = 0.5 * (low + high)
-            below = self._logit(t, middle) < target
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
+@eqx.filter_custom_jvp
+def _moved(s: Float[Array, ""], t: Float[Array, ""], x: Float[Array, ""], *, map: _QuantileMap) -> Float[Array, ""]:
+    """The quantile of the marginal at `t` that `x` is of the marginal at `s`: Newton's method in a bracket."""
+    target, _ = map.logit(s, x)
+    (means_s, stds_s), (means_t, stds_t) = map.components(s), map.components(t)
+    # No component moves the point below the lowest, or above the highest, of their quantiles.
+    z = (x - means_s) / stds_s
+    low, high = jnp.min(means_t + stds_t * jnp.min(z)), jnp.max(means_t + stds_t * jnp.max(z))
 
-        low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
-        return 0.5 * (low + high)
+    def improve(_, state):
+        low, high, y = state
+        value, slope = map.logit(t, y)
+        low, high = jnp.where(value < target, y, low), jnp.where(value < target, high, y)
+        newton = y - (value - target) / slope
+        return low, high, jnp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+
+    return jax.lax.fori_loop(0, _ITERATIONS, improve, (low, high, 0.5 * (low + high)))[2]
+
+
+@_moved.def_jvp
+def _moved_jvp(primals, tangents, *, map):
+    """Along a trajectory the end moves with the flow, and across trajectories with the ratio of the densities."""
+    s, t, x = primals
+    d_s, d_t, d_x = (jnp.zeros_like(s) if tangent is None else tangent for tangent in tangents)
+    y = _moved(s, t, x, map=map)
+    velocity = lambda t, x: map.velocity(t, x[None])[0]
+    ratio = jnp.exp(map.log_density(s, x) - map.log_density(t, y))
+    return y, velocity(t, y) * d_t + ratio * (d_x - velocity(s, x) * d_s)
