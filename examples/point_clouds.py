@@ -226,7 +226,8 @@ def main(config: Config) -> None:
     seconds = sum(elapsed(result.history["seconds"].values) for result in results.values())
     histories = [result.history for result in results.values()]
     *_, last = results.values()
-    judge(last.ema, histories[0], data, config, output, {"steps": config.num_steps, "seconds": seconds}, key=ekey)
+    steps = {name: int(result.state.step) for name, result in results.items()}
+    judge(last.ema, histories[0], data, config, output, {"steps": steps, "seconds": seconds}, key=ekey)
 
 
 def train(model, data: Data, config: Config, *, key: jax.Array) -> dict[str, fk.training.FitResult]:
@@ -333,16 +334,19 @@ def encode_all(model: fk.latent.SetFlow, sets: fk.data.PointSets, config: Config
 
 
 def checkpoints(config: Config) -> fk.training.Checkpoints:
-    """Where the stages are saved, with everything that a run must share to go on from there."""
-    stored = dataclasses.asdict(config)
-    for name in ("num_steps", "prior_steps", "checkpoint_every", "stages", "test_samples", "output"):
-        stored.pop(name)
-    return fk.training.Checkpoints(Path(config.output) / "checkpoints", every=interval(config), config=stored)
+    """Where the stages are saved."""
+    return fk.training.Checkpoints(Path(config.output) / "checkpoints", every=interval(config), config=stored(config))
 
 
-def restore(stored: dict) -> fk.latent.SetFlow:
+def stored(config: Config) -> dict[str, Any]:
+    """What a run must share with the one that it goes on from."""
+    free = ("num_steps", "prior_steps", "checkpoint_every", "stages", "test_samples", "output")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+
+
+def restore(config: dict) -> fk.latent.SetFlow:
     """A model as a stored configuration describes it, for `fk.training.restore_model`."""
-    return build(ModelConfig(**stored["model"]))
+    return build(ModelConfig(**config["model"]))
 
 
 def final_model(output: Path) -> tuple[fk.latent.SetFlow, Config]:
@@ -353,9 +357,9 @@ def final_model(output: Path) -> tuple[fk.latent.SetFlow, Config]:
     if folder is None:
         raise FileNotFoundError(f"{output} holds no checkpoints; run examples/point_clouds.py first.")
     configs = []
-    model = fk.training.restore_model(folder, lambda stored: configs.append(stored) or restore(stored))
-    stored = {**configs[0], "output": str(output), "model": ModelConfig(**configs[0]["model"])}
-    return model, Config(**stored)
+    model = fk.training.restore_model(folder, lambda config: configs.append(config) or restore(config))
+    options = {**configs[0], "output": str(output), "model": ModelConfig(**configs[0]["model"])}
+    return model, Config(**options)
 
 
 def stopwatch():
