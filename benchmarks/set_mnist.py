@@ -3,8 +3,8 @@
     python benchmarks/set_mnist.py                    # trains examples/point_clouds.py first, about 15 minutes
     python benchmarks/set_mnist.py --run FOLDER       # scores a model that was trained there
 
-Scores of generated clouds stand beside their floors, those of training clouds in their place; reconstructions beside the
-distance of two draws of one image, class accuracy beside that of the classifier on test clouds. Results go to
+Scores of generated clouds stand beside those of training clouds in their place, reconstructions beside the distance of
+two draws of one image, class accuracy beside that of the classifier on test clouds. Results go to
 `benchmarks/results/set_mnist.json`, and pictures beside it.
 """
 
