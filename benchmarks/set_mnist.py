@@ -34,6 +34,9 @@ from point_cloud_models import class_condition, ModelConfig
 NUM_POINTS = 256
 """Points of every cloud that is scored and of every cloud that the classifier sees."""
 
+GUIDANCE = 2.0
+"""Scale of the guidance, where there is any."""
+
 SOLVER = {"solver": fk.RK4(), "num_steps": 5}
 """20 evaluations per sample."""
 
@@ -83,11 +86,12 @@ def main(config: Config) -> None:
     test = fk.data.image_clouds(images.test, 2 * NUM_POINTS, key=hkey)
     labels = jr.choice(ckey, images.train.labels, (config.num_chamfer,))
     generated = generate(model, run, labels, key=gkey)
-    picture(generated, np.asarray(labels))
+    guided = generate(point_clouds.guide(model, GUIDANCE), run, labels, key=gkey)
+    picture(guided, np.asarray(labels))
 
     steps = {f"{stage}_steps": steps for stage, steps in trained["steps"].items()}
     results = steps | {"train_seconds": trained["seconds"], "evaluations_per_sample": 20}
-    for part in scores(model, run, train, test, generated, np.asarray(labels), rkey, skey, config):
+    for part in scores(model, run, train, test, (generated, guided), np.asarray(labels), rkey, skey, config):
         results |= part
         print({name: round(float(value), 4) for name, value in results.items()}, flush=True)
     _report.show("Set-MNIST", [{"number": name, "value": value} for name, value in results.items()])
@@ -95,11 +99,13 @@ def main(config: Config) -> None:
 
 
 def scores(model, run, train, test, generated, labels, rkey, skey, config: Config):
-    """All numbers, in the order of how soon they are there."""
+    """All numbers, in the order of how soon they are there; of what is generated without and with guidance."""
     yield reconstruction(model, run, test.points[: config.num_chamfer], key=rkey)
     yield cardinality(model, run, key=skey)
     yield classes(train, test, generated, labels, config)
-    yield two_samples(generated, train.points, test.points[:, :NUM_POINTS], config)
+    samples = dict(zip(("", "_guided", "_floor"), (*generated, train.points), strict=True))
+    yield two_samples("chamfer", config.num_chamfer, samples, test.points)
+    yield two_samples("emd", config.num_emd, samples, test.points)
 
 
 def generate(model, run, labels, *, key, num_points: int = NUM_POINTS, mask=None) -> np.ndarray:
@@ -126,20 +132,17 @@ def reconstruction(model, run, clouds: np.ndarray, *, key) -> dict:
     return results
 
 
-def two_samples(generated, train, test, config: Config) -> dict:
+def two_samples(name: str, num: int, samples: dict[str, np.ndarray], test: np.ndarray) -> dict:
     """1-NN accuracy and coverage of generated clouds, and of training clouds in their place."""
+    distance = getattr(fk.metrics, name)
+    reference = test[:num, :NUM_POINTS]
+    within = fk.metrics.pairwise(distance, reference)
     results = {}
-    for name, distance, num in (
-        ("chamfer", fk.metrics.chamfer, config.num_chamfer),
-        ("emd", fk.metrics.emd, config.num_emd),
-    ):
-        reference = test[:num]
-        within = fk.metrics.pairwise(distance, reference)
-        for suffix, samples in (("", generated[:num]), ("_floor", train[:num])):
-            across = fk.metrics.pairwise(distance, samples, reference)
-            accuracy = fk.metrics.one_nna(fk.metrics.pairwise(distance, samples), across, within)
-            results[f"one_nna_{name}{suffix}"] = float(accuracy)
-            results[f"coverage_{name}{suffix}"] = float(fk.metrics.coverage(across))
+    for suffix, clouds in samples.items():
+        across = fk.metrics.pairwise(distance, clouds[:num], reference)
+        accuracy = fk.metrics.one_nna(fk.metrics.pairwise(distance, clouds[:num]), across, within)
+        results[f"one_nna_{name}{suffix}"] = float(accuracy)
+        results[f"coverage_{name}{suffix}"] = float(fk.metrics.coverage(across))
     return results
 
 
@@ -159,8 +162,10 @@ def classes(train, test, generated, labels, config: Config) -> dict:
     classifier = fk.training.fit(loss, classifier, batches, **options).ema
     predict = jax.jit(lambda points: jnp.argmax(jax.vmap(classifier)(points)[:, 0], axis=-1))
     predicted = np.concatenate([predict(part) for part in np.split(test.points[:, :NUM_POINTS], 10)])
+    plain, guided = (float(np.mean(predict(clouds) == labels)) for clouds in generated)
     return {
-        "class_accuracy": float(np.mean(predict(generated) == labels)),
+        "class_accuracy": plain,
+        "class_accuracy_guided": guided,
         "class_accuracy_real": float(np.mean(predicted == test.labels)),
     }
 

@@ -33,6 +33,7 @@ CORE = {
     "_point_couplings": {"_types", "_checks", "_transport", "_couplings"},
     "_predictions": {"_types", "_checks", "_paths"},
     "_flow": {"_types", "_checks", "_paths", "_predictions", "_heads"},
+    "_guidance": {"_types", "_checks", "_flow", "_heads"},
 }
 CORE["_oracles"] = CORE["_flow"] | {"_flow", "_distributions"}
 CORE["_losses"] = CORE["_integrate"] = CORE["_oracles"] | {"_oracles", "_blocks", "_times", "_couplings"}
