@@ -272,7 +272,8 @@ def flow_stage(name: str, data: Data, config: Config, *, key: jax.Array) -> fk.t
     }
 
     def loss(model, batch, key):
-        cond = dropped_classes(batch.labels, config, key) if joint else None
+        drop_key, key = jr.split(key)
+        cond = dropped_classes(batch.labels, config, drop_key) if joint else None
         return fk.latent.set_flow_loss(model, batch.points, mask=batch.mask, cond=cond, key=key, **options)
 
     return fk.training.Stage(
@@ -302,7 +303,7 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
 def dropped_classes(labels: Any, config: Config, key: jax.Array) -> jax.Array | None:
     """The condition of the prior in training: now and then it is left out."""
     cond = class_condition(labels, config.model)
-    return None if cond is None else fk.drop_condition(cond, config.class_dropout, key=jr.fold_in(key, 1))
+    return None if cond is None else fk.drop_condition(cond, config.class_dropout, key=key)
 
 
 def prior_stage(data: Data, config: Config) -> fk.training.Stage:
@@ -311,7 +312,8 @@ def prior_stage(data: Data, config: Config) -> fk.training.Stage:
 
     def loss(model, batch, key):
         latents, labels = batch
-        return fk.latent.prior_loss(model.prior, latents, dropped_classes(labels, config, key), key=key)
+        drop_key, key = jr.split(key)
+        return fk.latent.prior_loss(model.prior, latents, dropped_classes(labels, config, drop_key), key=key)
 
     return fk.training.Stage(
         "prior",

@@ -88,6 +88,7 @@ __version__ = "0.2.0"
 if _TYPE_CHECKING:
     from flowkit import (
         data as data,
+        few_step as few_step,
         latent as latent,
         metrics as metrics,
         nn as nn,
@@ -96,7 +97,7 @@ if _TYPE_CHECKING:
         training as training,
     )
 
-_LOADED_ON_FIRST_USE = ("data", "latent", "metrics", "nn", "plotting", "testing", "training")
+_LOADED_ON_FIRST_USE = ("data", "few_step", "latent", "metrics", "nn", "plotting", "testing", "training")
 
 
 def __getattr__(name):

@@ -1,6 +1,7 @@
 """A flow: a network, the path along which it is trained, and what it predicts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -122,16 +123,19 @@ class Flow(eqx.Module):
     ) -> Float[Array, "..."]:
         """What the network returns at `(t, x)`, for the `head` to read; zero at masked points."""
         x = jnp.asarray(x)
-        value = jnp.asarray(self.network(_checked_time(t, x), x, cond, **self._keywords(mask, key)), x.dtype)
+        keywords = network_keywords(self, mask, key)
+        value = jnp.asarray(self.network(_checked_time(t, x), x, cond, **keywords), x.dtype)
         return value if mask is None else zero_masked(value, mask)
 
-    def _keywords(self, mask: Mask | None, key: PRNGKey | None) -> dict:
-        if mask is not None and not self.takes_mask:
-            raise ValueError(
-                "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
-            )
-        keywords = {"mask": mask} if self.takes_mask else {}
-        return keywords | ({"key": key} if self.takes_key else {})
+
+def network_keywords(of: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
+    """The mask and the key for a network that takes them."""
+    if mask is not None and not of.takes_mask:
+        raise ValueError(
+            "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
+        )
+    keywords = {"mask": mask} if of.takes_mask else {}
+    return keywords | ({"key": key} if of.takes_key else {})
 
 
 def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:

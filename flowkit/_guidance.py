@@ -82,9 +82,9 @@ def drop_condition(cond: Cond, probability: float = 0.1, *, null: Cond = None, k
     """A batch of conditions in which each is replaced by `null` with the given probability, for training.
 
     ```python
-    loss = lambda flow, batch, key: fk.flow_matching_loss(
-        flow, batch.x, fk.drop_condition(batch.cond, key=jr.fold_in(key, 1)), key=key
-    )
+    def loss(flow, batch, key):
+        drop_key, key = jr.split(key)
+        return fk.flow_matching_loss(flow, batch.x, fk.drop_condition(batch.cond, key=drop_key), key=key)
     ```
 
     **Arguments:**

@@ -25,6 +25,9 @@ FloatArray: TypeAlias = Float[AnyArray, "..."]
 Scalar: TypeAlias = float | int | Real[Array | np.ndarray | np.number, ""]
 """A number, or an array of shape `()`."""
 
+Times: TypeAlias = Scalar | Float[AnyArray, " 2"]
+"""What networks see of time: one time, or the two of a flow map."""
+
 Points: TypeAlias = Float[AnyArray, "n d"]
 """A point cloud of `n` points in `d` dimensions."""
 

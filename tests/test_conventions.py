@@ -64,7 +64,7 @@ def test_layers(module):
     elif part in SATELLITES:
         allowed |= {"_types"} | ({"_transport"} if part == "metrics" else set())
     else:
-        assert part == "latent", f"{module} has no place in the table of layers"
+        assert part in ("latent", "few_step"), f"{module} has no place in the table of layers"
         allowed |= set(CORE)
     assert flowkit_imports(module) <= allowed
 
@@ -132,10 +132,10 @@ def test_importing_touches_no_device_and_loads_satellites_late():
 import sys, jax
 import flowkit as fk
 late = ["grain", "orbax", "matplotlib", "scipy.optimize"]
-late += [f"flowkit.{name}" for name in ("data", "latent", "metrics", "nn", "plotting", "testing", "training")]
+late += [f"flowkit.{name}" for name in "data few_step latent metrics nn plotting testing training".split()]
 assert not [name for name in late if name in sys.modules], [name for name in late if name in sys.modules]
 assert not jax._src.xla_bridge._backends, "a device was touched"
-fk.data, fk.training, fk.plotting, fk.metrics, fk.testing, fk.nn, fk.latent
+fk.data, fk.training, fk.plotting, fk.metrics, fk.testing, fk.nn, fk.latent, fk.few_step
 assert not jax._src.xla_bridge._backends, "a device was touched"
 assert {"data", "nn", "sample"} <= set(dir(fk))
 """

@@ -21,7 +21,7 @@ COMMANDS = """
 pip install -e ".[examples]" && python examples/point_clouds.py
 pip install -e ".[dev]" && pytest
 """
-NAMESPACES = ["latent", "nn", "training", "data", "metrics", "plotting", "testing"]
+NAMESPACES = ["few_step", "latent", "nn", "training", "data", "metrics", "plotting", "testing"]
 
 
 def python_block() -> str:
@@ -99,6 +99,7 @@ PAGES = [
         "choosing",
         "training",
         "latents",
+        "one-step",
         "datasets",
         "set-couplings",
         "metrics",

@@ -25,6 +25,7 @@ from flowkit.nn._time_embeddings import (
     LearnedTime as LearnedTime,
     RawTime as RawTime,
     SinusoidalTime as SinusoidalTime,
+    TwoTimes as TwoTimes,
     ZeroToOneTime as ZeroToOneTime,
 )
 from flowkit.nn._transformer import AttentionBlock as AttentionBlock, ISAB as ISAB, Residual as Residual

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._types import AnyArray, Cond, PRNGKey, Scalar
+from flowkit._types import AnyArray, Cond, PRNGKey, Times
 from flowkit.nn._feed_forward import FeedForward
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, RawTime
 
@@ -61,7 +61,7 @@ class MLP(eqx.Module):
             key=key,
         )
 
-    def __call__(self, t: Scalar, x: Float[AnyArray, "..."], cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(self, t: Times, x: Float[AnyArray, "..."], cond: Cond = None) -> Float[Array, "..."]:
         """The velocity at time `t` and place `x`, the shape of `x` (if `out_size` is another size, a vector of it).
 
         `cond` may be any pytree of arrays; they are flattened and joined. A `ValueError` says so if `x` or `cond`

@@ -1,7 +1,7 @@
 """Embeddings of a time.
 
-An embedding maps a number `t` to a vector `(out_size,)`. Any real `t` is legal, also outside of [0, 1]: networks of
-two times embed differences, which may be negative.
+An embedding maps a time `t`, or the two times of a flow map, to a vector `(out_size,)`. Any real `t` is legal, also
+outside of [0, 1]: networks of two times embed differences, which may be negative.
 """
 
 import abc
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._types import PRNGKey, Scalar
+from flowkit._types import PRNGKey, Scalar, Times
 from flowkit.nn._feed_forward import FeedForward
 
 
 class AbstractTimeEmbedding(eqx.Module):
-    """A map from a time `()` to a vector `(out_size,)`.
+    """A map from a time `()`, or from two `(2,)`, to a vector `(out_size,)`.
 
     To add one: give it `out_size` and `__call__(t)`, both here, and pass it as `time_embedding` to any network.
     """
@@ -26,17 +26,47 @@ class AbstractTimeEmbedding(eqx.Module):
     out_size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, t: Scalar) -> Float[Array, " out_size"]:
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
         """The embedding of one time, in the dtype of `t` (float32 for Python numbers)."""
 
 
 class RawTime(AbstractTimeEmbedding):
-    """The time itself, as a vector of one entry."""
+    """The time itself, as a vector of one entry; the two times of a flow map with `RawTime(2)`."""
 
     out_size: int = eqx.field(static=True, default=1)
 
-    def __call__(self, t: Scalar) -> Float[Array, " 1"]:
-        return _as_float(t)[None]
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
+        array = jnp.ravel(_as_float(t))
+        if array.size != self.out_size:
+            raise ValueError(f"`t` holds {array.size} times, but the embedding is RawTime({self.out_size}).")
+        return array
+
+
+class TwoTimes(AbstractTimeEmbedding):
+    """The two times `(s, t)` of a flow map: `[start(s), span(t - s)]`.
+
+    ```python
+    fk.nn.TwoTimes(fk.nn.SinusoidalTime(64, scale=1.0))
+    ```
+
+    **Arguments:** the embeddings of the first time and of the difference, the same one by default. Flow maps are
+    differentiated in time, so keep frequencies moderate: `scale=1` for sinusoidal ones.
+    """
+
+    out_size: int = eqx.field(static=True)
+    start: AbstractTimeEmbedding
+    span: AbstractTimeEmbedding
+
+    def __init__(self, start: AbstractTimeEmbedding, span: AbstractTimeEmbedding | None = None):
+        self.start = start
+        self.span = start if span is None else span
+        self.out_size = self.start.out_size + self.span.out_size
+
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
+        array = _as_float(t)
+        if array.shape != (2,):
+            raise ValueError(f"`t` must hold the two times of a flow map, got shape {array.shape}.")
+        return jnp.concatenate([self.start(array[0]), self.span(array[1] - array[0])])
 
 
 class SinusoidalTime(AbstractTimeEmbedding):
@@ -120,11 +150,11 @@ class LearnedTime(AbstractTimeEmbedding):
             embedding.out_size, size, hidden_sizes=(width_size or size,), activation=activation, key=key
         )
 
-    def __call__(self, t: Scalar) -> Float[Array, " size"]:
+    def __call__(self, t: Times) -> Float[Array, " size"]:
         return self.layers(self.embedding(t))
 
 
-def _as_float(t: Scalar) -> Float[Array, ""]:
+def _as_float(t: Times) -> Float[Array, "..."]:
     array = jnp.asarray(t)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 

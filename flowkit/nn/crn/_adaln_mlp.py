@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import Mask, Points, PRNGKey, Scalar
+from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._layer_norm import LayerNorm, normalize
 from flowkit.nn._linear import Linear
@@ -88,7 +88,7 @@ class AdaLNMLP(AbstractCRN):
 
     def __call__(
         self,
-        t: Scalar,
+        t: Times,
         points: Points,
         latents: Latents = None,
         mask: Mask | None = None,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import AnyArray, Points, PRNGKey, Scalar
+from flowkit._types import AnyArray, Points, PRNGKey, Times
 from flowkit.nn._attention import Attention
 from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._linear import Linear
@@ -51,7 +51,7 @@ class Select(AbstractConditioner):
         self.latent_in = Linear(latent_size + time_embedding.out_size, width_size, key=latent_key)
         self.time_embedding = time_embedding
 
-    def __call__(self, t: Scalar, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
+    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
         queries = jax.nn.silu(self.embedding(points))
         hidden = jax.nn.silu(self.latent_in(with_time(self.time_embedding, t, latents)))
         scores = queries @ hidden.T / jnp.sqrt(jnp.asarray(hidden.shape[1], hidden.dtype))
@@ -92,6 +92,6 @@ class CrossAttend(AbstractConditioner):
         self.attention = Attention(width_size, num_heads=num_heads, num_kv_heads=num_kv_heads, key=attention_key)
         self.time_embedding = time_embedding
 
-    def __call__(self, t: Scalar, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
+    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
         context = self.latent_in(with_time(self.time_embedding, t, latents))
         return self.attention(jax.nn.silu(self.embedding(points)), context, latents_there(latents))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import Mask, Points, PRNGKey, Scalar
+from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._concat_squash import ConcatSquashLinear
 from flowkit.nn._coordinates import AbstractFeatures
 from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
@@ -84,7 +84,7 @@ class ConcatSquashMLP(AbstractCRN):
 
     def __call__(
         self,
-        t: Scalar,
+        t: Times,
         points: Points,
         latents: Latents = None,
         mask: Mask | None = None,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._types import AnyArray, Mask, Points, PRNGKey, Scalar
+from flowkit._types import AnyArray, Mask, Points, PRNGKey, Times
 from flowkit.nn._linear import Linear
 from flowkit.nn._shapes import nonzero_rows, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding
@@ -40,7 +40,7 @@ class AbstractCRN(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self,
-        t: Scalar,
+        t: Times,
         points: Points,
         latents: Latents = None,
         mask: Mask | None = None,
@@ -67,7 +67,7 @@ class TimeAndLatent(eqx.Module):
         self.hidden = Linear(cond_size, cond_size, key=hidden_key)
         self.time_embedding = time_embedding
 
-    def __call__(self, t: Scalar, vectors: Float[Array, "m latent_size"]) -> Float[Array, "m cond_size"]:
+    def __call__(self, t: Times, vectors: Float[Array, "m latent_size"]) -> Float[Array, "m cond_size"]:
         h = self.time_in(self.time_embedding(jnp.asarray(t, vectors.dtype)))[None]
         if self.latent_in is not None:
             h = self.latent_in(vectors) + h
@@ -75,7 +75,7 @@ class TimeAndLatent(eqx.Module):
 
 
 def with_time(
-    time_embedding: AbstractTimeEmbedding, t: Scalar, vectors: Float[AnyArray, "m c"]
+    time_embedding: AbstractTimeEmbedding, t: Times, vectors: Float[AnyArray, "m c"]
 ) -> Float[Array, "m c_and_time"]:
     """The vectors with the embedded time beside each."""
     vectors = jnp.asarray(vectors)
@@ -85,7 +85,7 @@ def with_time(
 
 def vectors_from(
     conditioner: AbstractConditioner,
-    t: Scalar,
+    t: Times,
     points: Float[Array, "n d"],
     latents: Float[Array, "k c"],
     mask: Mask | None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import Mask, Points, PRNGKey, Scalar
+from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._feed_forward import SwiGLU
 from flowkit.nn._layer_norm import LayerNorm
@@ -106,7 +106,7 @@ class CrossAttentionCRN(AbstractCRN):
 
     def __call__(
         self,
-        t: Scalar,
+        t: Times,
         points: Points,
         latents: Latents = None,
         mask: Mask | None = None,

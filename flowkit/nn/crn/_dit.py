@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import Mask, Points, PRNGKey, Scalar
+from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._attention import Attention
 from flowkit.nn._coordinates import AbstractFeatures, PointEmbedding
 from flowkit.nn._feed_forward import SwiGLU
@@ -110,7 +110,7 @@ class DiT(AbstractCRN):
 
     def __call__(
         self,
-        t: Scalar,
+        t: Times,
         points: Points,
         latents: Latents = None,
         mask: Mask | None = None,

@@ -1,0 +1,157 @@
+r"""A flow map: the average velocity between two times, and the derivative that trains it.
+
+Along a flow with velocity $v$, the average velocity from `s` to `t` is
+
+$$u(x_s, s, t) = \frac{1}{t - s} \int_s^t v(x_\tau, \tau)\, d\tau, \qquad x_t = x_s + (t - s)\, u(x_s, s, t),
+\qquad u(x, s, s) = v(x, s).$$
+
+The end of the jump does not depend on where along the trajectory it starts. Its derivative by `s` is zero, hence
+
+$$u = v + (t - s)\, \frac{du}{ds}, \qquad \frac{du}{ds} = \partial_x u \cdot v + \partial_s u,$$
+
+in both directions of time. **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025
+(arXiv 2505.13447); Boffi et al., Flow Map Matching, 2024 (arXiv 2406.07507).
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._checks import accepts, check_time
+from flowkit._flow import Flow, network_keywords, zero_masked
+from flowkit._paths import AbstractPath, as_time, LinearPath
+from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar, Times
+
+
+def both_times(s: Scalar, t: Scalar) -> Float[Array, " 2"]:
+    """What a network of two times sees: `(s, t)`."""
+    return jnp.stack([s, t])
+
+
+def expanded_interval(s: Scalar, t: Scalar) -> Float[Array, ""]:
+    """What a network of one time sees: `s` for jumps to the end, `2 - s` for the velocity at `s`, which meet at 1.
+
+    For the two slices `t = 1` and `t = s` of `facm_loss` and `consistency_loss` only; no other pair is told apart.
+
+    **Reference:** Peng et al., FACM, 2025 (arXiv 2507.03738).
+    """
+    return jnp.where(jnp.asarray(s) == t, 2 - jnp.asarray(s), s)
+
+
+class FlowMap(eqx.Module):
+    """A network read as an average velocity between two times.
+
+    ```python
+    network = fk.nn.MLP(2, time_embedding=fk.nn.RawTime(2), key=key)
+    flow_map = fk.few_step.FlowMap(network)
+    flow_map(0.0, 1.0, x0)                     # the average velocity of the whole way
+    x0 + flow_map(0.0, 1.0, x0)                # its end, in one step
+    fk.few_step.velocity_of(flow_map)          # the flow, for any solver
+    ```
+
+    One network serves a single step, several, and the adaptive solver.
+
+    **Arguments:**
+
+    - `network`: called `(times, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape
+      of `x`. Any network of flowkit will do, with `fk.nn.RawTime(2)` or `fk.nn.TwoTimes(...)` as its time embedding.
+      It must have a forward-mode derivative.
+    - `path`: how noise and data are joined; `fk.LinearPath()` by default.
+    - `times`: what the network sees of `(s, t)`: `both_times`, or `expanded_interval`.
+    """
+
+    network: Callable
+    path: AbstractPath
+    times: Callable[..., Array] = eqx.field(static=True)
+    takes_mask: bool = eqx.field(static=True)
+    takes_key: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        path: AbstractPath = LinearPath(),
+        *,
+        times: Callable[..., Times] = both_times,
+    ):
+        self.network = network
+        self.path = path
+        self.times = times
+        self.takes_mask, self.takes_key = accepts(network, "mask"), accepts(network, "key")
+
+    def __call__(
+        self,
+        s: Scalar,
+        t: Scalar,
+        x: FloatArray,
+        cond: Cond = None,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "..."]:
+        """The average velocity from `(s, x)` to `t`, the shape of `x`; zero at masked points.
+
+        **Raises:** `ValueError` for known times outside [0, 1] and for a network of another output shape.
+        """
+        x = jnp.asarray(x)
+        s, t = (_checked(name, value, x) for name, value in (("s", s), ("t", t)))
+        value = jnp.asarray(self.network(self.times(s, t), x, cond, **network_keywords(self, mask, key)), x.dtype)
+        if value.shape != x.shape:
+            raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}.")
+        return value if mask is None else zero_masked(value, mask)
+
+
+def _checked(name: str, t: Scalar, x: Array) -> Array:
+    check_time(name, t)
+    return as_time(t).astype(x.dtype)
+
+
+def jump(
+    flow_map: Callable, s: Scalar, t: Scalar, x: FloatArray, cond: Cond = None, mask: Mask | None = None
+) -> Float[Array, "..."]:
+    """From `x` at `s` to time `t`, earlier or later: `x + (t - s) u(x, s, t)`."""
+    keywords = {} if mask is None else {"mask": mask}
+    x = jnp.asarray(x)
+    return x + jnp.asarray(t - jnp.asarray(s), x.dtype) * flow_map(s, t, x, cond, **keywords)
+
+
+class _Instantaneous(eqx.Module):
+    """The network of the velocity: the average over no time."""
+
+    flow_map: FlowMap
+
+    def __call__(self, t, x, cond=None, mask=None, key=None):
+        return self.flow_map(t, t, x, cond, mask, key)
+
+
+def velocity_of(flow_map: FlowMap) -> Flow:
+    """The flow that the map follows, `v(t, x) = u(x, t, t)`, for `fk.sample`, `fk.encode` and `fk.log_prob`."""
+    return Flow(_Instantaneous(flow_map), flow_map.path)
+
+
+def total_derivative(
+    flow_map: Callable, s: Scalar, t: Scalar, x: FloatArray, velocity: FloatArray, *args, **keywords
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""The average velocity and its derivative along a velocity, $\partial_x u \cdot v + \partial_s u$, `t` fixed.
+
+    One forward-mode pass, about the cost of two evaluations. The derivative carries no gradient.
+
+    **Arguments:** `flow_map`, a function `(s, t, x, *args, **keywords)`; the times and the place; the velocity there;
+    the other arguments of the map.
+
+    **Raises:** `ValueError` if the network has no forward-mode derivative, as kernels with a gradient of their own.
+    """
+    x = jnp.asarray(x)
+    s = as_time(s).astype(x.dtype)
+    along = lambda s, x: flow_map(s, t, x, *args, **keywords)
+    try:
+        value, derivative = jax.jvp(along, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype)))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise ValueError(
+            "`flow_map` holds a function without a forward-mode derivative (a `custom_vjp`, such as a fused attention "
+            "kernel); build the network from plain operations, as `fk.nn.Attention` is."
+        ) from error
+    return value, jax.lax.stop_gradient(derivative)

@@ -1,0 +1,323 @@
+"""Flow maps: exact maps against closed forms, losses by their fixed points, samplers by exact maps."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import flowkit as fk
+import flowkit.few_step as fs
+
+from .helpers import KEY
+from .oracles import mixture_1d
+
+
+GAUSSIAN = fk.Normal(0.7, 0.5)
+
+# Of the mixture, by quantiles of scipy: start, end, place, where the flow carries it.
+JUMPS = [
+    (0.0, 1.0, -3.0, -4.311711),
+    (0.0, 1.0, 0.0, -1.547241),
+    (0.0, 1.0, 0.6, 1.180153),
+    (0.0, 1.0, 3.0, 3.567248),
+    (0.0, 0.5, 0.0, -0.639602),
+    (0.5, 1.0, 0.5, 1.435197),
+    (0.25, 0.75, -1.0, -1.897501),
+    (1.0, 0.0, -2.0, -0.385320),
+    (1.0, 0.0, 1.5, 0.708538),
+]
+
+
+@pytest.mark.parametrize(("s", "t", "x", "end"), JUMPS)
+def test_exact_map_of_the_mixture(s, t, x, end):
+    with jax.enable_x64(True):
+        flow_map = fs.exact_flow_map(mixture_1d(jnp.float64))
+        np.testing.assert_allclose(fs.jump(flow_map, s, t, jnp.array([x])), [end], atol=1e-6)
+    single = fs.exact_flow_map(mixture_1d())
+    np.testing.assert_allclose(fs.jump(single, s, t, jnp.array([x])), [end], atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [fk.LinearPath(), fk.CosinePath()])
+@pytest.mark.parametrize("law", [GAUSSIAN, mixture_1d()], ids=["gaussian", "mixture"])
+def test_exact_map_is_where_the_ode_ends(path, law):
+    flow_map, x = fs.exact_flow_map(law, path), jnp.array([0.4])
+    for s, t in ((0.1, 0.8), (0.9, 0.2)):
+        solution = fk.integrate(fk.exact_flow(law, path), x, t0=s, t1=t)
+        np.testing.assert_allclose(fs.jump(flow_map, s, t, x), solution.ys[0], atol=3e-4)
+    np.testing.assert_allclose(flow_map(0.3, 0.3, x), fk.exact_flow(law, path)(0.3, x), rtol=1e-5)
+
+
+def test_identity_and_derivative():
+    """The total derivative is that of finite differences along the flow, and satisfies the identity."""
+    with jax.enable_x64(True):
+        law = mixture_1d(jnp.float64)
+        flow, flow_map, x, s, h = fk.exact_flow(law), fs.exact_flow_map(law), jnp.array([0.3]), 0.4, 1e-5
+        for t in (0.9, 0.1):
+            v = flow(s, x)
+            u, du = fs.total_derivative(flow_map, s, t, x, v)
+            moved = [flow_map(s + sign * h, t, x + sign * h * v) for sign in (1, -1)]
+            np.testing.assert_allclose(du, (moved[0] - moved[1]) / (2 * h), atol=1e-7)
+            np.testing.assert_allclose(u, v + (t - s) * du, atol=1e-9)
+
+
+class Perturbed(eqx.Module):
+    """An exact average velocity plus a combination of smooth functions, of weight zero or more."""
+
+    exact: fs.FlowMap
+    weights: jax.Array
+
+    def __call__(self, times, x, cond=None):
+        s, t = times
+        features = jnp.stack([jnp.ones_like(x), x, (t - s) * x, jnp.sin(2 * x + s), jnp.cos(3 * x) * t])
+        return self.exact(s, t, x, cond) + jnp.tensordot(self.weights, features, 1)
+
+
+def scores_of_gradient(loss, law, options, *, offset=0.0, num=400):
+    """Mean gradients over independent batches of 64, in standard errors."""
+    weights = jnp.full(5, offset)
+    value = lambda weights, x1, key: jax.tree.leaves(
+        loss(fs.FlowMap(Perturbed(fs.exact_flow_map(law), weights)), x1, key=key, **options)
+    )[0]
+
+    @jax.jit
+    def gradients(keys):
+        one = lambda keys: jax.grad(value)(weights, law.sample((64, 1), key=keys[0]), keys[1])
+        return jax.lax.map(one, keys)
+
+    values = np.asarray(gradients(jr.split(KEY, (num, 2))), float)
+    return values.mean(0) / (values.std(0) / np.sqrt(num))
+
+
+LOSSES = {
+    "mean_flow": (fs.mean_flow_loss, {"toy": fs.MEAN_FLOW_TOY, "image": fs.MEAN_FLOW, "cifar": fs.MEAN_FLOW_CIFAR10}),
+    "improved": (fs.improved_mean_flow_loss, {"toy": fs.MEAN_FLOW_TOY, "image": fs.IMPROVED_MEAN_FLOW}),
+    "back_flow": (fs.back_flow_loss, {"toy": fs.BACK_FLOW_TOY, "image": fs.BACK_FLOW}),
+    "facm": (fs.facm_loss, {"toy": fs.FACM_TOY, "image": fs.FACM | {"cosine": False}}),
+    "consistency": (fs.consistency_loss, {"toy": {}}),
+}
+CASES = [(name, preset) for name, (_, presets) in LOSSES.items() for preset in presets]
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_exact_map_is_a_fixed_point(name, preset):
+    """On the mixture with the toy presets; with weights and clamps on a Gaussian, whose errors are symmetric."""
+    loss, presets = LOSSES[name]
+    law = mixture_1d() if preset == "toy" else GAUSSIAN
+    scores = scores_of_gradient(loss, law, presets[preset])
+    assert np.abs(scores).max() < 3.5  # five of them
+    if preset == "toy":
+        assert np.abs(scores_of_gradient(loss, law, presets[preset], offset=0.2)).max() > 8
+
+
+def test_exact_map_is_consistent_with_its_shortcuts(key):
+    """But for the smallest jumps, which are taken to be straight; a map with another average is not."""
+    flow_map, x1 = fs.exact_flow_map(GAUSSIAN), GAUSSIAN.sample((256, 1), key=KEY)
+    errors = []
+    for weight in (0.0, 0.1):
+        perturbed = fs.FlowMap(Perturbed(flow_map, jnp.array([0, 0, weight, 0, 0])))
+        errors.append(fs.shortcut_loss(perturbed, x1, num_levels=10, fraction=0.9, key=key)[1]["self_consistency"])
+    assert errors[0] < 1e-6
+    assert errors[1] > 1e-4
+
+
+def test_values_of_the_losses_are_their_closed_forms(key):
+    """At the exact map of N(0, 0.5^2) and the times 0.2 and 0.9: the variances of the targets, B.8 and B.9."""
+    law, num = fk.Normal(0.0, 0.5), 40_000
+    data_key, key = jr.split(key)
+    flow_map, x1 = fs.exact_flow_map(law), law.sample((num, 1), key=data_key)
+    pairs = lambda num, *, key: (jnp.full(num, 0.2), jnp.full(num, 0.9))
+    c = lambda t: np.sqrt((1 - t) ** 2 + (0.5 * t) ** 2)
+    floor = 0.5**2 / c(0.2) ** 2  # the variance of the velocity given the place
+    for loss, expected in ((fs.mean_flow_loss, floor * (c(0.9) / c(0.2)) ** 2), (fs.improved_mean_flow_loss, floor)):
+        value = loss(flow_map, x1, key=key, pairs=pairs)
+        assert abs(float(value) / expected - 1) < 3 * np.sqrt(2 / num)  # the error is Gaussian
+
+
+def test_guidance_in_training_moves_the_fixed_point():
+    """For shifted Gaussians guidance of scale 2 is the map of twice the shift."""
+    shift, std = 0.8, 0.5
+
+    def exact(times, x, cond=None):
+        return fs.exact_flow_map(fk.Normal(cond, std))(times[0], times[1], x)
+
+    def loss(flow_map, x1, *, key, scale, **options):
+        network = lambda times, x, cond: (
+            flow_map.network(times, x) - flow_map.network.exact(*times, x) + exact(times, x, scale * cond)
+        )
+        cond = jnp.full_like(x1, shift)
+        guidance = fs.Guidance(1.0, 0.5, dropout=0.0)
+        return fs.mean_flow_loss(fs.FlowMap(network), x1, cond, key=key, guidance=guidance, **options)
+
+    law = fk.Normal(shift, std)
+    for scale, low, high in ((2.0, 0.0, 3.5), (1.0, 8.0, np.inf)):
+        scores = scores_of_gradient(loss, law, fs.MEAN_FLOW_TOY | {"scale": scale})
+        assert low <= np.abs(scores).max() < high
+
+
+def test_parts_of_facm(key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), fk.data.moons(32, key=key)
+    loss, parts = fs.facm_loss(flow_map, x1, key=key, **fs.FACM)
+    np.testing.assert_allclose(loss, parts["consistency"] + parts["anchor"], rtol=1e-6)
+    end = lambda num, *, key: jnp.ones(num)
+    assert abs(fs.facm_loss(flow_map, x1, key=key, times=end)[1]["consistency"]) < 1e-12
+    gradient = eqx.filter_grad(lambda flow_map: fs.facm_loss(flow_map, x1, key=key, **fs.FACM)[0])(flow_map)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))  # at the output zero
+
+
+def test_a_teacher_takes_the_place_of_pairs(key):
+    """With the exact velocity the exact map has no error at all."""
+    law = mixture_1d()
+    loss = fs.consistency_loss(
+        fs.exact_flow_map(law), law.sample((64, 1), key=key), teacher=fk.exact_flow(law), key=key
+    )
+    assert loss < 1e-5
+
+
+def test_expanded_interval():
+    seen = fs.FlowMap(lambda t, x, cond: t + 0 * x, times=fs.expanded_interval)
+    x = jnp.zeros(1)
+    values = [float(seen(s, t, x)[0]) for s, t in ((0.3, 1.0), (0.3, 0.3), (1.0, 1.0))]
+    np.testing.assert_allclose(values, [0.3, 1.7, 1.0])
+    _, derivative = fs.total_derivative(seen, 0.3, 1.0, x, x)
+    np.testing.assert_allclose(derivative, [1.0])
+
+
+# -- networks
+
+
+def network_of_two_times(size=2):
+    return fk.nn.MLP(size, hidden_sizes=(16,), time_embedding=fk.nn.RawTime(2), key=KEY)
+
+
+@pytest.mark.parametrize("make", [fk.nn.AdaLNMLP, fk.nn.DiT, fk.nn.CrossAttentionCRN, fk.nn.ConcatSquashMLP])
+def test_networks_of_clouds_have_the_derivative(make):
+    embedding = fk.nn.TwoTimes(fk.nn.SinusoidalTime(8, scale=1.0))
+    options = {"width_size": 8, "depth": 1, "time_embedding": embedding, "key": KEY}
+    options |= {"num_heads": 2} if make in (fk.nn.DiT, fk.nn.CrossAttentionCRN) else {}
+    points, mask = jnp.ones((4, 6, 2)), jnp.ones((4, 6), bool)
+
+    def loss(points, mask):
+        flow_map = fs.FlowMap(make(2, 0, **options))
+        return fs.back_flow_loss(flow_map, points, mask=mask, block=2, key=KEY)
+
+    assert eqx.filter_eval_shape(eqx.filter_grad(loss), points, mask).shape == points.shape
+
+
+def test_masks_blocks_and_weights(key):
+    """Masked rows do not count, blocks change nothing, weights of couplings multiply."""
+    embedding = fk.nn.TwoTimes(fk.nn.RawTime())
+    network = fk.nn.ConcatSquashMLP(2, 0, width_size=8, depth=1, time_embedding=embedding, key=KEY)
+    network = eqx.tree_at(lambda n: n.layers[-1].linear.weight, network, jr.normal(KEY, (8, 2)))
+    flow_map, x1 = fs.FlowMap(network), jr.normal(key, (8, 5, 2))
+    mask = jnp.arange(5) < jnp.array([5, 4, 3, 2, 1, 5, 4, 3])[:, None]
+    spoiled = jnp.where(mask[..., None], x1, jnp.nan)
+    options = {"key": key, "weight": fs.AdaptiveWeight(0.5)}
+    whole = fs.mean_flow_loss(flow_map, x1, mask=mask, **options)
+    np.testing.assert_allclose(fs.mean_flow_loss(flow_map, spoiled, mask=mask, **options), whole, rtol=1e-6)
+    np.testing.assert_allclose(fs.mean_flow_loss(flow_map, x1, mask=mask, block=2, **options), whole, rtol=1e-5)
+    double = lambda x0, x1, cond, *, key: fk.Pairing(weights=jnp.full(len(x1), 2.0))
+    np.testing.assert_allclose(
+        fs.mean_flow_loss(flow_map, x1, mask=mask, coupling=double, **options), 2 * whole, rtol=1e-5
+    )
+
+
+def test_embeddings_of_two_times():
+    times = jnp.array([0.2, 0.7])
+    np.testing.assert_array_equal(fk.nn.RawTime(2)(times), times)
+    np.testing.assert_allclose(fk.nn.TwoTimes(fk.nn.RawTime())(times), [0.2, 0.5], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"holds 2 times, but the embedding is RawTime\(1\)"):
+        fk.nn.RawTime()(times)
+    with pytest.raises(ValueError, match="must hold the two times"):
+        fk.nn.TwoTimes(fk.nn.RawTime())(0.3)
+
+
+# -- sampling
+
+
+@pytest.mark.parametrize("options", [{}, {"num_steps": 3}, {"grid": (0.0, 0.2, 1.0)}], ids=["one", "three", "grid"])
+def test_any_number_of_steps_is_the_same_map(options, key):
+    law = mixture_1d()
+    values = fs.sample(fs.exact_flow_map(law), (1,), num_samples=8, key=key, **options)
+    exact = fk.sample(fk.exact_flow(law), (1,), num_samples=8, key=jr.fold_in(key, 0)).values
+    np.testing.assert_allclose(values, exact, atol=1e-3)
+    back = jax.vmap(lambda x: fs.encode(fs.exact_flow_map(law), x, **options))(values)
+    noise = fk.Normal().sample((8, 1), key=jr.fold_in(key, 0))
+    np.testing.assert_allclose(back, noise, atol=1e-3)
+
+
+def test_renoising_keeps_the_law(key):
+    num = 20_000
+    values = fs.sample(fs.exact_flow_map(GAUSSIAN), (1,), num_samples=num, num_steps=3, renoise=True, key=key)
+    assert abs(values.mean() - 0.7) < 3 * 0.5 / np.sqrt(num)
+    assert abs(values.std() / 0.5 - 1) < 3 / np.sqrt(2 * num)
+    once = fs.sample(fs.exact_flow_map(GAUSSIAN), (1,), num_samples=num, num_steps=3, key=key)
+    assert np.abs(np.corrcoef(values[:, 0], once[:, 0])[0, 1]) < 0.9  # the noise is another
+
+
+def test_conditions_and_masks_in_sampling(key):
+    network = lambda times, x, cond, mask: x * 0 + cond
+    mask = np.array([[True, False], [True, True]])
+    flow_map = fs.FlowMap(network)
+    values = fs.sample(flow_map, (2, 1), num_samples=2, cond=jnp.array([1.0, 2.0]), mask=mask, num_steps=2, key=key)
+    noise = fk.Normal().sample((2, 2, 1), key=jr.fold_in(key, 0))
+    expected = np.where(mask[..., None], noise + np.array([1.0, 2.0])[:, None, None], 0)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        fs.encode(flow_map, values[0], 1.0, mask=jnp.asarray(mask[0])),
+        np.where(mask[0][:, None], noise[0], 0),
+        atol=1e-6,
+    )
+
+
+def test_the_velocity_of_a_map_is_a_flow(key):
+    flow = fs.velocity_of(fs.exact_flow_map(GAUSSIAN))
+    x = jnp.array([0.2])
+    np.testing.assert_allclose(flow(0.3, x), fk.exact_flow(GAUSSIAN)(0.3, x), rtol=1e-5)
+    np.testing.assert_allclose(fk.log_prob(flow, x), GAUSSIAN.log_prob(x), atol=1e-3)
+
+
+def test_reflow_pairs_are_ends_of_the_flow(key):
+    flow = fk.exact_flow(GAUSSIAN)
+    pairs = fs.reflow_pairs(flow, (1,), 16, key=key)
+    np.testing.assert_allclose(pairs.x1, 0.7 + 0.5 * pairs.x0, atol=1e-3)
+    # One reflow of a Gaussian has straight paths: its loss is zero at the velocity along them.
+    straight = fk.Flow(lambda t, x, cond: 0.7 + (0.5 - 1) * (x - 0.7 * t) / (1 - t + 0.5 * t))
+    loss = fk.flow_matching_loss(straight, pairs.x1, coupling=fk.Paired(pairs.x0), key=key)
+    assert loss < 1e-5
+
+
+# -- wrong use
+
+
+def test_network_without_forward_mode(key):
+    @jax.custom_vjp
+    def kernel(x):
+        return x
+
+    kernel.defvjp(lambda x: (x, None), lambda _, g: (g,))
+    with pytest.raises(ValueError, match="without a forward-mode derivative"):
+        fs.mean_flow_loss(fs.FlowMap(lambda times, x, cond: kernel(x)), jnp.ones((4, 2)), key=key)
+
+
+def test_wrong_use(key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
+    with pytest.raises(ValueError, match="`s` must be in"):
+        flow_map(1.5, 1.0, x1[0])
+    with pytest.raises(ValueError, match="`guidance` needs `cond`"):
+        fs.mean_flow_loss(flow_map, x1, guidance=fs.Guidance(), key=key)
+    with pytest.raises(ValueError, match="`mix` must be below 1"):
+        fs.Guidance(mix=1.0)
+    with pytest.raises(ValueError, match="`fraction` must leave examples for both parts"):
+        fs.shortcut_loss(flow_map, x1, fraction=0.0, key=key)
+    with pytest.raises(ValueError, match="`equal` must be a probability"):
+        fs.TimePairs(equal=1.2)
+    with pytest.raises(ValueError, match="`grid` must increase from 0 to 1"):
+        fs.sample(flow_map, (2,), num_samples=1, grid=(0.0, 0.5), key=key)
+    with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
+        fs.encode(flow_map, x1[0], num_steps=0)
+    with pytest.raises(ValueError, match="must return the shape"):
+        fs.FlowMap(lambda times, x, cond: x[:1])(0.0, 1.0, x1[0])
+    with pytest.raises(ValueError, match="in one dimension"):
+        fs.exact_flow_map(fk.GaussianMixture(jnp.zeros((2, 2))))
