@@ -49,7 +49,7 @@ TOYS_2D: Mapping[str, Callable] = MappingProxyType(
 
 def toy(name: str) -> Callable:
     """The sampler of that name in `TOYS_1D` or `TOYS_2D`; a `ValueError` that lists the names if there is none."""
-    known = TOYS_1D | TOYS_2D
+    known = {**TOYS_1D, **TOYS_2D}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
