@@ -105,6 +105,7 @@ PAGES = [
         "metrics",
         "networks",
         "sets-and-masks",
+        "toys",
     )
 ]
 
