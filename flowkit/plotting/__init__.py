@@ -1,6 +1,10 @@
-"""Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given. No global state, no display."""
+"""Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given. No global state, no display.
+
+The explorer alone is a page in HTML.
+"""
 
 from flowkit.plotting._clouds import point_clouds as point_clouds, samples_2d as samples_2d
+from flowkit.plotting._explorer import explorer as explorer, ExplorerStage as ExplorerStage
 from flowkit.plotting._flows import density_1d as density_1d, trajectories as trajectories, vector_field as vector_field
 from flowkit.plotting._latents import embedding as embedding, latent_statistics as latent_statistics
 from flowkit.plotting._pairs import (
