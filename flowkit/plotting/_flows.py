@@ -55,7 +55,7 @@ def vector_field(
     lows, highs = box([], 2, limits)
     side = np.linspace(lows[0], highs[0], resolution + 2)[1:-1]
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
-    arrows = np.asarray(_on_grid(velocity, jnp.asarray(times, jnp.float32), grid))
+    arrows = np.asarray(on_grid(velocity, jnp.asarray(times, jnp.float32), grid))
     require(arrows.shape == (len(times), len(grid), 2), f"`velocity` gives shape {arrows.shape[2:]}, not (2,).")
     speeds = np.linalg.norm(arrows, axis=-1)
     fastest = float(np.nanmax(speeds, initial=1e-12, where=np.isfinite(speeds)))
@@ -231,6 +231,6 @@ def _of_points(fn: Any, points: Any) -> Array:
 
 
 @eqx.filter_jit
-def _on_grid(velocity: Any, times: Array, grid: Any) -> Array:
+def on_grid(velocity: Any, times: Array, grid: Any) -> Array:
     over_points = lambda t: jax.vmap(lambda x: velocity(t, x))(jnp.asarray(grid))
     return jax.vmap(over_points)(times)
