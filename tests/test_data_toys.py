@@ -134,10 +134,10 @@ def test_toys_have_their_moments(toy, key):
 
 @each_toy
 def test_toys_follow_their_key(toy, key):
-    points = toy(100, key=key)
-    assert np.array_equal(points, toy(100, key=key))
-    assert not np.array_equal(points, toy(100, key=jr.fold_in(key, 1)))
-    np.testing.assert_allclose(jax.jit(lambda key: toy(100, key=key))(key), points, atol=2e-5)
+    points = toy(NUM, key=key)
+    assert np.array_equal(points, toy(NUM, key=key))
+    assert not np.array_equal(points, toy(NUM, key=jr.fold_in(key, 1)))
+    np.testing.assert_allclose(jax.jit(lambda key: toy(NUM, key=key))(key), points, atol=2e-5)
 
 
 @pytest.mark.parametrize(
