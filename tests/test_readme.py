@@ -104,6 +104,7 @@ PAGES = [
         "metrics",
         "networks",
         "sets-and-masks",
+        "explorer",
     )
 ]
 
