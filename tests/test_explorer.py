@@ -81,6 +81,18 @@ def test_page_holds_the_arrays(pages, size):
     assert page.stat().st_size < 6e6
 
 
+class Dropped(eqx.Module):
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, t, x):
+        return self.dropout(x)
+
+
+def test_velocity_is_in_inference_mode(tmp_path):
+    data = data_of(explorer([flat(5, 2, 1, velocity=Dropped(eqx.nn.Dropout()))], path=tmp_path / "page.html"))
+    np.testing.assert_array_equal(decoded(data["stages"][0]["field"]), np.tile(decoded(data["grid"]), (21, 1, 1)))
+
+
 def test_limits_are_those_of_all_that_is_drawn(tmp_path):
     points = np.asarray([[[0, 0], [1, 5]], [[np.nan, 9], [-1, np.inf]]], np.float32)
     page = explorer([ExplorerStage("", [0, 1], points)], path=tmp_path / "page.html")
@@ -160,7 +172,12 @@ def browser():
 
 
 def opened(browser, page):
+    from selenium.webdriver.support.wait import WebDriverWait
+
     browser.get(page.as_uri())
+    # `get` may return while the page is still loading.
+    drawn = "return location.href === arguments[0] && Boolean(document.getElementById('plot')?.data)"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(drawn, page.as_uri()))
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
     assert browser.title == "a <b> c"
     return Page(browser)

@@ -106,6 +106,7 @@ PAGES = [
         "networks",
         "sets-and-masks",
         "toys",
+        "explorer",
     )
 ]
 

@@ -15,8 +15,9 @@
     points: decode(stage.points),
     field: stage.field && decode(stage.field),
   }));
-  // `frame` is the request of the next frame while time runs, 0 while it stands still.
-  const state = { t: 0, stage: stages.length - 1, shown: {}, frame: 0 };
+  // The time is that of the slider, which may have been moved while the page was loading; `frame` is the request of the
+  // next frame while time runs, 0 while it stands still.
+  const state = { t: element("time").valueAsNumber, stage: stages.length - 1, shown: {}, frame: 0 };
 
   // ---- arrays
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -47,7 +48,8 @@ class ExplorerStage(NamedTuple):
     points: Float[AnyArray, "n t d"]
     """Where the particles are at these times; `d` is 1 or 2."""
     velocity: Callable[..., Any] | None = None
-    """`(t, x) -> dx` for one point `x (d,)`, such as a flow; vmapped and compiled by the explorer."""
+    """`(t, x) -> dx` for one point `x (d,)`, such as a flow; vmapped and compiled by the explorer, in
+    inference mode."""
 
 
 def explorer(
@@ -72,8 +74,8 @@ def explorer(
 
     **Arguments:**
 
-    - `stages`: in the order of the slider; the page opens with the last one. A particle takes 11 bytes for each time
-      and dimension, the velocity about 0.2 MB for each stage; plotly's program, which is part of the page, 5 MB.
+    - `stages`: in the order of the slider; the page opens with the last one. A particle takes 5 bytes for each time
+      and dimension, the velocity 0.1 MB for each stage; plotly's program, which is part of the page, 5 MB.
     - `target (m, d)`: data to draw behind.
     - `limits`: `(low, high)` of every spatial axis; by default the smallest square around all that is drawn.
     - `path`: of the page, in a folder that is made if need be.
@@ -84,8 +86,8 @@ def explorer(
     that cannot be written; `ImportError` if plotly is not there.
     """
     _check(stages, target)
-    size = stages[0].points.shape[-1]
     points = [np.asarray(stage.points, np.float32) for stage in stages]
+    size = points[0].shape[-1]
     data = np.zeros((0, size), np.float32) if target is None else np.asarray(target, np.float32)
     flat = [cloud[np.isfinite(cloud).all(1)] for p in (*points, data) for cloud in [p.reshape(-1, size)]]
     lows, highs = box(flat, size, limits)
@@ -144,10 +146,10 @@ def _check(stages: Sequence[ExplorerStage], target: Any) -> None:
             len(times) > 1 and bool(np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= 1),
             f"`stages[{i}].times` must be two or more increasing times in [0, 1] (0 is noise, 1 is data), got {times}.",
         )
-    require(
-        target is None or (len(target) > 0 and target.shape[1:] == size),
-        f"`target` has shape {np.shape(target)}; with these stages it must be (m, {size[0]}), and not empty.",
-    )
+    if target is not None and (len(target) == 0 or target.shape[1:] != size):
+        raise ValueError(
+            f"`target` has shape {target.shape}; with these stages it must be (m, {size[0]}), and not empty."
+        )
 
 
 def _writable(path: str | os.PathLike[str]) -> Path:
@@ -175,16 +177,17 @@ def _fields(stages, lows, highs) -> tuple[list[np.ndarray | None], np.ndarray]:
     """The velocity of each stage that has one, `(times, points, d)`, and the grid `(points, d)`."""
     sides = [np.linspace(low, high, _RESOLUTION + 2)[1:-1] for low, high in zip(lows, highs, strict=True)]
     grid = np.stack(np.meshgrid(*sides), -1).reshape(-1, len(sides)).astype(np.float32)
-    fields: list[np.ndarray | None] = []
-    for i, stage in enumerate(stages):
-        known = stage.velocity is not None
-        field = np.asarray(on_grid(stage.velocity, jnp.asarray(_FIELD_TIMES), grid), np.float32) if known else None
-        require(
-            field is None or field.shape == (len(_FIELD_TIMES), *grid.shape),
-            f"`stages[{i}].velocity` gives shape {np.shape(field)[2:]} for one point, not {grid.shape[1:]}.",
-        )
-        fields.append(field)
+    fields = [None if stage.velocity is None else _field(stage.velocity, grid) for stage in stages]
+    for i, field in enumerate(fields):
+        if field is not None and field.shape != (len(_FIELD_TIMES), *grid.shape):
+            raise ValueError(
+                f"`stages[{i}].velocity` gives shape {field.shape[2:]} for one point, not {grid.shape[1:]}."
+            )
     return fields, grid
+
+
+def _field(velocity: Callable[..., Any], grid: np.ndarray) -> np.ndarray:
+    return np.asarray(on_grid(eqx.nn.inference_mode(velocity), jnp.asarray(_FIELD_TIMES), grid), np.float32)
 
 
 def _usual_speed(fields: Sequence[np.ndarray | None]) -> float:
