@@ -103,7 +103,8 @@ def scores(model, run, train, test, generated, labels, rkey, skey, config: Confi
     yield reconstruction(model, run, test.points[: config.num_chamfer], key=rkey)
     yield cardinality(model, run, key=skey)
     yield classes(train, test, generated, labels, config)
-    samples = dict(zip(("", "_guided", "_floor"), (*generated, train.points), strict=True))
+    plain, guided = generated
+    samples = {"": plain, "_guided": guided, "_floor": train.points}
     yield two_samples("chamfer", config.num_chamfer, samples, test.points)
     yield two_samples("emd", config.num_emd, samples, test.points)
 

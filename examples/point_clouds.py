@@ -517,7 +517,8 @@ def generate(model, labels, config: Config, num_points: int, num: int, *, key: j
 
 def guide(model: fk.latent.SetFlow, scale: float) -> fk.latent.SetFlow:
     """The model with a guided prior; without a class, zeros stand in the place of its one-hot vector."""
-    return eqx.tree_at(lambda model: model.prior.flow, model, fk.guided(model.prior.flow, scale))
+    prior: Any = model.prior
+    return eqx.tree_at(lambda model: model.prior.flow, model, fk.guided(prior.flow, scale))
 
 
 def draw(model, history, data: Data, config: Config, output: Path, *, key: jax.Array) -> None:

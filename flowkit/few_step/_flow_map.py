@@ -65,7 +65,7 @@ class FlowMap(eqx.Module):
 
     network: Callable
     path: AbstractPath
-    times: Callable[..., Array] = eqx.field(static=True)
+    times: Callable[..., Times] = eqx.field(static=True)
     takes_mask: bool = eqx.field(static=True)
     takes_key: bool = eqx.field(static=True)
 
