@@ -47,6 +47,11 @@ class Config:
     """How many clouds are drawn from each training digit of `digits`."""
     class_conditional: bool = False
     """Whether the prior, which must be a flow, is given the class of a cloud."""
+    class_dropout: float = 0.1
+    """Probability that the prior is not told the class in training, which guidance needs."""
+    guidance: float = 1.0
+    """Scale of the guidance of the prior when clouds are drawn: above 1 they are surer to be of their class, and vary
+    less."""
     stages: Literal["joint", "two-stage", "flow", "prior"] = "joint"
     """Joint: everything, then the prior alone. Two-stage: encoder and flow first, the prior after them. Flow and prior:
     one of these two."""
@@ -218,6 +223,8 @@ def main(config: Config) -> None:
     data = load(config)
     labels: Any = data.train.labels
     num_classes = int(labels.max()) + 1 if config.class_conditional else 0
+    if config.guidance != 1 and (num_classes == 0 or config.class_dropout == 0):
+        raise ValueError("--guidance needs --class-conditional and a --class-dropout above 0.")
     model_config = dataclasses.replace(config.model, in_size=data.train.points.shape[-1], num_classes=num_classes)
     config = dataclasses.replace(config, model=model_config)
     mkey, tkey, ekey = jr.split(jr.key(config.seed + 1), 3)
@@ -226,7 +233,8 @@ def main(config: Config) -> None:
     seconds = sum(elapsed(result.history["seconds"].values) for result in results.values())
     histories = [result.history for result in results.values()]
     *_, last = results.values()
-    judge(last.ema, histories[0], data, config, output, {"steps": config.num_steps, "seconds": seconds}, key=ekey)
+    steps = {name: int(result.state.step) for name, result in results.items()}
+    judge(last.ema, histories[0], data, config, output, {"steps": steps, "seconds": seconds}, key=ekey)
 
 
 def train(model, data: Data, config: Config, *, key: jax.Array) -> dict[str, fk.training.FitResult]:
@@ -264,7 +272,8 @@ def flow_stage(name: str, data: Data, config: Config, *, key: jax.Array) -> fk.t
     }
 
     def loss(model, batch, key):
-        cond = class_condition(batch.labels, config.model) if joint else None
+        drop_key, key = jr.split(key)
+        cond = dropped_classes(batch.labels, config, drop_key) if joint else None
         return fk.latent.set_flow_loss(model, batch.points, mask=batch.mask, cond=cond, key=key, **options)
 
     return fk.training.Stage(
@@ -291,15 +300,28 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
 
 
+def dropped_classes(labels: Any, config: Config, key: jax.Array) -> jax.Array | None:
+    """The condition of the prior in training: now and then it is left out."""
+    cond = class_condition(labels, config.model)
+    return None if cond is None else fk.drop_condition(cond, config.class_dropout, key=key)
+
+
 def prior_stage(data: Data, config: Config) -> fk.training.Stage:
     """The prior alone, on the latents of the trained encoder, which no longer move: much faster steps."""
+    labels = jnp.asarray(data.train.labels) if config.model.num_classes else None
+
+    def loss(model, batch, key):
+        latents, labels = batch
+        drop_key, key = jr.split(key)
+        return fk.latent.prior_loss(model.prior, latents, dropped_classes(labels, config, drop_key), key=key)
+
     return fk.training.Stage(
         "prior",
-        lambda model, batch, key: fk.latent.prior_loss(model.prior, *batch, key=key),
+        loss,
         config.prior_steps,
         optax.adam(optax.cosine_decay_schedule(2e-3, config.prior_steps)),
         lambda model: model.prior,
-        batches=lambda model: (encode_all(model, data.train, config), class_condition(data.train.labels, config.model)),
+        batches=lambda model: (encode_all(model, data.train, config), labels),
         batch_size=min(256, len(data.train.points)),
         steps_per_call=50,
         callbacks=[fk.training.Every(interval(config), stopwatch())],
@@ -333,16 +355,19 @@ def encode_all(model: fk.latent.SetFlow, sets: fk.data.PointSets, config: Config
 
 
 def checkpoints(config: Config) -> fk.training.Checkpoints:
-    """Where the stages are saved, with everything that a run must share to go on from there."""
-    stored = dataclasses.asdict(config)
-    for name in ("num_steps", "prior_steps", "checkpoint_every", "stages", "test_samples", "output"):
-        stored.pop(name)
-    return fk.training.Checkpoints(Path(config.output) / "checkpoints", every=interval(config), config=stored)
+    """Where the stages are saved."""
+    return fk.training.Checkpoints(Path(config.output) / "checkpoints", every=interval(config), config=stored(config))
 
 
-def restore(stored: dict) -> fk.latent.SetFlow:
+def stored(config: Config) -> dict[str, Any]:
+    """What a run must share with the one that it goes on from."""
+    free = ("num_steps", "prior_steps", "checkpoint_every", "stages", "test_samples", "guidance", "output")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+
+
+def restore(config: dict) -> fk.latent.SetFlow:
     """A model as a stored configuration describes it, for `fk.training.restore_model`."""
-    return build(ModelConfig(**stored["model"]))
+    return build(ModelConfig(**config["model"]))
 
 
 def final_model(output: Path) -> tuple[fk.latent.SetFlow, Config]:
@@ -353,9 +378,9 @@ def final_model(output: Path) -> tuple[fk.latent.SetFlow, Config]:
     if folder is None:
         raise FileNotFoundError(f"{output} holds no checkpoints; run examples/point_clouds.py first.")
     configs = []
-    model = fk.training.restore_model(folder, lambda stored: configs.append(stored) or restore(stored))
-    stored = {**configs[0], "output": str(output), "model": ModelConfig(**configs[0]["model"])}
-    return model, Config(**stored)
+    model = fk.training.restore_model(folder, lambda config: configs.append(config) or restore(config))
+    options = {**configs[0], "output": str(output), "model": ModelConfig(**configs[0]["model"])}
+    return model, Config(**options)
 
 
 def stopwatch():
@@ -482,12 +507,18 @@ def scores(model: fk.latent.SetFlow, data: Data, config: Config, *, key: jax.Arr
 def generate(model, labels, config: Config, num_points: int, num: int, *, key: jax.Array) -> np.ndarray:
     """Clouds from the prior; of a class-conditional one, with classes as frequent as in training."""
     lkey, skey = jr.split(key)
-    cond = (
-        class_condition(jr.choice(lkey, jnp.asarray(labels), (num,)), config.model)
-        if config.model.num_classes
-        else None
-    )
+    cond = None
+    if config.model.num_classes:
+        cond = class_condition(jr.choice(lkey, jnp.asarray(labels), (num,)), config.model)
+    if config.guidance != 1:
+        model = guide(model, config.guidance)
     return np.asarray(model.sample(num_points, num_samples=num, cond=cond, key=skey, **SOLVER).values)
+
+
+def guide(model: fk.latent.SetFlow, scale: float) -> fk.latent.SetFlow:
+    """The model with a guided prior; without a class, zeros stand in the place of its one-hot vector."""
+    prior: Any = model.prior
+    return eqx.tree_at(lambda model: model.prior.flow, model, fk.guided(prior.flow, scale))
 
 
 def draw(model, history, data: Data, config: Config, output: Path, *, key: jax.Array) -> None:

@@ -31,6 +31,7 @@ from flowkit._distributions import (
     Normal as Normal,
 )
 from flowkit._flow import Flow as Flow
+from flowkit._guidance import drop_condition as drop_condition, guided as guided
 from flowkit._heads import (
     AbstractHead as AbstractHead,
     Components as Components,

@@ -89,7 +89,7 @@ class Flow(eqx.Module):
         **Raises:** `ValueError` if `t` is known and outside [0, 1], if the network cannot take the mask, or if its
         output has another shape than `x`.
         """
-        t = jnp.clip(checked_time("t", t, x), self.t_start, self.t_end)
+        t = jnp.clip(_checked_time(t, x), self.t_start, self.t_end)
         return self.predict(Velocity(), t, x, cond, mask=mask, key=key)
 
     def predict(
@@ -107,7 +107,7 @@ class Flow(eqx.Module):
         `fk.Score()` is the score for a standard normal source only.
         """
         x = jnp.asarray(x)
-        t = checked_time("t", t, x)
+        t = _checked_time(t, x)
         value = self.head.mean(self.output(t, x, cond, mask=mask, key=key), x)
         value = convert(value, t, x, self.path, source=self.prediction, target=target)
         return value if mask is None else zero_masked(value, mask)
@@ -124,18 +124,18 @@ class Flow(eqx.Module):
         """What the network returns at `(t, x)`, for the `head` to read; zero at masked points."""
         x = jnp.asarray(x)
         keywords = network_keywords(self, mask, key)
-        value = jnp.asarray(self.network(checked_time("t", t, x), x, cond, **keywords), x.dtype)
+        value = jnp.asarray(self.network(_checked_time(t, x), x, cond, **keywords), x.dtype)
         return value if mask is None else zero_masked(value, mask)
 
 
-def network_keywords(model: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
-    """What the network of a model with `takes_mask` and `takes_key` is called with beside its arguments."""
-    if mask is not None and not model.takes_mask:
+def network_keywords(of: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
+    """The mask and the key for a network that takes them."""
+    if mask is not None and not of.takes_mask:
         raise ValueError(
             "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
         )
-    keywords = {"mask": mask} if model.takes_mask else {}
-    return keywords | ({"key": key} if model.takes_key else {})
+    keywords = {"mask": mask} if of.takes_mask else {}
+    return keywords | ({"key": key} if of.takes_key else {})
 
 
 def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
@@ -145,7 +145,6 @@ def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
     return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - 1)), x, 0)
 
 
-def checked_time(name: str, t: Scalar, x: FloatArray) -> Float[Array, ""]:
-    """A time in the dtype of `x`; raises if it is known and outside [0, 1]."""
-    check_time(name, t)
+def _checked_time(t: Scalar, x: FloatArray) -> Float[Array, ""]:
+    check_time("t", t)
     return as_time(t, x.dtype)

@@ -15,7 +15,7 @@ Understanding Diffusion Objectives as the ELBO (2023), arXiv 2303.00848, for the
 
 import functools as ft
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -200,33 +200,32 @@ class Example(NamedTuple):
 
     x0: Array
     x1: Array
-    t: Any
-    """Its time, or what else `draw_examples` was told to draw in its place."""
+    t: Array
     cond: Cond
     mask: Array | None
     weight: Array | None
     key: Array | None
 
 
-def draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
+def draw_examples(flow, x1, cond, key, source, coupling, times, mask) -> Example:
+    skey, ckey, tkey, nkey = jr.split(key, 4)
+    # What stands at a masked point may be NaN, which would reach the gradient through a product with zero.
+    x1 = jnp.asarray(x1) if mask is None else jax.vmap(zero_masked)(x1, mask)
+    num = x1.shape[0]
+    x0 = source.sample(x1.shape, key=skey).astype(x1.dtype)
+    t = _draw_times(times, num, x1.dtype, tkey)
+    x0, (x1, cond, mask), weights = pair(coupling, x0, (x1, cond, mask), key=ckey)
+    keys = jr.split(nkey, num) if flow.takes_key else None
+    return Example(x0, x1, t, cond, mask, weights, keys)
+
+
+def _draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
     t = times(num, key=key)
     if t.shape != (num,):
         raise ValueError(f"`times` must return shape {(num,)} when asked for {num} times, but returned {t.shape}.")
     if not stays_inside(times):
         t = eqx.error_if(t, jnp.any((t < 0) | (t > 1)), "`times` drew a time outside [0, 1] (0 is noise, 1 is data).")
     return t.astype(dtype)
-
-
-def draw_examples(flow, x1, cond, key, source, coupling, times, mask, *, draw=draw_times) -> Example:
-    skey, ckey, tkey, nkey = jr.split(key, 4)
-    # What stands at a masked point may be NaN, which would reach the gradient through a product with zero.
-    x1 = jnp.asarray(x1) if mask is None else jax.vmap(zero_masked)(x1, mask)
-    num = x1.shape[0]
-    x0 = source.sample(x1.shape, key=skey).astype(x1.dtype)
-    t = draw(times, num, x1.dtype, tkey)
-    x0, (x1, cond, mask), weights = pair(coupling, x0, (x1, cond, mask), key=ckey)
-    keys = jr.split(nkey, num) if flow.takes_key else None
-    return Example(x0, x1, t, cond, mask, weights, keys)
 
 
 def _scale(prediction: AbstractPrediction, c: Coefficients) -> Array:

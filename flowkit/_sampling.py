@@ -86,13 +86,8 @@ def sample(
 
 @eqx.filter_jit
 def _sample(flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw):
-    x0 = source.sample((num_samples, *shape), key=key)
-    return carry(flow, x0, cond, cond_axes, mask, options, throw)
-
-
-def carry(flow, x0, cond, cond_axes, mask, options, throw) -> Samples:
-    """Moves a batch of noise to the data, traced into the caller's program."""
     flow = eqx.nn.inference_mode(flow)
+    x0 = source.sample((num_samples, *shape), key=key)
 
     def one(x0, cond, mask):
         velocity = flow if mask is None else MaskedVelocity(flow, mask)

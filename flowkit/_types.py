@@ -25,8 +25,8 @@ FloatArray: TypeAlias = Float[AnyArray, "..."]
 Scalar: TypeAlias = float | int | Real[Array | np.ndarray | np.number, ""]
 """A number, or an array of shape `()`."""
 
-Times: TypeAlias = Scalar | Float[Array | np.ndarray, " 2"]
-"""A time, or for the network of a flow map a pair of them, from `s` to `t`."""
+Times: TypeAlias = Scalar | Float[AnyArray, " 2"]
+"""What networks see of time: one time, or the two of a flow map."""
 
 Points: TypeAlias = Float[AnyArray, "n d"]
 """A point cloud of `n` points in `d` dimensions."""

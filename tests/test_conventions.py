@@ -33,6 +33,7 @@ CORE = {
     "_point_couplings": {"_types", "_checks", "_transport", "_couplings"},
     "_predictions": {"_types", "_checks", "_paths"},
     "_flow": {"_types", "_checks", "_paths", "_predictions", "_heads"},
+    "_guidance": {"_types", "_checks", "_flow", "_heads"},
 }
 CORE["_oracles"] = CORE["_flow"] | {"_flow", "_distributions"}
 CORE["_losses"] = CORE["_integrate"] = CORE["_oracles"] | {"_oracles", "_blocks", "_times", "_couplings"}
@@ -63,7 +64,7 @@ def test_layers(module):
     elif part in SATELLITES:
         allowed |= {"_types"} | ({"_transport"} if part == "metrics" else set())
     else:
-        assert part in ("few_step", "latent"), f"{module} has no place in the table of layers"
+        assert part in ("latent", "few_step"), f"{module} has no place in the table of layers"
         allowed |= set(CORE)
     assert flowkit_imports(module) <= allowed
 
@@ -131,7 +132,7 @@ def test_importing_touches_no_device_and_loads_satellites_late():
 import sys, jax
 import flowkit as fk
 late = ["grain", "orbax", "matplotlib", "scipy.optimize"]
-late += [f"flowkit.{name}" for name in ("data", "latent", "metrics", "nn", "plotting", "testing", "training")]
+late += [f"flowkit.{name}" for name in "data few_step latent metrics nn plotting testing training".split()]
 assert not [name for name in late if name in sys.modules], [name for name in late if name in sys.modules]
 assert not jax._src.xla_bridge._backends, "a device was touched"
 fk.data, fk.training, fk.plotting, fk.metrics, fk.testing, fk.nn, fk.latent, fk.few_step

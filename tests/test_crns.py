@@ -312,6 +312,17 @@ def test_concat_squash_linear_is_its_formula():
     assert not np.any(nn.ConcatSquashLinear(3, 4, 2, zero_init=True, key=KEY)(x, cond))
 
 
+def test_concat_squash_keeps_scales():
+    """Over 256 inputs of 256 numbers; without the gains a network of eight layers would shrink them 65,000 times."""
+    x = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    layer = nn.ConcatSquashLinear(256, 256, 2, key=KEY)
+    variance = np.var(np.asarray(layer(x, jnp.zeros((1, 2)))))
+    np.testing.assert_allclose(variance, np.var(x), rtol=3 * np.sqrt(4 / 256**2))
+    crn = nn.ConcatSquashMLP(256, 0, width_size=256, depth=8, key=KEY)
+    crn = eqx.tree_at(lambda crn: crn.layers[-1].linear.weight, crn, jnp.eye(256))
+    assert 0.1 < np.mean(np.std(np.asarray(crn(0.0, x)), axis=0)) < 10
+
+
 def test_squash_sum_keeps_the_direction_and_bounds_the_length():
     layer = drawn(lambda: nn.SquashSum((3, 2), 4, key=KEY))
     x, y = 2 * rows(5, 3), rows(5, 2)

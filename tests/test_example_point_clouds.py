@@ -103,6 +103,27 @@ def test_training_batches_hold_some_points_of_each_cloud(examples):
     assert not np.allclose(moved.points, batch.points)
 
 
+def test_held_out_clouds_of_files_have_the_size_of_training(examples, tmp_path):
+    points = np.random.default_rng(0).normal(size=(10, 50, 3)).astype(np.float32)
+    fk.data.save_npz(tmp_path / "clouds.npz", fk.data.PointSets(points))
+    data = examples.load(examples.Config(data=str(tmp_path / "clouds.npz"), num_points=16))
+    assert [sets.points.shape for sets in data] == [(8, 50, 3), (2, 16, 3), (2, 16, 3)]
+
+
+def test_muon_makes_updates_of_matrices_orthogonal(examples):
+    """Equal singular values, up to the error of five Newton-Schulz iterations; those of the gradient are 1 to 9."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2))
+    gradient = {"w": jnp.asarray((u * np.linspace(1, 9, 6)) @ v, jnp.float32)}
+    optimizer = examples.build_optimizer(examples.Config(optimizer="muon", num_steps=1000))
+    state = optimizer.init(gradient)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(2):  # the first step of the warm-up is zero
+            updates, state = optimizer.update(gradient, state, gradient)
+    values = np.linalg.svd(np.asarray(updates["w"]), compute_uv=False)
+    assert values.min() > 0.5 * values.max()
+
+
 def test_classes_need_labels(examples, tmp_path):
     path = tmp_path / "clouds.npz"
     fk.data.save_npz(path, fk.data.PointSets(np.random.default_rng(0).normal(size=(10, 8, 3)).astype(np.float32)))
@@ -126,9 +147,11 @@ def test_stages_by_hand_and_a_run_found_again(examples, tmp_path):
     config = examples.Config(
         data=str(tmp_path / "clouds.npz"), class_conditional=True, num_points=12, num_steps=3, prior_steps=50,
         batch_size=4, block=2, checkpoint_every=None, output=str(tmp_path / "run"), stages="flow", model=model,
+        optimizer="muon", times="late",
     )  # fmt: skip
     examples.main(config)
     examples.main(dataclasses.replace(config, stages="two-stage"))
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["steps"] == {"flow": 3, "prior": 50}
     flow = fk.training.restore_model(tmp_path / "run/checkpoints/flow", examples.restore)
     final, stored = examples.final_model(tmp_path / "run")
     assert stored.model == dataclasses.replace(model, in_size=3, num_classes=2, encoder_sizes=[8])

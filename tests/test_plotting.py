@@ -13,7 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image, ImageSequence
 
 import flowkit.plotting as plotting
 
@@ -32,6 +34,15 @@ HISTORY = {
     "chamfer": (STEPS[::50], [4.0, 3.0, 2.0, 1.5]),
     "explained_velocity": (STEPS[::50], [-0.5, 0.3, 0.5, 0.6]),
 }
+
+
+def pairs(*seeds, size=1):
+    return tuple(normal(seed, 6, size) for seed in seeds)
+
+
+LATENTS = plotting.LatentMap(train=pairs(0, 1), infer=pairs(0, 2), encode=pairs(1, 3), decode=pairs(3, 4))
+PLANE = plotting.LatentMap(infer=pairs(0, 2, size=2), encode=pairs(1, 3, size=2))
+PATHS = plotting.Paths(TIMES, normal(0, 7, 5, 1), normal(1, 9, 1), normal(2, 7, 1), pairs(3, 4))
 
 # Every figure once: the call, and how many panels it has.
 FIGURES = {
@@ -58,6 +69,16 @@ FIGURES = {
     "trajectories_3d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 3), **k), 1),
     "vector_field": (lambda **k: plotting.vector_field(lambda t, x: t - x, **k), 5),  # four and the colour bar
     "density_1d": (lambda **k: plotting.density_1d(normal(0, 100), **k), 1),
+    "density_2d": (lambda **k: plotting.density_2d(normal(0, 100, 2), lambda x: -x @ x, resolution=9, **k), 3),
+    "snapshots_1d": (lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 1), num=4, **k), 4),
+    "snapshots_2d": (lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 2), target=normal(1, 9, 2), num=5, **k), 5),
+    "latent_map_1d": (lambda **k: plotting.latent_map(LATENTS, **k), 1),
+    "latent_map_2d": (lambda **k: plotting.latent_map(PLANE, **k), 1),
+    "comparison_1d": (lambda **k: plotting.comparison({"flow": PATHS, "decoder": LATENTS}, title="x", **k), 2),
+    "comparison_2d": (
+        lambda **k: plotting.comparison({"a": plotting.Paths(TIMES, normal(0, 7, 5, 2)), "b": PLANE}, **k),
+        2,
+    ),
 }
 
 
@@ -339,6 +360,148 @@ def test_trajectories_hold_their_paths():
     np.testing.assert_allclose(line.collections[0].get_segments()[1][:, 0], TIMES)
 
 
+def segments(axes):
+    """The lines of an axes by their label."""
+    found = [c for c in axes.collections if isinstance(c, LineCollection)]
+    return {c.get_label(): np.asarray(c.get_segments()) for c in found}
+
+
+def test_one_step_maps_lie_beside_their_paths():
+    axes = axes_of(plotting.trajectories(**PATHS._asdict()))[0]
+    starts, ends = PATHS.points[:, 0, 0], PATHS.one_step[:, 0]
+    np.testing.assert_allclose(segments(axes)["one step"][..., 0], np.tile([0, 1], (7, 1)))
+    np.testing.assert_allclose(segments(axes)["one step"][..., 1], np.stack([starts, ends], 1), rtol=1e-6)
+    np.testing.assert_allclose(segments(axes)["training pairs"][..., 1], np.concatenate(PATHS.coupling, 1), rtol=1e-6)
+    gap = np.abs(PATHS.points[:, -1, 0] - ends)
+    assert axes.texts[0].get_text().splitlines()[1] == f"{gap.mean():.3f} ± {gap.std():.3f}"
+    assert {"data", "start", "end", "one step", "training pairs"} == {
+        t.get_text() for t in axes.get_legend().get_texts()
+    }
+    for size in (2, 3):
+        arrays = {"one_step": normal(1, 7, size), "coupling": pairs(2, 3, size=size)}
+        axes = axes_of(plotting.trajectories(TIMES, normal(0, 7, 5, size), **arrays))[0]
+        drawn = {line.get_label() for line in axes.lines} | {c.get_label() for c in axes.collections}
+        assert {"training pairs", "one step"} <= drawn
+
+
+def test_paths_of_a_map_in_one_step_are_straight():
+    ends = normal(0, 6, 2, 2)
+    axes = axes_of(plotting.trajectories(np.asarray([0.0, 1.0]), ends))[0]
+    np.testing.assert_allclose([line.get_xydata() for line in axes.lines], ends, rtol=1e-6)
+
+
+def test_latent_map_connects_latents_and_examples():
+    lines = segments(axes_of(plotting.latent_map(LATENTS))[0])
+    expected = {
+        "training pairs": LATENTS.train,
+        "inference": LATENTS.infer,
+        "encode": LATENTS.encode[::-1],
+        "decode": LATENTS.decode,
+    }
+    assert lines.keys() == expected.keys()
+    for label, (left, right) in expected.items():
+        np.testing.assert_allclose(lines[label][..., 1], np.concatenate([left, right], 1), rtol=1e-6)
+        np.testing.assert_allclose(lines[label][..., 0], np.tile([0, 1], (6, 1)), atol=0.03)
+    plane = axes_of(plotting.latent_map(PLANE))[0]
+    np.testing.assert_allclose(segments(plane)["encode"], np.stack(PLANE.encode[::-1], 1), rtol=1e-6)
+    assert plane.get_aspect() == 1
+
+
+def test_latent_map_uses_the_colors_of_the_roles():
+    axes = axes_of(plotting.latent_map(LATENTS))[0]
+    shades = {c.get_label(): c for c in axes.collections}
+    roles = {
+        "training pairs": "coupling_train",
+        "inference": "coupling_infer",
+        "encode": "encode_line",
+        "decode": "decode_line",
+        "latents of the prior": "prior_z",
+        "encoded latents": "latent_z_hat",
+        "data": "data_x",
+        "output": "output_x_hat",
+    }
+    assert set(roles.values()) == set(plotting.colors)
+    for label, role in roles.items():
+        color = shades[label].get_color() if "Line" in type(shades[label]).__name__ else shades[label].get_facecolor()
+        assert to_hex(color[0]) == plotting.colors[role], label
+
+
+def test_comparison_shares_limits_and_legend():
+    figure = plotting.comparison({"flow": PATHS, "decoder": LATENTS, "again": PATHS}, columns=2, title="epoch 3")
+    assert titles(figure) == ["flow", "decoder", "again"]
+    assert len({a.get_ylim() for a in figure.axes}) == 1
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert len(labels) == len(set(labels))
+    assert {"start", "end", "inference", "encoded latents"} <= set(labels)
+    assert figure.get_suptitle() == "epoch 3"
+    fixed = plotting.comparison({"flow": PATHS}, limits=(-9, 9))
+    assert fixed.axes[0].get_ylim() == (-9, 9)
+
+
+def test_snapshots_take_evenly_spaced_steps():
+    times, points = np.linspace(0, 1, 11), normal(0, 30, 11, 2)
+    points[3, 5] = np.nan
+    figure = plotting.snapshots(times, points, num=3, limits=(-4, 4))
+    assert titles(figure) == ["t = 0.00", "t = 0.50", "t = 1.00"]
+    for axes, step in zip(axes_of(figure), (0, 5, 10), strict=True):
+        np.testing.assert_allclose(offsets(axes), points[np.isfinite(points[:, step, 0]), step])
+
+
+def area_under(patch):
+    corners = patch.get_path().vertices
+    return abs(0.5 * np.sum(corners[:-1, 0] * corners[1:, 1] - corners[1:, 0] * corners[:-1, 1]))
+
+
+def test_snapshots_on_the_line_are_densities():
+    axes = axes_of(plotting.snapshots(TIMES, normal(0, 50, 5, 1), target=normal(1, 40, 1), num=2))[1]
+    assert [area_under(patch) for patch in axes.patches] == [pytest.approx(1)] * 2
+
+
+def test_density_2d_is_a_density_at_its_place():
+    samples = normal(0, 4000, 2) * [0.5, 1] + [1, -1]
+    log_prob = lambda x: jnp.log(x[0] > 0) + jnp.log(x[1] > 0)  # one on the first quadrant
+    figure = plotting.density_2d({"a": samples.astype(np.float32)}, log_prob, resolution=20, limits=(-4, 4))
+    ours, exact = (a.images[0] for a in axes_of(figure)[:2])
+    assert np.sum(ours.get_array()) * 0.4**2 == pytest.approx(1, abs=1e-3)
+    centres = -4 + 0.4 * (np.arange(20) + 0.5)
+    for axis, expected in ((0, 1), (1, -1)):  # columns are x, rows are y
+        assert np.sum(ours.get_array(), axis=axis) @ centres * 0.4**2 == pytest.approx(expected, abs=0.05)
+    assert exact.get_extent() == [-4, 4, -4, 4]
+    np.testing.assert_array_equal(exact.get_array(), np.outer(centres > 0, centres > 0))
+    assert ours.get_clim() == exact.get_clim()
+
+
+def test_animation_holds_its_frames(tmp_path):
+    figure = lambda k: plotting.trajectories(TIMES[:k], normal(0, 7, 5, 2)[:, :k], limits=(-3, 3))
+    figure(5).savefig(tmp_path / "last.png", dpi=40)
+    frames = (f() for f in (lambda: figure(2), lambda: figure(3), lambda: tmp_path / "last.png"))
+    path = plotting.animate(frames, tmp_path / "new" / "flow.gif", fps=20, dpi=40)
+    with Image.open(path) as gif:
+        assert gif.info["loop"] == 0
+        durations, images = zip(
+            *((f.info["duration"], np.asarray(f.convert("RGB"), int)) for f in ImageSequence.Iterator(gif)), strict=True
+        )
+    assert durations == (50, 50, 50)
+    with Image.open(tmp_path / "last.png") as last:
+        off = np.abs(images[-1] - np.asarray(last.convert("RGB"), int))
+    assert off.mean() < 2  # 256 colours
+    assert plt.get_fignums() == []
+
+
+def test_animation_refuses_before_it_writes(tmp_path):
+    small, large = plotting.density_1d(normal(0, 9)), plotting.samples_2d(normal(0, 9, 2), normal(1, 9, 2))
+    for frames, options, message in (
+        ([], {}, "`frames` is empty"),
+        ([small, large], {}, "`frames` must have one size, but frame 1"),
+        ([small], {"fps": 0}, "`fps` is 0"),
+        ([small], {"fps": 60}, "`fps` is 60"),
+        ([small], {"dpi": 0}, "`dpi` is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.animate(frames, tmp_path / "flow.gif", **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_vector_field_arrows():
     figure = plotting.vector_field(lambda t, x: t * x, (-1, 1), (0, 1), resolution=4, points=normal(0, 9, 2))
     still, moving = (a.collections[-1] for a in axes_of(figure)[:2])
@@ -410,6 +573,25 @@ def test_density_has_unit_mass():
         (lambda: plotting.explained_velocity(TIMES, {"a": TIMES[1:]}), "has 4 bins and `times` has 5"),
         (lambda: plotting.trajectories(TIMES, normal(0, 0, 5, 2)), "at least one trajectory"),
         (lambda: plotting.trajectories(TIMES, normal(0, 7, 5, 4)), "`points` has 4 dimensions"),
+        (lambda: plotting.comparison({"a": PATHS._replace(times=TIMES[1:])}), "5 steps for 4 `times`"),
+        (lambda: plotting.comparison({"a": PATHS._replace(one_step=normal(0, 6, 1))}), "`one_step` must have one end"),
+        (
+            lambda: plotting.comparison({"a": PATHS._replace(coupling=(TIMES[:, None], TIMES[1:, None]))}),
+            "5 starts and",
+        ),
+        (lambda: plotting.comparison({}), "`panels` is empty"),
+        (lambda: plotting.comparison({"a": PATHS, "b": PLANE}), "one dimension, 1 or 2; got {'a': 1, 'b': 2}"),
+        (lambda: plotting.comparison({"a": PATHS}, columns=0), "`columns` is 0"),
+        (lambda: plotting.comparison({"a": plotting.Paths(TIMES, normal(0, 7, 5, 2), normal(0, 7, 1))}), "`target`"),
+        (lambda: plotting.latent_map(plotting.LatentMap()), "has no pairs"),
+        (lambda: plotting.latent_map(plotting.LatentMap(infer=(normal(0, 5, 1), normal(0, 6, 1)))), "`infer` of"),
+        (lambda: plotting.latent_map(plotting.LatentMap(infer=pairs(0, 1, size=3))), "all must have 1 or all 2"),
+        (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 2)), "`num` is 6"),
+        (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 3)), "`points` has 3 dimensions"),
+        (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 2), num=2, columns=0), "`columns` is 0"),
+        (lambda: plotting.density_2d(normal(0, 9, 2), resolution=1), "`resolution` is 1"),
+        (lambda: plotting.density_2d({"a": np.full((3, 2), np.nan)}), "`samples` holds no finite value"),
+        (lambda: plotting.density_2d(normal(0, 9, 2), lambda x: x), "`log_prob` must give one number"),
         (lambda: plotting.vector_field(lambda t, x: t, times=(0.0,)), "`velocity` gives shape"),
         (lambda: plotting.vector_field(lambda t, x: x, times=()), "`times` is empty"),
         (lambda: plotting.density_1d(np.full(3, np.nan)), "`samples` holds no finite value"),

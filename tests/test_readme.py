@@ -21,7 +21,7 @@ COMMANDS = """
 pip install -e ".[examples]" && python examples/point_clouds.py
 pip install -e ".[dev]" && pytest
 """
-NAMESPACES = ["latent", "nn", "training", "data", "metrics", "plotting", "testing"]
+NAMESPACES = ["few_step", "latent", "nn", "training", "data", "metrics", "plotting", "testing"]
 
 
 def python_block() -> str:
@@ -99,11 +99,14 @@ PAGES = [
         "choosing",
         "training",
         "latents",
+        "one-step",
         "datasets",
         "set-couplings",
         "metrics",
         "networks",
         "sets-and-masks",
+        "toys",
+        "explorer",
     )
 ]
 

@@ -1,4 +1,4 @@
-"""Data sets: exact toys, images as point clouds, files of point clouds, and batches of them."""
+"""Data sets: exact toys, points of your own, images as point clouds, files of point clouds, and batches of them."""
 
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches
@@ -8,7 +8,21 @@ from flowkit.data._clouds import (
     Scenes as Scenes,
     scenes as scenes,
 )
+from flowkit.data._datasaurus import (
+    DATASAURUS as DATASAURUS,
+    datasaurus as datasaurus,
+    load_datasaurus as load_datasaurus,
+)
 from flowkit.data._digits import digits as digits, load_digits as load_digits
+from flowkit.data._gaussians import (
+    FullMixture as FullMixture,
+    SHIFTED_GAUSSIANS as SHIFTED_GAUSSIANS,
+    shifted_gaussians as shifted_gaussians,
+    TWO_CENTERS as TWO_CENTERS,
+    two_centers as two_centers,
+    TWO_GAUSSIANS as TWO_GAUSSIANS,
+    two_gaussians as two_gaussians,
+)
 from flowkit.data._images import (
     Images as Images,
     images_to_points as images_to_points,
@@ -17,7 +31,18 @@ from flowkit.data._images import (
 )
 from flowkit.data._mnist import load_mnist as load_mnist
 from flowkit.data._npz import load_npz as load_npz, save_npz as save_npz
+from flowkit.data._papers import (
+    c2ot_eight_gaussians as c2ot_eight_gaussians,
+    c2ot_moons as c2ot_moons,
+    tong_eight_gaussians as tong_eight_gaussians,
+    tong_moons as tong_moons,
+    tong_s_curve as tong_s_curve,
+    tong_wide_gaussians as tong_wide_gaussians,
+    tong_wide_moons as tong_wide_moons,
+)
+from flowkit.data._points import fit_unit_box as fit_unit_box, load_csv as load_csv, resample as resample
 from flowkit.data._poses import AboutAxis as AboutAxis, any_rotation as any_rotation
+from flowkit.data._registry import toy as toy, TOYS_1D as TOYS_1D, TOYS_2D as TOYS_2D
 from flowkit.data._sets import (
     normalize as normalize,
     pad as pad,
@@ -26,6 +51,7 @@ from flowkit.data._sets import (
     Split as Split,
     Units as Units,
 )
+from flowkit.data._shapes import concentric as concentric, smiley as smiley
 from flowkit.data._split import train_test_split as train_test_split
 from flowkit.data._toys import (
     checkerboard as checkerboard,
@@ -38,5 +64,9 @@ from flowkit.data._toys import (
     moons as moons,
     pinwheel as pinwheel,
     s_curve as s_curve,
+    shifted_moons as shifted_moons,
     spiral as spiral,
+    three_modes as three_modes,
+    three_modes_mixture as three_modes_mixture,
 )
+from flowkit.data._trex import TREX as TREX, trex as trex, trex_parametric as trex_parametric

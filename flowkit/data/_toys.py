@@ -6,7 +6,7 @@ chosen by chance (so a fresh batch per training step is a batch of the populatio
 """
 
 import functools as ft
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,21 +47,30 @@ def mixture_1d(num: int, *, exact_counts: bool = False, key: PRNGKey) -> Float[A
     With `exact_counts` the first component has exactly `int(0.7 num)` points, in random order; otherwise the
     number is random, and the points are independent.
     """
-    _check(num)
+    check_draw(num)
     return _mixture_1d(num, exact_counts, key)
 
 
 def eight_gaussians(num: int, *, radius: Scalar = 5.0, std: Scalar = 0.1**0.5, key: PRNGKey) -> Float[Array, "{num} 2"]:
     """Eight equal Gaussians on a circle, at the multiples of 45 degrees: `eight_gaussians_mixture` as draws."""
-    _check(num, radius=radius, std=std)
-    return _eight_gaussians(num, radius, std, key)
+    check_draw(num, radius=radius, std=std)
+    return _ring(num, 8, radius, std, key)
 
 
 def eight_gaussians_mixture(radius: float = 5.0, std: float = 0.1**0.5) -> Mixture:
     """The parameters of `eight_gaussians`."""
-    angles = np.arange(8) * (np.pi / 4)
-    means = radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    return Mixture(means, np.full((8, 2), float(std)), np.full(8, 1 / 8))
+    return _ring_mixture(8, radius, std)
+
+
+def three_modes(num: int, *, radius: Scalar = 2.0, std: Scalar = 0.2, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """Three equal Gaussians on a circle, at 0, 120 and 240 degrees: `three_modes_mixture` as draws."""
+    check_draw(num, radius=radius, std=std)
+    return _ring(num, 3, radius, std, key)
+
+
+def three_modes_mixture(radius: float = 2.0, std: float = 0.2) -> Mixture:
+    """The parameters of `three_modes`."""
+    return _ring_mixture(3, radius, std)
 
 
 def moons(num: int, *, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
@@ -70,8 +79,22 @@ def moons(num: int, *, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num
     The distribution of scikit-learn's `make_moons`, whose points lie on a grid of angles; here angles are
     uniform.
     """
-    _check(num, noise=noise)
+    check_draw(num, noise=noise)
     return _moons(num, noise, key)
+
+
+MOONS_MEAN = np.array([0.5, 0.25])
+MOONS_VARIANCE = np.array([0.75, (1.25 - 2 / np.pi) / 2 - 0.25**2])  # without the noise
+
+
+def shifted_moons(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
+    """The `moons` with noise 0.1, each axis standardised and then stretched by 4, moved by 2 to the right.
+
+    Standardised by the moments of the law, not by those of the draws.
+    """
+    std = jnp.sqrt(jnp.asarray(MOONS_VARIANCE + 0.1**2, float))
+    centred = moons(num, noise=0.1, key=key) - jnp.asarray(MOONS_MEAN, float)
+    return 4 * centred / std + jnp.array([2.0, 0.0])
 
 
 def circles(num: int, *, factor: Scalar = 0.5, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
@@ -79,7 +102,7 @@ def circles(num: int, *, factor: Scalar = 0.5, noise: Scalar = 0.05, key: PRNGKe
 
     The distribution of scikit-learn's `make_circles`, whose points lie on a grid of angles.
     """
-    _check(num, factor=factor, noise=noise)
+    check_draw(num, factor=factor, noise=noise)
     return _circles(num, factor, noise, key)
 
 
@@ -89,13 +112,13 @@ def s_curve(num: int, *, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{n
     `(sin a, sign(a) (cos a - 1))` with `a` uniform in `(-3 pi/2, 3 pi/2)`: the first and third coordinate of
     scikit-learn's `make_s_curve`.
     """
-    _check(num, noise=noise)
+    check_draw(num, noise=noise)
     return _s_curve(num, noise, key)
 
 
 def spiral(num: int, *, noise: Scalar = 0.1, key: PRNGKey) -> Float[Array, "{num} 2"]:
     """Two arms `+-(a / pi) (cos a, sin a)` with `a` uniform in `(0, 3 pi)`, blurred by Gaussian noise."""
-    _check(num, noise=noise)
+    check_draw(num, noise=noise)
     return _spiral(num, noise, key)
 
 
@@ -116,7 +139,7 @@ def pinwheel(
     **Reference:** Composing graphical models with neural networks for structured representations and fast
     inference, M. Johnson et al., 2016, arXiv 1603.06277.
     """
-    _check(num, radial_std=radial_std, tangential_std=tangential_std)
+    check_draw(num, radial_std=radial_std, tangential_std=tangential_std)
     if num_arms < 1:
         raise ValueError(f"`num_arms` must be at least 1, got {num_arms}.")
     return _pinwheel(num, num_arms, radial_std, tangential_std, rate, key)
@@ -124,11 +147,11 @@ def pinwheel(
 
 def checkerboard(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
     """Uniform on the eight squares `(i, j)`, `i + j` even, of a 4 x 4 board on `[-4, 4]^2`: density 1/32."""
-    _check(num)
+    check_draw(num)
     return _checkerboard(num, key)
 
 
-def _check(num: int, **scales: Scalar) -> None:
+def check_draw(num: int, **scales: Scalar) -> None:
     """Numbers that are known now must make sense; traced ones cannot be looked at."""
     if num < 1:
         raise ValueError(f"`num` must be at least 1, got {num}.")
@@ -138,7 +161,7 @@ def _check(num: int, **scales: Scalar) -> None:
 
 
 # Scales are traced, so that another noise level is not another program.
-_sampler = ft.partial(jax.jit, static_argnums=0)
+sampler = ft.partial(jax.jit, static_argnums=0)
 
 
 @ft.partial(jax.jit, static_argnums=(0, 1))
@@ -152,59 +175,59 @@ def _mixture_1d(num: int, exact_counts: bool, key: PRNGKey):
         second = jr.bernoulli(index_key, 1 - first, (num,))
     index = second.astype(int)
     means, stds = jnp.asarray(MIXTURE_1D.means)[index], jnp.asarray(MIXTURE_1D.stds)[index]
-    return _blur(means, stds, noise_key)
+    return blur(means, stds, noise_key)
 
 
-@_sampler
-def _eight_gaussians(num: int, radius: Array, std: Array, key: PRNGKey):
+@ft.partial(jax.jit, static_argnums=(0, 1))
+def _ring(num: int, modes: int, radius: Array, std: Array, key: PRNGKey):
     index_key, noise_key = jr.split(key)
-    angles = jr.randint(index_key, (num,), 0, 8).astype(float) * (jnp.pi / 4)
-    return _blur(radius * _circle(angles), std, noise_key)
+    angles = jr.randint(index_key, (num,), 0, modes).astype(float) * (2 * jnp.pi / modes)
+    return blur(radius * unit_circle(angles), std, noise_key)
 
 
-@_sampler
+@sampler
 def _moons(num: int, noise: Array, key: PRNGKey):
     arm_key, angle_key, noise_key = jr.split(key, 3)
     inner = jr.bernoulli(arm_key, shape=(num, 1))
-    outer_points = _circle(jr.uniform(angle_key, (num,), maxval=jnp.pi))
-    return _blur(jnp.where(inner, jnp.array([1.0, 0.5]) - outer_points, outer_points), noise, noise_key)
+    outer_points = unit_circle(jr.uniform(angle_key, (num,), maxval=jnp.pi))
+    return blur(jnp.where(inner, jnp.array([1.0, 0.5]) - outer_points, outer_points), noise, noise_key)
 
 
-@_sampler
+@sampler
 def _circles(num: int, factor: Array, noise: Array, key: PRNGKey):
     ring_key, angle_key, noise_key = jr.split(key, 3)
     radius = jnp.where(jr.bernoulli(ring_key, shape=(num, 1)), factor, 1.0)
-    return _blur(radius * _circle(jr.uniform(angle_key, (num,), maxval=2 * jnp.pi)), noise, noise_key)
+    return blur(radius * unit_circle(jr.uniform(angle_key, (num,), maxval=2 * jnp.pi)), noise, noise_key)
 
 
-@_sampler
+@sampler
 def _s_curve(num: int, noise: Array, key: PRNGKey):
     angle_key, noise_key = jr.split(key)
     angles = jr.uniform(angle_key, (num,), minval=-1.5 * jnp.pi, maxval=1.5 * jnp.pi)
     points = jnp.stack([jnp.sin(angles), jnp.sign(angles) * (jnp.cos(angles) - 1)], axis=-1)
-    return _blur(points, noise, noise_key)
+    return blur(points, noise, noise_key)
 
 
-@_sampler
+@sampler
 def _spiral(num: int, noise: Array, key: PRNGKey):
     arm_key, angle_key, noise_key = jr.split(key, 3)
     angles = jr.uniform(angle_key, (num,), maxval=3 * jnp.pi)
-    points = (angles / jnp.pi)[:, None] * _circle(angles)
-    return _blur(jnp.where(jr.bernoulli(arm_key, shape=(num, 1)), -points, points), noise, noise_key)
+    points = (angles / jnp.pi)[:, None] * unit_circle(angles)
+    return blur(jnp.where(jr.bernoulli(arm_key, shape=(num, 1)), -points, points), noise, noise_key)
 
 
-@_sampler
+@sampler
 def _pinwheel(num: int, num_arms: Array, radial_std: Array, tangential_std: Array, rate: Array, key: PRNGKey):
     arm_key, noise_key = jr.split(key)
     x, y = jr.normal(noise_key, (2, num))
     x, y = 1 + radial_std * x, tangential_std * y
     arm = jr.randint(arm_key, (num,), 0, num_arms).astype(float) / num_arms
-    turn = _circle(2 * jnp.pi * arm + rate * jnp.exp(x))
+    turn = unit_circle(2 * jnp.pi * arm + rate * jnp.exp(x))
     cos, sin = turn[:, 0], turn[:, 1]
     return 2 * jnp.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
 
 
-@_sampler
+@sampler
 def _checkerboard(num: int, key: PRNGKey):
     column_key, row_key, inside_key = jr.split(key, 3)
     column = jr.randint(column_key, (num,), 0, 4)
@@ -213,9 +236,17 @@ def _checkerboard(num: int, key: PRNGKey):
     return 2 * (corner + jr.uniform(inside_key, (num, 2))) - 4
 
 
-def _circle(angles: Float[Array, " num"]) -> Float[Array, "num 2"]:
+def _ring_mixture(modes: int, radius: float, std: float) -> Mixture:
+    angles = np.arange(modes) * (2 * np.pi / modes)
+    means = radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return Mixture(means, np.full((modes, 2), float(std)), np.full(modes, 1 / modes))
+
+
+def unit_circle(angles: Float[Array, " num"]) -> Float[Array, "num 2"]:
+    """Points of the unit circle."""
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _blur(points: Float[Array, "num d"], noise: Array, key: PRNGKey) -> Float[Array, "num d"]:
+def blur(points: Float[Array, "num d"], noise: Any, key: PRNGKey) -> Float[Array, "num d"]:
+    """Adds Gaussian noise of this standard deviation."""
     return points + noise * jr.normal(key, points.shape)

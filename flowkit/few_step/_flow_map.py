@@ -1,80 +1,81 @@
-r"""Maps between two times: one network of the average velocity, and its derivative along a trajectory.
+r"""A flow map: the average velocity between two times, and the derivative that trains it.
 
-With $\psi_{s \to t}$ the map of the flow $dx/dt = v(x, t)$, the average velocity is
+Along a flow with velocity $v$, the average velocity from `s` to `t` is
 
-$$u(x, s, t) = \frac{\psi_{s \to t}(x) - x}{t - s}, \qquad u(x, t, t) = v(x, t),$$
+$$u(x_s, s, t) = \frac{1}{t - s} \int_s^t v(x_\tau, \tau)\, d\tau, \qquad x_t = x_s + (t - s)\, u(x_s, s, t),
+\qquad u(x, s, s) = v(x, s).$$
 
-in either direction of time. Along a trajectory, with $t$ fixed, $x + (t - s) u$ does not change, so that
+The end of the jump does not depend on where along the trajectory it starts. Its derivative by `s` is zero, hence
 
-$$u = v + (t - s) \frac{du}{ds}, \qquad \frac{du}{ds} = \partial_x u \cdot v + \partial_s u,$$
+$$u = v + (t - s)\, \frac{du}{ds}, \qquad \frac{du}{ds} = \partial_x u \cdot v + \partial_s u,$$
 
-and one forward-mode derivative, `total_derivative`, is all that the losses of this namespace need.
-
-**Reference:** Geng et al., Mean Flows for One-step Generative Modeling (2025), arXiv 2505.13447.
+in both directions of time. **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025
+(arXiv 2505.13447); Boffi et al., Flow Map Matching, 2024 (arXiv 2406.07507).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import accepts
-from flowkit._flow import checked_time, Flow, network_keywords, zero_masked
-from flowkit._heads import PointHead
-from flowkit._paths import AbstractPath, LinearPath
-from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
+from flowkit._checks import accepts, check_time
+from flowkit._flow import Flow, network_keywords, zero_masked
+from flowkit._paths import AbstractPath, as_time, LinearPath
+from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar, Times
 
 
-def both_times(s: Float[Array, ""], t: Float[Array, ""]) -> Float[Array, " 2"]:
-    """The pair `(s, t)`, for networks of two times: the default."""
+def both_times(s: Scalar, t: Scalar) -> Float[Array, " 2"]:
+    """What a network of two times sees: `(s, t)`."""
     return jnp.stack([s, t])
 
 
-def expanded_interval(s: Float[Array, ""], t: Float[Array, ""]) -> Float[Array, ""]:
-    r"""One number for the pairs that FACM trains: `s` for a jump from `s` to 1, and `2 - s` for the velocity at `s`.
+def expanded_interval(s: Scalar, t: Scalar) -> Float[Array, ""]:
+    """What a network of one time sees: `s` for jumps to the end, `2 - s` for the velocity at `s`, which meet at 1.
 
-    Networks of one time, in [0, 2], serve then as they are. There is no number for any other pair, so the map jumps to
-    `t = 1` only.
+    For the two slices `t = 1` and `t = s` of `facm_loss` and `consistency_loss` only; no other pair is told apart.
 
-    **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models (2025), arXiv 2507.03738.
+    **Reference:** Peng et al., FACM, 2025 (arXiv 2507.03738).
     """
-    if not is_traced(s, t) and t != s and t != 1:
-        raise ValueError(
-            f"`t` must be `s` or 1 for a map with `times=expanded_interval`, got s={s} and t={t}; `both_times` has all "
-            "pairs."
-        )
-    return jnp.where(s == t, 2 - s, s)
+    return jnp.where(jnp.asarray(s) == t, 2 - jnp.asarray(s), s)
 
 
 class FlowMap(eqx.Module):
-    """A network read as the average velocity between two times; the jump from `s` to `t` is `x + (t - s) u`.
+    """A network read as an average velocity between two times.
 
     ```python
-    network = fk.nn.MLP(2, time_embedding=fk.nn.TwoTimes(), key=key)
+    network = fk.nn.MLP(2, time_embedding=fk.nn.RawTime(2), key=key)
     flow_map = fk.few_step.FlowMap(network)
-    flow_map(s, t, x, cond)                       # the average velocity
-    fk.few_step.velocity_of(flow_map)             # the same network as a fk.Flow, for any solver
+    flow_map(0.0, 1.0, x0)                     # the average velocity of the whole way
+    x0 + flow_map(0.0, 1.0, x0)                # its end, in one step
+    fk.few_step.velocity_of(flow_map)          # the flow, for any solver
     ```
+
+    One network serves a single step, several, and the adaptive solver.
 
     **Arguments:**
 
-    - `network`: called `(times, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape of
-      `x`. `times` is a vector `(2,)`, from `s` to `t`: the networks of `fk.nn` take it with
-      `time_embedding=fk.nn.TwoTimes(...)`.
+    - `network`: called `(times, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape
+      of `x`. Any network of flowkit will do, with `fk.nn.RawTime(2)` or `fk.nn.TwoTimes(...)` as its time embedding.
+      It must have a forward-mode derivative.
     - `path`: how noise and data are joined; `fk.LinearPath()` by default.
-    - `times`: what the network is given for `(s, t)`: `both_times`, or `expanded_interval` for networks of one time.
+    - `times`: what the network sees of `(s, t)`: `both_times`, or `expanded_interval`.
     """
 
     network: Callable
     path: AbstractPath
-    times: Callable = eqx.field(static=True)
+    times: Callable[..., Times] = eqx.field(static=True)
     takes_mask: bool = eqx.field(static=True)
     takes_key: bool = eqx.field(static=True)
 
-    def __init__(self, network: Callable, path: AbstractPath = LinearPath(), *, times: Callable = both_times):
+    def __init__(
+        self,
+        network: Callable,
+        path: AbstractPath = LinearPath(),
+        *,
+        times: Callable[..., Times] = both_times,
+    ):
         self.network = network
         self.path = path
         self.times = times
@@ -89,102 +90,68 @@ class FlowMap(eqx.Module):
         mask: Mask | None = None,
         key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
-        """The average velocity from `s` to `t` of the trajectory that is at `x` at time `s`; zero at masked points.
+        """The average velocity from `(s, x)` to `t`, the shape of `x`; zero at masked points.
 
-        **Arguments:**
-
-        - `s`, `t`: times in [0, 1], in either order; with equal times it is the velocity.
-        - `x`: one example.
-        - `cond`: what the network is conditioned on.
-        - `mask`: `(n,)`, which points are valid.
-        - `key`: for networks that draw random numbers, such as dropout.
-
-        **Raises:** `ValueError` if a time is known and outside [0, 1], if the network cannot take the mask, or if its
-        output has another shape than `x`.
+        **Raises:** `ValueError` for known times outside [0, 1] and for a network of another output shape.
         """
         x = jnp.asarray(x)
-        times = self.times(checked_time("s", s, x), checked_time("t", t, x))
-        value = jnp.asarray(self.network(times, x, cond, **network_keywords(self, mask, key)), x.dtype)
-        value = PointHead().mean(value, x)
+        s, t = (_checked(name, value, x) for name, value in (("s", s), ("t", t)))
+        value = jnp.asarray(self.network(self.times(s, t), x, cond, **network_keywords(self, mask, key)), x.dtype)
+        if value.shape != x.shape:
+            raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}.")
         return value if mask is None else zero_masked(value, mask)
 
 
-class _Diagonal(eqx.Module):
-    """The average velocity over an interval of no length."""
+def _checked(name: str, t: Scalar, x: Array) -> Array:
+    check_time(name, t)
+    return as_time(t).astype(x.dtype)
+
+
+def jump(
+    flow_map: Callable, s: Scalar, t: Scalar, x: FloatArray, cond: Cond = None, mask: Mask | None = None
+) -> Float[Array, "..."]:
+    """From `x` at `s` to time `t`, earlier or later: `x + (t - s) u(x, s, t)`."""
+    keywords = {} if mask is None else {"mask": mask}
+    x = jnp.asarray(x)
+    return x + jnp.asarray(t - jnp.asarray(s), x.dtype) * flow_map(s, t, x, cond, **keywords)
+
+
+class _Instantaneous(eqx.Module):
+    """The network of the velocity: the average over no time."""
 
     flow_map: FlowMap
 
-    def __call__(
-        self, t: Scalar, x: FloatArray, cond: Cond = None, mask: Mask | None = None, key: PRNGKey | None = None
-    ) -> Float[Array, "..."]:
+    def __call__(self, t, x, cond=None, mask=None, key=None):
         return self.flow_map(t, t, x, cond, mask, key)
 
 
 def velocity_of(flow_map: FlowMap) -> Flow:
-    """The velocity $v(x, t) = u(x, t, t)$ of a flow map, as a `fk.Flow`: for solvers, likelihoods and diagnostics."""
-    return Flow(_Diagonal(flow_map), flow_map.path)
-
-
-def jump(
-    flow_map: FlowMap,
-    s: Scalar,
-    t: Scalar,
-    x: FloatArray,
-    cond: Cond = None,
-    *,
-    mask: Mask | None = None,
-    key: PRNGKey | None = None,
-) -> Float[Array, "..."]:
-    r"""The point at `t` of the trajectory that is at `x` at `s`: $x + (t - s)\, u(x, s, t)$, one evaluation.
-
-    Arguments as in `FlowMap.__call__`.
-    """
-    u = flow_map(s, t, x, cond, mask, key)
-    x = jnp.asarray(x)
-    moved = x + (checked_time("t", t, x) - checked_time("s", s, x)) * u
-    return moved if mask is None else zero_masked(moved, mask)
+    """The flow that the map follows, `v(t, x) = u(x, t, t)`, for `fk.sample`, `fk.encode` and `fk.log_prob`."""
+    return Flow(_Instantaneous(flow_map), flow_map.path)
 
 
 def total_derivative(
-    flow_map: FlowMap,
-    s: Scalar,
-    t: Scalar,
-    x: FloatArray,
-    velocity: FloatArray,
-    cond: Cond = None,
-    *,
-    mask: Mask | None = None,
-    key: PRNGKey | None = None,
+    flow_map: Callable, s: Scalar, t: Scalar, x: FloatArray, velocity: FloatArray, *args, **keywords
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    r"""The average velocity $u$, and $du/ds = \partial_x u \cdot v + \partial_s u$ with `t` fixed.
+    r"""The average velocity and its derivative along a velocity, $\partial_x u \cdot v + \partial_s u$, `t` fixed.
 
-    One forward-mode derivative, about twice the cost of one evaluation. It knows nothing of what is trained: a loss
-    stops the gradient of the second result.
+    One forward-mode pass, about the cost of two evaluations. The derivative carries no gradient.
 
-    **Arguments:** as in `FlowMap.__call__`, and `velocity`, the shape of `x`: the direction $v$ in which `x` moves.
+    **Arguments:** `flow_map`, a function `(s, t, x, *args, **keywords)`; the times and the place; the velocity there;
+    the other arguments of the map.
 
-    **Raises:** `ValueError` for a network with an operation that has no forward-mode derivative, as fused attention
-    kernels and functions with a `jax.custom_vjp`.
+    **Raises:** `ValueError` if the network has no forward-mode derivative, as kernels with a gradient of their own.
     """
     x = jnp.asarray(x)
-    s, t = checked_time("s", s, x), checked_time("t", t, x)
-    at = lambda s, x: flow_map(s, t, x, cond, mask, key)
+    s = as_time(s).astype(x.dtype)
+    along = lambda s, x: flow_map(s, t, x, *args, **keywords)
     try:
-        return jax.jvp(at, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype)))
-    except Exception as error:
-        if _lacks_forward_mode(error):
-            raise ValueError(
-                "`network` has no forward-mode derivative, which the losses of flow maps need; replace the operation "
-                "with a `jax.custom_vjp`, such as a fused attention kernel, by one of plain JAX like `fk.nn.Attention`."
-                f" JAX says: {error}"
-            ) from error
-        raise
-
-
-_FORWARD_MODE_MESSAGES = ("forward-mode", "Differentiation rule for", "do not support JVP")
-
-
-def _lacks_forward_mode(error: Any) -> bool:
-    return isinstance(error, TypeError | ValueError | NotImplementedError | RuntimeError) and any(
-        message in str(error) for message in _FORWARD_MODE_MESSAGES
-    )
+        value, derivative = jax.jvp(along, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype)))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise ValueError(
+            "`flow_map` holds a function without a forward-mode derivative (a `custom_vjp`, such as a fused attention "
+            "kernel); build the network from plain operations, as `fk.nn.Attention` is."
+        ) from error
+    return value, jax.lax.stop_gradient(derivative)

@@ -1,5 +1,13 @@
-"""Models with a latent: an encoder, a flow conditioned on the latents, and a prior over them."""
+"""Models with a latent: an encoder, a flow conditioned on the latents, and a prior over them; autoencoders."""
 
+from flowkit.latent._autoencoders import (
+    Autoencoder as Autoencoder,
+    autoencoder_loss as autoencoder_loss,
+    Decoder as Decoder,
+    decoder_loss as decoder_loss,
+    VAE as VAE,
+    vae_loss as vae_loss,
+)
 from flowkit.latent._divergences import (
     marginal_kl as marginal_kl,
     sampled_kl as sampled_kl,

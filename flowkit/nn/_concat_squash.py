@@ -18,18 +18,31 @@ class ConcatSquashLinear(eqx.Module):
     `(n, in_size)` and `(m, cond_size)` to `(n, out_size)`, where `m` is 1, for a condition that the points share and
     that is then computed once, or `n`.
 
-    **Arguments:** the three sizes, `zero_init` (start $W$, $b$ and $W_s$, hence the result, at zero), and a key.
+    Gates start near one half, so $W$ is drawn with standard deviation `gain / sqrt(in_size)`, where a gain of 2 keeps
+    the scale of `x`.
 
-    **Reference:** Grathwohl et al., FFJORD, 2018 (arXiv 1810.01367); Yang et al., PointFlow, 2019 (arXiv 1906.12670).
+    **Arguments:** the three sizes, `gain`, `zero_init` (start $W$, $b$ and $W_s$, hence the result, at zero), a key.
+
+    **Reference:** Grathwohl et al., FFJORD, 2018 (arXiv 1810.01367); Yang et al., PointFlow, 2019 (arXiv 1906.12320).
     """
 
     linear: Linear
     gate: Linear
     shift: Linear
 
-    def __init__(self, in_size: int, out_size: int, cond_size: int, *, zero_init: bool = False, key: PRNGKey):
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        cond_size: int,
+        *,
+        gain: float = 2.0,
+        zero_init: bool = False,
+        key: PRNGKey,
+    ):
         linear_key, gate_key, shift_key = jr.split(key, 3)
-        self.linear = Linear(in_size, out_size, zero_init=zero_init, key=linear_key)
+        linear = Linear(in_size, out_size, zero_init=zero_init, key=linear_key)
+        self.linear = eqx.tree_at(lambda linear: linear.weight, linear, gain * linear.weight)
         self.gate = Linear(cond_size, out_size, key=gate_key)
         self.shift = Linear(cond_size, out_size, use_bias=False, zero_init=zero_init, key=shift_key)
 

@@ -1,8 +1,7 @@
 """Embeddings of a time.
 
-An embedding maps a number `t` to a vector `(out_size,)`. Any real `t` is legal, also outside of [0, 1]: networks of
-two times embed differences, which may be negative. `TwoTimes` maps a pair of times instead, for the networks of flow
-maps.
+An embedding maps a time `t`, or the two times of a flow map, to a vector `(out_size,)`. Any real `t` is legal, also
+outside of [0, 1]: networks of two times embed differences, which may be negative.
 """
 
 import abc
@@ -14,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._types import PRNGKey, Times
+from flowkit._types import PRNGKey, Scalar, Times
 from flowkit.nn._feed_forward import FeedForward
 
 
 class AbstractTimeEmbedding(eqx.Module):
-    """A map from a time `()`, or from a pair of times `(2,)`, to a vector `(out_size,)`.
+    """A map from a time `()`, or from two `(2,)`, to a vector `(out_size,)`.
 
     To add one: give it `out_size` and `__call__(t)`, both here, and pass it as `time_embedding` to any network.
     """
@@ -28,16 +27,46 @@ class AbstractTimeEmbedding(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, t: Times) -> Float[Array, " out_size"]:
-        """The embedding, in the dtype of `t` (float32 for Python numbers)."""
+        """The embedding of one time, in the dtype of `t` (float32 for Python numbers)."""
 
 
 class RawTime(AbstractTimeEmbedding):
-    """The time itself, as a vector of one entry."""
+    """The time itself, as a vector of one entry; the two times of a flow map with `RawTime(2)`."""
 
     out_size: int = eqx.field(static=True, default=1)
 
-    def __call__(self, t: Times) -> Float[Array, " 1"]:
-        return _one_time(t)[None]
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
+        array = jnp.ravel(_as_float(t))
+        if array.size != self.out_size:
+            raise ValueError(f"`t` holds {array.size} times, but the embedding is RawTime({self.out_size}).")
+        return array
+
+
+class TwoTimes(AbstractTimeEmbedding):
+    """The two times `(s, t)` of a flow map: `[start(s), span(t - s)]`.
+
+    ```python
+    fk.nn.TwoTimes(fk.nn.SinusoidalTime(64, scale=1.0))
+    ```
+
+    **Arguments:** the embeddings of the first time and of the difference, the same one by default. Flow maps are
+    differentiated in time, so keep frequencies moderate: `scale=1` for sinusoidal ones.
+    """
+
+    out_size: int = eqx.field(static=True)
+    start: AbstractTimeEmbedding
+    span: AbstractTimeEmbedding
+
+    def __init__(self, start: AbstractTimeEmbedding, span: AbstractTimeEmbedding | None = None):
+        self.start = start
+        self.span = start if span is None else span
+        self.out_size = self.start.out_size + self.span.out_size
+
+    def __call__(self, t: Times) -> Float[Array, " out_size"]:
+        array = _as_float(t)
+        if array.shape != (2,):
+            raise ValueError(f"`t` must hold the two times of a flow map, got shape {array.shape}.")
+        return jnp.concatenate([self.start(array[0]), self.span(array[1] - array[0])])
 
 
 class SinusoidalTime(AbstractTimeEmbedding):
@@ -68,7 +97,7 @@ class SinusoidalTime(AbstractTimeEmbedding):
         self.scale = scale
         self.endpoint = endpoint
 
-    def __call__(self, t: Times) -> Float[Array, " size"]:
+    def __call__(self, t: Scalar) -> Float[Array, " size"]:
         half = self.out_size // 2
         exponents = np.arange(half) / (half - 1 if self.endpoint else half)
         return _sines(t, self.scale * self.max_period**-exponents)
@@ -87,43 +116,8 @@ class ZeroToOneTime(AbstractTimeEmbedding):
             raise ValueError(f"`size` must be even and at least 2 (sines and cosines), got {size}.")
         self.out_size = size
 
-    def __call__(self, t: Times) -> Float[Array, " size"]:
+    def __call__(self, t: Scalar) -> Float[Array, " size"]:
         return _sines(t, np.pi * np.arange(1, self.out_size // 2 + 1))
-
-
-class TwoTimes(AbstractTimeEmbedding):
-    """`[embedding(s), embedding(t - s)]` of a pair of times `(s, t)`: where a map starts, and how far it goes.
-
-    With it any network here becomes that of a `fk.few_step.FlowMap`:
-
-    ```python
-    network = fk.nn.MLP(2, time_embedding=fk.nn.TwoTimes(), key=key)
-    ```
-
-    **Arguments:**
-
-    - `embedding`: of each of the two; the raw time by default. It must be smooth, since flow maps are differentiated in
-        time: give `SinusoidalTime` a `scale` of 1.
-
-    **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv 2505.13447), where the time and
-    the difference did best.
-    """
-
-    out_size: int = eqx.field(static=True)
-    embedding: AbstractTimeEmbedding
-
-    def __init__(self, embedding: AbstractTimeEmbedding = RawTime()):
-        self.out_size = 2 * embedding.out_size
-        self.embedding = embedding
-
-    def __call__(self, t: Times) -> Float[Array, " out_size"]:
-        pair = jnp.asarray(t)
-        if pair.shape != (2,):
-            raise ValueError(
-                f"`t` must be a pair of times (s, t), got shape {pair.shape}: a network with `TwoTimes` belongs in a "
-                "`fk.few_step.FlowMap`; its velocity is `fk.few_step.velocity_of(flow_map)`."
-            )
-        return jnp.concatenate([self.embedding(pair[0]), self.embedding(pair[1] - pair[0])])
 
 
 class LearnedTime(AbstractTimeEmbedding):
@@ -160,17 +154,12 @@ class LearnedTime(AbstractTimeEmbedding):
         return self.layers(self.embedding(t))
 
 
-def _one_time(t: Times) -> Float[Array, ""]:
+def _as_float(t: Times) -> Float[Array, "..."]:
     array = jnp.asarray(t)
-    if array.shape != ():
-        raise ValueError(
-            f"`t` must be one time, got shape {array.shape}: for a pair of times, as flow maps have, give the network "
-            "(and its conditioner, if that embeds the time) `time_embedding=fk.nn.TwoTimes(...)`."
-        )
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 
 
-def _sines(t: Times, frequencies: np.ndarray) -> Float[Array, " size"]:
-    array = _one_time(t)
+def _sines(t: Scalar, frequencies: np.ndarray) -> Float[Array, " size"]:
+    array = _as_float(t)
     angles = array * jnp.asarray(frequencies, array.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])

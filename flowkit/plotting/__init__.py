@@ -1,7 +1,18 @@
-"""Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given. No global state, no display."""
+"""Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given. No global state, no display.
 
+The explorer alone is a page in HTML.
+"""
+
+from flowkit.plotting._animation import animate as animate
 from flowkit.plotting._clouds import point_clouds as point_clouds, samples_2d as samples_2d
-from flowkit.plotting._flows import density_1d as density_1d, trajectories as trajectories, vector_field as vector_field
+from flowkit.plotting._comparison import comparison as comparison, latent_map as latent_map, LatentMap as LatentMap
+from flowkit.plotting._explorer import explorer as explorer, ExplorerStage as ExplorerStage
+from flowkit.plotting._flows import (
+    density_1d as density_1d,
+    density_2d as density_2d,
+    snapshots as snapshots,
+    vector_field as vector_field,
+)
 from flowkit.plotting._latents import embedding as embedding, latent_statistics as latent_statistics
 from flowkit.plotting._pairs import (
     masked_examples as masked_examples,
@@ -10,3 +21,4 @@ from flowkit.plotting._pairs import (
 )
 from flowkit.plotting._style import colors as colors
 from flowkit.plotting._training import explained_velocity as explained_velocity, loss_trajectory as loss_trajectory
+from flowkit.plotting._trajectories import Paths as Paths, trajectories as trajectories

@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 
 colors: Mapping[str, str] = MappingProxyType(
@@ -60,14 +61,21 @@ def style_axes(axes: Any, title: str = "", xlabel: str = "", ylabel: str = "") -
 
 
 def style_legend(axes: Any, **options: Any) -> None:
-    """A legend without a box, if there is anything to name; its markers are opaque and of one size."""
+    """A legend without a box, if there is anything to name; its markers and lines are opaque and of one size."""
     if not axes.get_legend_handles_labels()[1]:
         return
-    legend = axes.legend(fontsize=8, frameon=False, labelcolor=INK, **options)
+    style_handles(axes.legend(fontsize=8, frameon=False, labelcolor=INK, **options))
+
+
+def style_handles(legend: Any) -> None:
+    """Markers and lines as large in a legend as it takes to see their colour."""
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_alpha(1)
             handle.set_sizes([16])
+        elif isinstance(handle, LineCollection | Line2D):
+            handle.set_alpha(1)
+            handle.set_linewidth(1.5)
 
 
 def style_space(axes: Any, lows: np.ndarray, highs: np.ndarray, *, ticks: bool = True) -> None:

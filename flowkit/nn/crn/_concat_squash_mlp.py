@@ -72,8 +72,9 @@ class ConcatSquashMLP(AbstractCRN):
         self.activation = activation
         cond_size = out_size_of(conditioner, (), (1, in_size), (1, latent_size)) + time_embedding.out_size
         sizes = pairwise((out_size_of(self._inputs, (1, in_size)), *[width_size] * depth, self.out_size))
+        # A softplus halves deviations: without the larger gain a deep network does not see its input at first.
         self.layers = tuple(
-            ConcatSquashLinear(*size, cond_size, zero_init=i == depth, key=layer_key)
+            ConcatSquashLinear(*size, cond_size, gain=4.0 if i else 2.0, zero_init=i == depth, key=layer_key)
             for i, (size, layer_key) in enumerate(zip(sizes, jr.split(key, depth + 1), strict=True))
         )
 

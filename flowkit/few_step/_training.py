@@ -1,0 +1,95 @@
+"""What the losses of flow maps share: pairs of times, draws, weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._checks import check_data, check_rows
+from flowkit._heads import PointHead
+from flowkit._losses import draw_examples, Example
+from flowkit._times import uniform
+from flowkit._types import is_traced, PRNGKey, Scalar
+
+
+class TimePairs(eqx.Module):
+    """The law of the two times `(s, t)` of an average velocity, `(num, *, key) -> (s, t)`, each `(num,)`.
+
+    **Arguments:**
+
+    - `first`, `second`: laws of a time; `second` is `first` by default.
+    - `equal`: the probability that `t = s`, where the average is the velocity itself and training is flow matching.
+    - `ordered`: whether the times are sorted, so that all jumps go towards the data. Else they go both ways.
+    """
+
+    first: Callable
+    second: Callable
+    equal: float
+    ordered: bool = eqx.field(static=True)
+
+    def __init__(
+        self, first: Callable = uniform, second: Callable | None = None, *, equal: float = 0.75, ordered: bool = True
+    ):
+        if not is_traced(equal) and not 0 <= equal <= 1:
+            raise ValueError(f"`equal` must be a probability, got {equal}.")
+        self.first = first
+        self.second = first if second is None else second
+        self.equal = equal
+        self.ordered = ordered
+
+    def __call__(self, num: int, *, key: PRNGKey) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+        first_key, second_key, equal_key = jr.split(key, 3)
+        s, t = self.first(num, key=first_key), self.second(num, key=second_key)
+        if self.ordered:
+            s, t = jnp.minimum(s, t), jnp.maximum(s, t)
+        return s, jnp.where(jr.bernoulli(equal_key, self.equal, (num,)), s, t)
+
+
+class AdaptiveWeight(eqx.Module):
+    r"""Divides the error of an example by a power of itself: $\ell / \mathrm{sg}\big((\ell + c)^p\big)$.
+
+    With $p > 0$ large errors count less. The expected gradient is then zero at the average velocity only where errors
+    are symmetric: fine for images, wrong for points in few dimensions, whose losses have no such weight by default.
+
+    **Arguments:** `power` $p$, `constant` $c$, and whether $\ell$ is the sum of the squares, or their mean.
+
+    **Reference:** Geng et al., Consistency Models Made Easy, 2024 (arXiv 2406.14548).
+    """
+
+    power: float = 1.0
+    constant: float = 1e-3
+    summed: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, error: Float[Array, ""], num_entries: Scalar) -> Float[Array, ""]:
+        error = error * num_entries if self.summed else error
+        return error / jax.lax.stop_gradient((error + self.constant) ** self.power)
+
+
+def mean_square(value: Array, target: Array, mask: Array | None) -> Float[Array, ""]:
+    """Over the valid entries."""
+    return PointHead().error(value, jax.lax.stop_gradient(target), mask)
+
+
+def weighted(error: Array, weight: AdaptiveWeight | None, example: Example) -> Float[Array, ""]:
+    """The error of an example after the adaptive weight and that of the coupling."""
+    if weight is not None:
+        size = jnp.asarray(example.x1.size, error.dtype)
+        valid = size if example.mask is None else size * jnp.mean(example.mask.astype(error.dtype))
+        error = weight(error, valid)
+    return error if example.weight is None else example.weight * error
+
+
+def check_batch(x1: Any, cond: Any, mask: Any) -> None:
+    check_data("x1", x1, mask)
+    check_rows("cond", cond, x1.shape[0], "example of `x1`")
+
+
+def draw(flow_map, x1, cond, key, source, coupling, times, mask) -> tuple[Example, Any]:
+    """Noise, data and keys of a batch, whose times `(num,)` the law gives as it does."""
+    ekey, tkey = jr.split(key)
+    examples = draw_examples(flow_map, x1, cond, ekey, source, coupling, uniform, mask)
+    return examples, jax.tree.map(lambda t: t.astype(x1.dtype), times(x1.shape[0], key=tkey))

@@ -1,0 +1,174 @@
+"""Models side by side, flows beside maps of latents."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from flowkit._types import AnyArray
+from flowkit.plotting._style import (
+    box,
+    colors,
+    finish,
+    INK,
+    Limits,
+    new_figure,
+    PathLike,
+    point_area,
+    require,
+    style_axes,
+    style_handles,
+    style_legend,
+    style_space,
+)
+from flowkit.plotting._trajectories import as_arrays, draw_paths, finite_points, Paths
+
+
+class LatentMap(NamedTuple):
+    """Pairs of latents and examples, each a tuple of two arrays `(n, d)` of the same size: one panel of `comparison`.
+
+    - `train`: `(z, x)`, latents of the prior and the data they were trained towards.
+    - `infer`: `(z, output)`, latents of the prior and what the decoder makes of them.
+    - `encode`: `(x, latents)`, data and its latents.
+    - `decode`: `(latents, output)`, these latents and what the decoder makes of them.
+    """
+
+    train: tuple[Float[AnyArray, "n d"], Float[AnyArray, "n d"]] | None = None
+    infer: tuple[Float[AnyArray, "n d"], Float[AnyArray, "n d"]] | None = None
+    encode: tuple[Float[AnyArray, "n d"], Float[AnyArray, "n d"]] | None = None
+    decode: tuple[Float[AnyArray, "n d"], Float[AnyArray, "n d"]] | None = None
+
+
+def latent_map(panel: LatentMap, *, limits: Limits = None, title: str = "", path: PathLike = None) -> Figure:
+    """What a decoder or an autoencoder maps to what, for latents and data both on the line or both in the plane.
+
+    On the line latents are the left column and examples the right one, with lines between; in the plane both lie in the
+    same axes.
+
+    **Arguments:** the pairs; `limits`, `(low, high)` of every spatial axis; a title.
+    """
+    arrays = _as_pairs("panel", panel)
+    size = _size(arrays)
+    figure = new_figure(5.6, 3.9 if size == 1 else 4.7)
+    axes = figure.add_subplot()
+    style_axes(axes, title)
+    _draw_map(axes, arrays, *box(_clouds(arrays), size, limits, padding=0.1), inches=4)
+    style_legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    return finish(figure, path)
+
+
+def comparison(
+    panels: Mapping[str, Paths | LatentMap],
+    *,
+    columns: int | None = None,
+    limits: Limits = None,
+    title: str = "",
+    path: PathLike = None,
+) -> Figure:
+    """Models side by side, a panel each with the same limits and one legend for all.
+
+    **Arguments:**
+
+    - `panels`: name -> `Paths` of a flow or `LatentMap` of a decoder, on the line or in the plane.
+    - `columns`: panels in a row, by default at most four.
+    - `limits`: `(low, high)` of every spatial axis; give them for the frames of an animation.
+    """
+    require(len(panels) > 0, "`panels` is empty; there is nothing to draw.")
+    columns = min(len(panels), 4) if columns is None else columns
+    require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
+    drawn = {n: as_arrays(p) if isinstance(p, Paths) else _as_pairs(n, p) for n, p in panels.items()}
+    sizes = {name: p.points.shape[-1] if isinstance(p, Paths) else _size(p) for name, p in drawn.items()}
+    size = max(sizes.values())
+    require(size < 3 and set(sizes.values()) == {size}, f"all panels must have one dimension, 1 or 2; got {sizes}.")
+    places = [finite_points(p) if isinstance(p, Paths) else _clouds(p) for p in drawn.values()]
+    lows, highs = box([cloud for clouds in places for cloud in clouds], size, limits, padding=0.1)
+    rows = math.ceil(len(drawn) / columns)
+    figure = new_figure(2.8 * columns, 2.9 * rows + 0.5)
+    for i, (name, panel) in enumerate(drawn.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        style_axes(axes, name)
+        draw: Any = draw_paths if isinstance(panel, Paths) else _draw_map
+        draw(axes, panel, lows, highs, inches=2.4)
+    _shared_legend(figure)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return finish(figure, path)
+
+
+# Which colour and label the two ends of each kind of pair have, and whether the first one is a latent.
+_PRIOR, _LATENT = ("prior_z", "latents of the prior"), ("latent_z_hat", "encoded latents")
+_DATA, _OUTPUT = ("data_x", "data"), ("output_x_hat", "output")
+_ROLES = {
+    "train": ("coupling_train", "training pairs", _PRIOR, _DATA),
+    "infer": ("coupling_infer", "inference", _PRIOR, _OUTPUT),
+    "encode": ("encode_line", "encode", _LATENT, _DATA),
+    "decode": ("decode_line", "decode", _LATENT, _OUTPUT),
+}
+
+
+def _as_pairs(name: str, panel: LatentMap) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Latents and examples of each role, in this order, those that are finite."""
+    pairs = {}
+    for role, pair in panel._asdict().items():
+        if pair is None:
+            continue
+        first, second = (np.asarray(a, np.float64) for a in pair)
+        require(
+            first.shape == second.shape and first.ndim == 2,
+            f"`{role}` of `{name}` has shapes {first.shape} and {second.shape}; both are (n, d).",
+        )
+        keep = np.isfinite(first).all(1) & np.isfinite(second).all(1)
+        pairs[role] = (second[keep], first[keep]) if role == "encode" else (first[keep], second[keep])
+    require(bool(pairs), f"`{name}` has no pairs; there is nothing to draw.")
+    return pairs
+
+
+def _size(pairs: dict) -> int:
+    sizes = {latents.shape[1] for latents, _ in pairs.values()}
+    require(len(sizes) == 1 and sizes <= {1, 2}, f"pairs have dimensions {sorted(sizes)}; all must have 1 or all 2.")
+    return sizes.pop()
+
+
+def _clouds(pairs: dict) -> list[np.ndarray]:
+    return [cloud for pair in pairs.values() for cloud in pair]
+
+
+def _draw_map(axes: Any, pairs: dict, lows: np.ndarray, highs: np.ndarray, inches: float) -> None:
+    on_line = len(lows) == 1
+    jitter = np.random.default_rng(0)  # so that points of equal value are seen, the same in every frame
+    for role, (latents, examples) in pairs.items():
+        line, label, *ends = _ROLES[role]
+        clouds = [latents, examples]
+        if on_line:
+            noise = jitter.uniform(-0.02, 0.02, (2, len(latents), 1))
+            clouds = [np.concatenate([x + shift, y], 1) for x, shift, y in zip((0, 1), noise, clouds, strict=True)]
+        segments = np.stack(clouds, 1)
+        axes.add_collection(LineCollection(list(segments), colors=colors[line], linewidths=0.5, alpha=0.3, label=label))
+        for cloud, (color, name) in zip(clouds, ends, strict=True):
+            marker = {"marker": "x", "linewidths": 0.6} if color == "data_x" else {"linewidths": 0}
+            area = point_area(len(cloud), inches, 0.02)
+            label = name if name not in axes.get_legend_handles_labels()[1] else None
+            axes.scatter(*cloud.T, s=area, color=colors[color], alpha=0.7, zorder=3, label=label, **marker)
+    if on_line:
+        axes.set_xlim(-0.1, 1.1)
+        axes.set_xticks([0, 1], ["latent", "data"])
+        axes.set_ylim(lows[0], highs[0])
+    else:
+        style_space(axes, lows, highs)
+
+
+def _shared_legend(figure: Figure) -> None:
+    """One entry for each label of all panels, below them."""
+    entries = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    legend = figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 6), fontsize=8,
+        frameon=False, labelcolor=INK,
+    )  # fmt: skip
+    style_handles(legend)

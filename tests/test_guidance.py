@@ -1,0 +1,81 @@
+"""Guidance: against the Gaussian in which it is exact, and against its definition for every prediction."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import flowkit as fk
+
+
+def shifted(t, x, cond):
+    """The exact velocity of N(cond, 0.5^2), which is affine in the mean: guided by zero it is that of scale * cond."""
+    mean = jnp.zeros_like(x) if cond is None else cond
+    return fk.exact_flow(fk.Normal(mean, 0.5))(t, x)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_a_shifted_gaussian_is_shifted_by_the_scale(scale, key):
+    flow, cond = fk.guided(fk.Flow(shifted), scale), jnp.array([1.0, -0.5])
+    for t in (0.0, 0.4, 1.0):
+        x = jr.normal(key, (2,))
+        np.testing.assert_allclose(flow(t, x, cond), shifted(t, x, scale * cond), atol=1e-5)
+    options = {"num_samples": 4, "cond_axes": None, "key": key}
+    samples = fk.sample(flow, (2,), cond=cond, **options)
+    expected = fk.sample(fk.Flow(shifted), (2,), cond=scale * cond, **options)
+    np.testing.assert_allclose(samples.values, expected.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", [fk.Velocity(), fk.Noise(), fk.Target()])
+def test_every_prediction_is_guided_alike(prediction, key):
+    """The velocity of a guided network is the extrapolation of the velocities, and so is its score."""
+    network = lambda t, x, cond: jnp.sin(x + t) + cond["shift"] * x
+    flow = fk.Flow(network, fk.CosinePath(), prediction)
+    cond, null = {"shift": jnp.array(0.7)}, {"shift": jnp.array(-0.2)}
+    x = jr.normal(key, (3,))
+    for target in (fk.Velocity(), fk.Score()):
+        with_cond, without = (flow.predict(target, 0.3, x, c) for c in (cond, null))
+        value = fk.guided(flow, 1.8, null=null).predict(target, 0.3, x, cond)
+        np.testing.assert_allclose(value, without + 1.8 * (with_cond - without), rtol=1e-4)
+
+
+def test_outside_its_interval_the_flow_is_as_it_was(key):
+    flow, cond, x = fk.Flow(shifted), jnp.ones(2), jr.normal(key, (2,))
+    part = fk.guided(flow, 3.0, interval=(0.2, 0.6))
+    for t, scale in ((0.1, 1.0), (0.2, 3.0), (0.6, 3.0), (0.7, 1.0)):
+        np.testing.assert_allclose(part(t, x, cond), shifted(t, x, scale * cond), atol=1e-5)
+
+
+def test_masks_and_keys_reach_the_network(key):
+    def network(t, x, cond, mask=None, key=None):
+        return x + cond + jnp.sum(mask, dtype=x.dtype) + jr.uniform(key)
+
+    mask, x = jnp.array([True, False]), jnp.ones((2, 2))
+    value = fk.guided(fk.Flow(network), 2.0)(0.5, x, jnp.ones(2), mask=mask, key=key)
+    np.testing.assert_allclose(value, [[4 + jr.uniform(key)] * 2, [0, 0]], rtol=1e-6)
+
+
+def test_conditions_are_dropped_whole_and_as_often_as_said(key):
+    num = 10_000
+    cond = {"class": jax.nn.one_hot(jnp.arange(num) % 3, 3), "size": jnp.full(num, 2.0)}
+    dropped = fk.drop_condition(cond, 0.3, key=key)
+    gone = np.asarray(dropped["size"]) == 0
+    np.testing.assert_array_equal(dropped["class"], np.where(gone[:, None], 0, cond["class"]))
+    assert abs(gone.mean() - 0.3) < 3 * np.sqrt(0.3 * 0.7 / num)
+    null = {"class": np.ones(3), "size": 7}
+    assert set(np.unique(fk.drop_condition(cond, 0.3, null=null, key=key)["size"])) == {2.0, 7.0}
+
+
+def test_wrong_use(key):
+    flow = fk.Flow(shifted)
+    with pytest.raises(ValueError, match="`interval` must be two times"):
+        fk.guided(flow, 2.0, interval=(0.6, 0.2))
+    with pytest.raises(ValueError, match="must have the head"):
+        fk.guided(fk.Flow(shifted, head=fk.MixtureHead(2)), 2.0)
+    with pytest.raises(ValueError, match="`cond` is missing"):
+        fk.guided(flow, 2.0)(0.5, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"`probability` must be in \[0, 1\]"):
+        fk.drop_condition(jnp.ones((3, 2)), 1.5, key=key)
+    with pytest.raises(ValueError, match="`cond` holds no arrays"):
+        fk.drop_condition(None, key=key)
