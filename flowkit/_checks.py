@@ -47,7 +47,7 @@ def _check_finite(name: str, x: Any, mask: Any) -> None:
 
 def check_mask(name: str, mask: Any) -> None:
     """Raises for a known mask, of one cloud or of many, that leaves a cloud without any valid point."""
-    if mask is not None and not is_traced(mask) and not np.all(np.any(mask, axis=-1)):
+    if mask is not None and not is_traced(mask) and not np.all(np.any(np.asarray(mask), axis=-1)):
         raise ValueError(f"`{name}` leaves a cloud without any valid point; remove empty clouds.")
 
 

@@ -213,13 +213,13 @@ def draw_examples(flow, x1, cond, key, source, coupling, times, mask) -> Example
     x1 = jnp.asarray(x1) if mask is None else jax.vmap(zero_masked)(x1, mask)
     num = x1.shape[0]
     x0 = source.sample(x1.shape, key=skey).astype(x1.dtype)
-    t = _draw_times(times, num, x1.dtype, tkey)
+    t = draw_times(times, num, x1.dtype, tkey)
     x0, (x1, cond, mask), weights = pair(coupling, x0, (x1, cond, mask), key=ckey)
     keys = jr.split(nkey, num) if flow.takes_key else None
     return Example(x0, x1, t, cond, mask, weights, keys)
 
 
-def _draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
+def draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
     t = times(num, key=key)
     if t.shape != (num,):
         raise ValueError(f"`times` must return shape {(num,)} when asked for {num} times, but returned {t.shape}.")

@@ -11,7 +11,7 @@ import flowkit as fk
 import flowkit.few_step as fs
 
 from .helpers import KEY
-from .oracles import mixture_1d
+from .oracles import compilations, mixture_1d
 
 
 GAUSSIAN = fk.Normal(0.7, 0.5)
@@ -60,6 +60,18 @@ def test_identity_and_derivative():
             moved = [flow_map(s + sign * h, t, x + sign * h * v) for sign in (1, -1)]
             np.testing.assert_allclose(du, (moved[0] - moved[1]) / (2 * h), atol=1e-7)
             np.testing.assert_allclose(u, v + (t - s) * du, atol=1e-9)
+
+
+@pytest.mark.parametrize("law", [GAUSSIAN, mixture_1d()], ids=["gaussian", "mixture"])
+def test_exact_maps_keep_their_digits_in_short_intervals(law):
+    """In single precision: to first order u = v + (t - s) a / 2, and du/ds = a / 2, with the acceleration a."""
+    exact, velocity = fs.exact_flow_map(law), fk.exact_flow(law)
+    spans = jnp.array([3e-3, 1e-4, 1e-6, 0.0, -1e-4], jnp.float32)
+    s, x = jnp.float32(0.3), jnp.array([0.2])
+    v, acceleration = jax.jvp(lambda s, x: velocity(s, x), (s, x), (jnp.ones_like(s), velocity(s, x)))
+    u, du = jax.jit(jax.vmap(lambda span: fs.total_derivative(exact, s, s + span, x, v)))(spans)
+    np.testing.assert_allclose(u, v + 0.5 * spans[:, None] * acceleration, atol=2e-4)
+    np.testing.assert_allclose(du, jnp.broadcast_to(0.5 * acceleration, du.shape), atol=0.05)
 
 
 class Perturbed(eqx.Module):
@@ -256,6 +268,21 @@ def test_renoising_keeps_the_law(key):
     assert np.abs(np.corrcoef(values[:, 0], once[:, 0])[0, 1]) < 0.9  # the noise is another
 
 
+def test_second_call_compiles_nothing(key):
+    flow_map, x1, other = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2)), jr.key(1)
+    calls = [
+        lambda key: fs.mean_flow_loss(flow_map, x1, key=key, **fs.MEAN_FLOW_TOY),
+        lambda key: fs.sample(flow_map, (2,), num_samples=2, num_steps=2, key=key),
+        lambda key: fs.encode(flow_map, x1[0]),
+    ]
+    for call in calls:
+        call(key)
+    with compilations() as events:
+        for call in calls:
+            call(other)
+    assert not events
+
+
 def test_conditions_and_masks_in_sampling(key):
     network = lambda times, x, cond, mask: x * 0 + cond
     mask = np.array([[True, False], [True, True]])
@@ -299,6 +326,71 @@ def test_network_without_forward_mode(key):
     kernel.defvjp(lambda x: (x, None), lambda _, g: (g,))
     with pytest.raises(ValueError, match="without a forward-mode derivative"):
         fs.mean_flow_loss(fs.FlowMap(lambda times, x, cond: kernel(x)), jnp.ones((4, 2)), key=key)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [fs.mean_flow_loss, fs.improved_mean_flow_loss, fs.back_flow_loss, fs.shortcut_loss],
+    ids=lambda f: f.__name__,
+)
+def test_a_map_of_one_time_is_not_trained_on_pairs(loss, key):
+    flow_map = fs.FlowMap(fk.nn.MLP(2, key=KEY), times=fs.expanded_interval)
+    with pytest.raises(ValueError, match="only `facm_loss` and `consistency_loss` train"):
+        loss(flow_map, jnp.ones((4, 2)), key=key)
+
+
+def test_a_map_of_one_time_jumps_to_the_end_only(key):
+    flow_map, x = fs.FlowMap(fk.nn.MLP(2, key=KEY), times=fs.expanded_interval), jnp.ones(2)
+    with pytest.raises(ValueError, match="`t` must be `s` or 1"):
+        flow_map(0.2, 0.5, x)
+    with pytest.raises(ValueError, match="give `renoise=True`"):
+        fs.sample(flow_map, (2,), num_samples=1, num_steps=2, key=key)
+    with pytest.raises(ValueError, match="cannot encode"):
+        fs.encode(flow_map, x)
+    assert fs.sample(flow_map, (2,), num_samples=1, num_steps=2, renoise=True, key=key).shape == (1, 2)
+
+
+@pytest.mark.parametrize("loss", [fs.mean_flow_loss, fs.improved_mean_flow_loss], ids=lambda f: f.__name__)
+def test_pairs_that_go_backwards(loss, key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
+    law = lambda s, t: lambda num, *, key: (jnp.full(num, s), jnp.full(num, t))
+    with pytest.raises(ValueError, match="use `back_flow_loss` for both"):
+        loss(flow_map, x1, pairs=fs.TimePairs(ordered=False), key=key)
+    with pytest.raises(Exception, match="drew s > t"):
+        loss(flow_map, x1, pairs=law(0.8, 0.3), key=key)
+    assert np.isfinite(fs.back_flow_loss(flow_map, x1, pairs=law(0.8, 0.3), key=key))
+
+
+def test_laws_outside_of_the_interval(key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
+    late = lambda num, *, key: jnp.full(num, 1.2)
+    for pairs in (fs.TimePairs(late), lambda num, *, key: (jnp.zeros(num), late(num, key=key))):
+        with pytest.raises(Exception, match="drew a time outside"):
+            fs.mean_flow_loss(flow_map, x1, pairs=pairs, key=key)
+    with pytest.raises(Exception, match="drew a time outside"):
+        fs.facm_loss(flow_map, x1, times=late, key=key)
+    with pytest.raises(ValueError, match="must return two arrays of shape"):
+        fs.mean_flow_loss(flow_map, x1, pairs=lambda num, *, key: (jnp.zeros(2), jnp.zeros(2)), key=key)
+
+
+def test_networks_with_embeddings_of_one_time():
+    for embedding in (fk.nn.SinusoidalTime(4, scale=1.0), fk.nn.ZeroToOneTime(4)):
+        flow_map = fs.FlowMap(fk.nn.MLP(2, hidden_sizes=(4,), time_embedding=embedding, key=KEY))
+        with pytest.raises(ValueError, match=r"`fk.nn.TwoTimes\(embedding\)`"):
+            flow_map(0.0, 1.0, jnp.ones(2))
+
+
+def test_options_out_of_range(key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
+    for name in ("clamp", "relaxation"):
+        with pytest.raises(ValueError, match=f"`{name}` must be positive"):
+            fs.facm_loss(flow_map, x1, key=key, **{name: 0.0})
+    with pytest.raises(ValueError, match="`constant` must be positive"):
+        fs.AdaptiveWeight(1.0, 0.0)
+    with pytest.raises(ValueError, match="`dropout` must be a probability below 1"):
+        fs.Guidance(dropout=1.0)
+    with pytest.raises(ValueError, match="`null` must be the condition of one example"):
+        fs.mean_flow_loss(flow_map, x1, jnp.ones((4, 1)), guidance=fs.Guidance(null=jnp.zeros(3)), key=key)
 
 
 def test_wrong_use(key):

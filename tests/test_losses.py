@@ -172,6 +172,12 @@ def test_masked_points_change_nothing(key):
         np.testing.assert_array_equal(gradient.network.weight, other_gradient.network.weight)
 
 
+def test_masks_may_be_constants_of_a_compiled_function(key):
+    x1, mask = jr.normal(key, (4, 3, 2)), jnp.array([[True, True, False]] * 4)
+    loss = lambda key: fk.flow_matching_loss(fk.Flow(network()), x1, key=key, mask=mask)
+    np.testing.assert_allclose(jax.jit(loss)(key), loss(key), rtol=1e-6)
+
+
 def test_masked_mean_is_over_valid_points(key):
     """By hand: with one valid point per cloud the loss is that of the points alone."""
     flow = fk.Flow(PointNetwork(jnp.eye(2)))

@@ -5,6 +5,7 @@ which is right in expectation because the target is linear in it. They differ in
 differentiated, and in the law of the two times.
 """
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,17 @@ from flowkit._losses import Example
 from flowkit._predictions import Velocity
 from flowkit._types import AnyArray, Cond, is_traced, PRNGKey
 from flowkit.few_step._flow_map import FlowMap, total_derivative
-from flowkit.few_step._training import AdaptiveWeight, check_batch, draw, mean_square, TimePairs, weighted
+from flowkit.few_step._training import (
+    AdaptiveWeight,
+    check_all_pairs,
+    check_batch,
+    check_ordered,
+    draw,
+    draw_pairs,
+    mean_square,
+    TimePairs,
+    weighted,
+)
 
 
 class Guidance(eqx.Module):
@@ -47,6 +58,8 @@ class Guidance(eqx.Module):
     def __check_init__(self):
         if not is_traced(self.mix) and not self.mix < 1:
             raise ValueError(f"`mix` must be below 1, got {self.mix}; the scale is `scale / (1 - mix)`.")
+        if not is_traced(self.dropout) and not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be a probability below 1, got {self.dropout}.")
 
     def velocity(self, flow_map, example: Example, s, x, v, dropped, keywords):
         """The guided velocity of an example, and its condition."""
@@ -78,9 +91,10 @@ class _Error(eqx.Module):
 
 
 @eqx.filter_jit
-def _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error: _Error):
+def _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error: _Error, ordered: bool):
     dkey, gkey = jr.split(key)
-    examples, (s, t) = draw(flow_map, x1, cond, dkey, source, coupling, pairs, mask)
+    law = ft.partial(draw_pairs, ordered=ordered)
+    examples, (s, t) = draw(flow_map, x1, cond, dkey, source, coupling, pairs, mask, law=law)
     dropped = None if error.guidance is None else jr.bernoulli(gkey, error.guidance.dropout, s.shape)
     return mean_over_batch(error, flow_map, (examples, s, t, dropped), block=block)[0]
 
@@ -109,20 +123,21 @@ def mean_flow_loss(
 
     **Arguments:**
 
-    - `flow_map`: the map.
+    - `flow_map`: the map, of two times.
     - `x1`, `cond`, `source`, `coupling`, `mask`, `block`: as in `fk.flow_matching_loss`.
-    - `pairs`: the law of the two times, `(num, *, key) -> (s, t)`.
+    - `pairs`: the law of the two times, `(num, *, key) -> (s, t)`, with `s <= t`.
     - `weight`: of the errors; none by default.
     - `guidance`: trains a guided map; needs `cond`.
 
-    **Raises:** `ValueError` for batches that do not fit together, guidance without a condition, and networks without a
-    forward-mode derivative.
+    **Raises:** `ValueError` for batches that do not fit together, guidance without a condition, pairs with `s > t`, and
+    networks without a forward-mode derivative.
 
     **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv 2505.13447).
     """
-    _check(x1, cond, mask, guidance, block)
+    check_ordered(pairs)
+    _check(flow_map, x1, cond, mask, guidance, block)
     error = _Error(along_model=False, weight=weight, guidance=guidance)
-    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error)
+    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True)
 
 
 def improved_mean_flow_loss(
@@ -148,9 +163,10 @@ def improved_mean_flow_loss(
 
     **Reference:** Geng et al., Improved Mean Flows, 2025 (arXiv 2512.02012).
     """
-    _check(x1, cond, mask, guidance, block)
+    check_ordered(pairs)
+    _check(flow_map, x1, cond, mask, guidance, block)
     error = _Error(along_model=True, weight=weight, guidance=guidance)
-    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error)
+    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True)
 
 
 def back_flow_loss(
@@ -172,13 +188,21 @@ def back_flow_loss(
     `x1 - u(x1, 1, 0)`, each in one step: `fk.few_step.sample` and `fk.few_step.encode`. Arguments and errors are those
     of `mean_flow_loss`.
     """
-    _check(x1, cond, mask, None, block)
+    _check(flow_map, x1, cond, mask, None, block)
     error = _Error(along_model=True, weight=weight, guidance=None)
-    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error)
+    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, False)
 
 
-def _check(x1, cond, mask, guidance, block) -> None:
+def _check(flow_map, x1, cond, mask, guidance, block) -> None:
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
-    if guidance is not None and not jax.tree.leaves(cond):
+    check_all_pairs(flow_map)
+    if guidance is None:
+        return
+    if not jax.tree.leaves(cond):
         raise ValueError("`guidance` needs `cond`, the condition that it strengthens.")
+    if guidance.null is not None:
+        of_example = jax.tree.map(lambda leaf: leaf.shape[1:], cond)
+        of_null = jax.tree.map(jnp.shape, guidance.null)
+        if of_example != of_null:
+            raise ValueError(f"`null` must be the condition of one example, of shape {of_example}, got {of_null}.")

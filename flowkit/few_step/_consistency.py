@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowkit._blocks import check_block, mean_over_batch
+from flowkit._checks import accepts
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._predictions import Velocity
@@ -40,7 +41,8 @@ class _Error(eqx.Module):
         if self.teacher is None:
             v = Velocity().evaluate(c, example.x0, example.x1)
         else:
-            v = jax.lax.stop_gradient(self.teacher(s, x, example.cond))
+            masks = {"mask": example.mask} if example.mask is not None and accepts(self.teacher, "mask") else {}
+            v = jax.lax.stop_gradient(self.teacher(s, x, example.cond, **masks))
         u, du = total_derivative(flow_map, s, jnp.ones_like(s), x, v, example.cond, **keywords)
         step = jax.lax.stop_gradient(u) - (v + (1 - s) * du)
         if self.clamp is not None:
@@ -116,7 +118,8 @@ def facm_loss(
     - `relaxation`: $q$; `None` for $a = 1$.
     - `cosine`: adds $1 - \cos(u, v)$ over the last axis to the anchor.
     - `late_weight`: whether $\beta$ is the cosine, or 1.
-    - `teacher`: a velocity field in place of the velocity of the pair, for distillation; called `(t, x, cond)`.
+    - `teacher`: a velocity field in place of the velocity of the pair, for distillation; called `(t, x, cond)`, and
+      with `mask=` if it takes one.
 
     **Returns:** the loss, and `{"consistency": ..., "anchor": ...}`, whose sum it is.
 
@@ -124,6 +127,9 @@ def facm_loss(
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
+    for name, value in (("clamp", clamp), ("relaxation", relaxation)):
+        if value is not None and not value > 0:
+            raise ValueError(f"`{name}` must be positive, or `None` to do without, got {value}.")
     error = _Error(True, weight, clamp, relaxation, cosine, late_weight, teacher)
     return _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error)
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from flowkit._checks import accepts, check_time
 from flowkit._flow import Flow, network_keywords, zero_masked
 from flowkit._paths import AbstractPath, as_time, LinearPath
-from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar, Times
+from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar, Times
 
 
 def both_times(s: Scalar, t: Scalar) -> Float[Array, " 2"]:
@@ -34,10 +34,16 @@ def both_times(s: Scalar, t: Scalar) -> Float[Array, " 2"]:
 def expanded_interval(s: Scalar, t: Scalar) -> Float[Array, ""]:
     """What a network of one time sees: `s` for jumps to the end, `2 - s` for the velocity at `s`, which meet at 1.
 
-    For the two slices `t = 1` and `t = s` of `facm_loss` and `consistency_loss` only; no other pair is told apart.
+    For the two slices `t = 1` and `t = s` of `facm_loss` and `consistency_loss` only; any other pair that is known is a
+    `ValueError`.
 
     **Reference:** Peng et al., FACM, 2025 (arXiv 2507.03738).
     """
+    if not is_traced(s, t) and t != s and t != 1:
+        raise ValueError(
+            f"`t` must be `s` or 1 for a map with `times=expanded_interval`, got s={s} and t={t}; a map with "
+            "`both_times` has all pairs."
+        )
     return jnp.where(jnp.asarray(s) == t, 2 - jnp.asarray(s), s)
 
 
@@ -147,11 +153,15 @@ def total_derivative(
     along = lambda s, x: flow_map(s, t, x, *args, **keywords)
     try:
         value, derivative = jax.jvp(along, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype)))
-    except TypeError as error:
-        if "forward-mode" not in str(error):
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if not any(message in str(error) for message in _NO_FORWARD_MODE):
             raise
         raise ValueError(
             "`flow_map` holds a function without a forward-mode derivative (a `custom_vjp`, such as a fused attention "
             "kernel); build the network from plain operations, as `fk.nn.Attention` is."
         ) from error
     return value, jax.lax.stop_gradient(derivative)
+
+
+_NO_FORWARD_MODE = ("forward-mode", "do not support JVP", "Differentiation rule for")
+"""What JAX says of functions with a gradient of their own, of callbacks, and of primitives without any rule."""

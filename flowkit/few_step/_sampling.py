@@ -13,7 +13,7 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import zero_masked
 from flowkit._paths import AbstractPath, LinearPath
 from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey
-from flowkit.few_step._flow_map import jump
+from flowkit.few_step._flow_map import expanded_interval, FlowMap, jump
 
 
 def sample(
@@ -49,9 +49,17 @@ def sample(
       of the map: multi-step sampling of consistency models (arXiv 2303.01469).
 
     **Returns:** `(num_samples, *shape)`.
+
+    **Raises:** `ValueError` for a grid that does not increase from 0 to 1, and for several steps without `renoise` of a
+    map with `times=expanded_interval`.
     """
     check_sampling(shape, num_samples, cond, cond_axes, mask)
     times = _grid(num_steps, grid)
+    if _jumps_to_the_end_only(flow_map) and len(times) > 2 and not renoise:
+        raise ValueError(
+            "`flow_map` has `times=expanded_interval` and jumps to t = 1 only: give `renoise=True` for several steps, "
+            "or sample `velocity_of(flow_map)`."
+        )
     return _sample(flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask)
 
 
@@ -92,10 +100,22 @@ def encode(
     """
     x = jnp.asarray(x1)
     check_example("x1", x, mask)
+    if _jumps_to_the_end_only(flow_map):
+        raise ValueError("`flow_map` has `times=expanded_interval` and cannot encode; build it with `both_times`.")
+    return _encode(flow_map, x, cond, _grid(num_steps, grid)[::-1], mask)
+
+
+@eqx.filter_jit
+def _encode(flow_map, x, cond, times, mask):
+    flow_map = eqx.nn.inference_mode(flow_map)
     x = x if mask is None else zero_masked(x, mask)
-    times = jnp.asarray(_grid(num_steps, grid)[::-1], x.dtype)
+    times = jnp.asarray(times, x.dtype)
     step = lambda x, pair: (jump(flow_map, pair[0], pair[1], x, cond, mask), None)
     return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+
+
+def _jumps_to_the_end_only(flow_map: Callable) -> bool:
+    return isinstance(flow_map, FlowMap) and flow_map.times is expanded_interval
 
 
 def _grid(num_steps: int, grid: Sequence[float] | None) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from flowkit._predictions import Velocity
 from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey
 from flowkit.few_step._flow_map import FlowMap
-from flowkit.few_step._training import check_batch, draw, mean_square, weighted
+from flowkit.few_step._training import check_all_pairs, check_batch, draw, mean_square, weighted
 
 
 def shortcut_loss(
@@ -56,6 +56,7 @@ def shortcut_loss(
     **Reference:** Frans et al., One Step Diffusion via Shortcut Models, 2024 (arXiv 2410.12557).
     """
     check_batch(x1, cond, mask)
+    check_all_pairs(flow_map)
     num_jumps = round(fraction * x1.shape[0])
     if not 0 < num_jumps < x1.shape[0]:
         raise ValueError(

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from flowkit._checks import check_data, check_rows
 from flowkit._heads import PointHead
-from flowkit._losses import draw_examples, Example
+from flowkit._losses import draw_examples, draw_times, Example
 from flowkit._times import uniform
 from flowkit._types import is_traced, PRNGKey, Scalar
+from flowkit.few_step._flow_map import expanded_interval, FlowMap
 
 
 class TimePairs(eqx.Module):
@@ -43,7 +44,8 @@ class TimePairs(eqx.Module):
 
     def __call__(self, num: int, *, key: PRNGKey) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
         first_key, second_key, equal_key = jr.split(key, 3)
-        s, t = self.first(num, key=first_key), self.second(num, key=second_key)
+        dtype = jnp.result_type(float)
+        s, t = draw_times(self.first, num, dtype, first_key), draw_times(self.second, num, dtype, second_key)
         if self.ordered:
             s, t = jnp.minimum(s, t), jnp.maximum(s, t)
         return s, jnp.where(jr.bernoulli(equal_key, self.equal, (num,)), s, t)
@@ -63,6 +65,13 @@ class AdaptiveWeight(eqx.Module):
     power: float = 1.0
     constant: float = 1e-3
     summed: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self):
+        if not is_traced(self.power, self.constant) and not (self.power >= 0 and self.constant > 0):
+            raise ValueError(
+                f"`power` must not be negative and `constant` must be positive, since an error may be zero; got "
+                f"{self.power} and {self.constant}."
+            )
 
     def __call__(self, error: Float[Array, ""], num_entries: Scalar) -> Float[Array, ""]:
         error = error * num_entries if self.summed else error
@@ -88,8 +97,43 @@ def check_batch(x1: Any, cond: Any, mask: Any) -> None:
     check_rows("cond", cond, x1.shape[0], "example of `x1`")
 
 
-def draw(flow_map, x1, cond, key, source, coupling, times, mask) -> tuple[Example, Any]:
-    """Noise, data and keys of a batch, whose times `(num,)` the law gives as it does."""
+def check_all_pairs(flow_map: FlowMap) -> None:
+    """Raises for a map that does not tell all pairs of times apart."""
+    if flow_map.times is expanded_interval:
+        raise ValueError(
+            "`flow_map` has `times=expanded_interval`, which only `facm_loss` and `consistency_loss` train; build it "
+            "with `both_times`."
+        )
+
+
+def check_ordered(pairs: Callable) -> None:
+    """Raises for a law that is known to give pairs with `s > t`."""
+    if isinstance(pairs, TimePairs) and not pairs.ordered:
+        raise ValueError(
+            "`pairs` has `ordered=False`, but this loss trains jumps towards the data, s <= t; use `back_flow_loss` "
+            "for both directions."
+        )
+
+
+def draw_pairs(pairs: Callable, num: int, dtype: Any, key: PRNGKey, *, ordered: bool) -> tuple[Array, Array]:
+    """The two times of a law, each `(num,)`; those of a user's law are checked."""
+    s, t = pairs(num, key=key)
+    if s.shape != (num,) or t.shape != (num,):
+        raise ValueError(
+            f"`pairs` must return two arrays of shape {(num,)} when asked for {num} pairs, but returned {s.shape} and "
+            f"{t.shape}."
+        )
+    if not isinstance(pairs, TimePairs):
+        outside = jnp.any((s < 0) | (s > 1) | (t < 0) | (t > 1))
+        s = eqx.error_if(s, outside, "`pairs` drew a time outside [0, 1] (0 is noise, 1 is data).")
+        if ordered:
+            message = "`pairs` drew s > t, but this loss trains jumps towards the data; use `back_flow_loss`."
+            s = eqx.error_if(s, jnp.any(s > t), message)
+    return s.astype(dtype), t.astype(dtype)
+
+
+def draw(flow_map, x1, cond, key, source, coupling, times, mask, *, law=draw_times) -> tuple[Example, Any]:
+    """Noise, data and keys of a batch, and its times, which `law(times, num, dtype, key)` draws."""
     ekey, tkey = jr.split(key)
     examples = draw_examples(flow_map, x1, cond, ekey, source, coupling, uniform, mask)
-    return examples, jax.tree.map(lambda t: t.astype(x1.dtype), times(x1.shape[0], key=tkey))
+    return examples, law(times, x1.shape[0], x1.dtype, tkey)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowkit._types import PRNGKey, Scalar, Times
+from flowkit._types import PRNGKey, Times
 from flowkit.nn._feed_forward import FeedForward
 
 
@@ -97,7 +97,7 @@ class SinusoidalTime(AbstractTimeEmbedding):
         self.scale = scale
         self.endpoint = endpoint
 
-    def __call__(self, t: Scalar) -> Float[Array, " size"]:
+    def __call__(self, t: Times) -> Float[Array, " size"]:
         half = self.out_size // 2
         exponents = np.arange(half) / (half - 1 if self.endpoint else half)
         return _sines(t, self.scale * self.max_period**-exponents)
@@ -116,7 +116,7 @@ class ZeroToOneTime(AbstractTimeEmbedding):
             raise ValueError(f"`size` must be even and at least 2 (sines and cosines), got {size}.")
         self.out_size = size
 
-    def __call__(self, t: Scalar) -> Float[Array, " size"]:
+    def __call__(self, t: Times) -> Float[Array, " size"]:
         return _sines(t, np.pi * np.arange(1, self.out_size // 2 + 1))
 
 
@@ -159,7 +159,12 @@ def _as_float(t: Times) -> Float[Array, "..."]:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 
 
-def _sines(t: Scalar, frequencies: np.ndarray) -> Float[Array, " size"]:
+def _sines(t: Times, frequencies: np.ndarray) -> Float[Array, " size"]:
     array = _as_float(t)
+    if array.shape != ():
+        raise ValueError(
+            f"`t` must be one time, got shape {array.shape}; for the two times of a flow map wrap the embedding, "
+            "`fk.nn.TwoTimes(embedding)`."
+        )
     angles = array * jnp.asarray(frequencies, array.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
