@@ -51,7 +51,7 @@ class EntropicCoupling(eqx.Module):
 
     **Arguments:**
 
-    - `epsilon`: the regularisation, relative to the spread: the mean of $C_{ij}$ after both batches are moved to mean 0.
+    - `epsilon`: the regularisation, relative to the spread, the mean of $C_{ij}$ once both batches have mean zero.
     - `max_iterations`: of Sinkhorn, which stops earlier at relative marginal errors below `tolerance`.
     - `tolerance`: the relative error of a row's marginal.
 

@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ def planned_pairs(
     coupling: Coupling = assignment,
     num_workers: int | None = None,
     key: PRNGKey,
-) -> Iterator[Pairs]:
+) -> Generator[Pairs, None, None]:
     r"""Batches of pairs by a plan over a larger batch, made by threads on the host while the device trains.
 
     A plan is the nearer to that of the populations the larger its batch, and solvers on the host (`fk.assignment`,
@@ -60,7 +60,8 @@ def planned_pairs(
     - `coupling`: `fk.assignment`, or any other one without weights.
     - `num_workers`: threads, each with a plan of its own at a time; one per processor and at most 8 if `None`.
 
-    **Yields:** `Pairs(x0, x1, cond)`, NumPy arrays of leading size `batch_size`.
+    **Yields:** `Pairs(x0, x1, cond)`, NumPy arrays of leading size `batch_size`. The threads end with the generator, or
+    by its `close()`.
 
     **Reference:** for plans over larger batches than the one of a step, Cheng and Schwing (2025), arXiv 2503.10636.
     """
@@ -71,7 +72,7 @@ def planned_pairs(
     return _pairs(batches, batch_size, source, coupling, num_workers or min(os.cpu_count() or 1, 8), key)
 
 
-def _pairs(batches, batch_size, source, coupling, num_workers, key) -> Iterator[Pairs]:
+def _pairs(batches, batch_size, source, coupling, num_workers, key) -> Generator[Pairs, None, None]:
     pool = ThreadPoolExecutor(num_workers)
     ahead: collections.deque[Future[Pairs]] = collections.deque()
     try:

@@ -40,7 +40,7 @@ def point_assignment(
     $\sum_i \|x_{0,\pi(i)} - x_{1,i}\|^2$ over valid points.
 
     Noise points are exchangeable, so this is legitimate for any model of sets, conditional ones too. Solved on the
-    host (scipy), several clouds at a time: about 4 ms for a cloud of 256 points, and cubic; for more than about 500 use
+    host (scipy), several clouds at a time: some ms for a cloud of 256 points, and cubic; for more than about 500 use
     `fk.EntropicPointAssignment`, or assign once with `fk.superset_pairs`.
 
     **Arguments:**

@@ -202,8 +202,8 @@ def _best_shift(f: Array, g: Array, rho: tuple[float, float]) -> Float[Array, ""
     """The number that, added to `f` and taken from `g`, is best for the dual problem; plans do not see it."""
     if math.isinf(rho[0]) and math.isinf(rho[1]):
         return jnp.zeros((), f.dtype)
-    gap = [0.0 if math.isinf(r) else logsumexp(-p / r) - math.log(len(p)) for p, r in zip((f, g), rho, strict=True)]
-    return (gap[0] - gap[1]) / (1 / rho[0] + 1 / rho[1])
+    log_mass = lambda p, r: jnp.zeros((), p.dtype) if math.isinf(r) else logsumexp(-p / r) - math.log(len(p))
+    return (log_mass(f, rho[0]) - log_mass(g, rho[1])) / (1 / rho[0] + 1 / rho[1])
 
 
 def soft_minima(cost: Float[Array, "n m"], mask_rows: Bool[Array, " n"], mask_columns: Bool[Array, " m"]) -> SoftMinima:
