@@ -17,6 +17,12 @@ from flowkit import _typecheck as _typecheck
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
 _install_import_hook("flowkit", f"{_typecheck.__name__}.checked_when_called")
 
+from flowkit._batch_couplings import (
+    ConditionalAssignment as ConditionalAssignment,
+    EntropicCoupling as EntropicCoupling,
+    Plan as Plan,
+    UnbalancedCoupling as UnbalancedCoupling,
+)
 from flowkit._couplings import (
     assignment as assignment,
     ChainedCouplings as ChainedCouplings,
@@ -58,6 +64,7 @@ from flowkit._paths import (
     PolynomialPath as PolynomialPath,
     VariancePreservingPath as VariancePreservingPath,
 )
+from flowkit._plans import Pairs as Pairs, planned_pairs as planned_pairs
 from flowkit._point_couplings import (
     AlignedAssignment as AlignedAssignment,
     EntropicPointAssignment as EntropicPointAssignment,

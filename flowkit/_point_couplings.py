@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import check_data
-from flowkit._couplings import Coupling, Pairing, reorder_source
+from flowkit._couplings import Coupling, NO_ASSIGNMENT, Pairing, reorder_source
 from flowkit._transport import (
     improve_by_swaps,
     round_to_permutation,
@@ -40,7 +40,7 @@ def point_assignment(
     $\sum_i \|x_{0,\pi(i)} - x_{1,i}\|^2$ over valid points.
 
     Noise points are exchangeable, so this is legitimate for any model of sets, conditional ones too. Solved on the
-    host (scipy), several clouds at a time: about 4 ms for a cloud of 256 points, and cubic; for more than about 500 use
+    host (scipy), several clouds at a time: some ms for a cloud of 256 points, and cubic; for more than about 500 use
     `fk.EntropicPointAssignment`, or assign once with `fk.superset_pairs`.
 
     **Arguments:**
@@ -53,10 +53,9 @@ def point_assignment(
     """
     del cond, key
     _check_clouds(x0, x1, mask)
-    failure = "`x0` or `x1` holds NaN or infinity, so there is no assignment; check the data."
 
     def one(x0, x1, mask):
-        columns = solve_assignment(squared_costs(x1, x0), mask, mask, failure=failure)
+        columns = solve_assignment(squared_costs(x1, x0), mask, mask, failure=NO_ASSIGNMENT)
         return jnp.where(mask, columns, jnp.arange(mask.shape[0], dtype=columns.dtype))
 
     return Pairing(x0=_reorder(x0, jax.vmap(one)(*_centred(x0, x1, mask))))

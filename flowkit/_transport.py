@@ -1,6 +1,8 @@
 """Optimal transport between two weighted sets, given their costs: exact on the host, entropic on the device."""
 
+import contextlib
 import functools as ft
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,7 +13,14 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
-from flowkit._types import AnyArray, FloatArray
+from flowkit._types import AnyArray, FloatArray, is_traced
+
+
+# Assignments of fewer rows are solved faster as they are.
+_REDUCED_FROM = 128
+
+# Of their reduction: how often the regularisation is lowered, and the iterations at each.
+_STAGES, _ITERATIONS = 8, 8
 
 
 def solve_assignment(
@@ -24,22 +33,62 @@ def solve_assignment(
     """For each valid row the column assigned to it at the least total cost, exactly; no gradient flows through it.
 
     Solved on the host (scipy) in `O(n^3)`; the problems of a `jax.vmap` go to the host at once, and there to threads.
+    Large problems are first reduced on the device by approximate dual potentials, which changes no assignment and makes
+    the host several times faster.
 
     **Arguments:**
 
-    - `cost`: `(n, m)`.
+    - `cost`: `(n, m)`; infinity forbids a pair.
     - `mask_rows`, `mask_columns`: which rows and columns take part, all if `None`; as many of one as of the other.
     - `failure`: the message of a `ValueError` where there is no assignment. If `None`, the columns are -1 there.
 
     **Returns:** columns, -1 for rows that take no part.
     """
     rows, columns = (
-        jnp.ones(size, bool) if mask is None else mask
+        np.ones(size, bool) if mask is None else mask
         for size, mask in zip(cost.shape, (mask_rows, mask_columns), strict=True)
     )
-    result = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
+    cost = jax.lax.stop_gradient(cost)
+    if min(cost.shape) >= _REDUCED_FROM:
+        cost = _reduce(cost, rows, columns)
     solve = ft.partial(_solve_on_host, failure=failure)
-    return jax.pure_callback(solve, result, jax.lax.stop_gradient(cost), rows, columns, vmap_method="broadcast_all")
+    if not is_traced(cost, rows, columns):
+        # Without a callback, in which threads of the host would wait for those of the device.
+        return jnp.asarray(solve(cost, rows, columns))
+    result = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
+    return jax.pure_callback(solve, result, cost, rows, columns, vmap_method="broadcast_all")
+
+
+@jax.jit
+def _reduce(
+    cost: Float[Array, "n m"], rows: Bool[AnyArray, " n"], columns: Bool[AnyArray, " m"]
+) -> Float[Array, "n m"]:
+    """The cost less potentials of its rows and columns that are nearly optimal ones.
+
+    The solver adds rows one by one along shortest paths, which are short where good pairs have reduced costs near zero.
+    The potentials are entropic ones. Unlike in `sinkhorn` the exponentials are taken once for several iterations, which
+    is as good as exact here, and several times faster: products that vanish in between are replaced by small numbers.
+    """
+    valid = rows[:, None] & columns & jnp.isfinite(cost)
+    mean = jnp.sum(jnp.where(valid, cost, 0)) / jnp.maximum(jnp.sum(valid, dtype=cost.dtype), 1)
+    spread = jnp.maximum(mean - jnp.min(cost, where=valid, initial=jnp.inf), 1e-30)
+    inverse = lambda sums: 1 / jnp.maximum(sums, 1e-30)
+
+    def stage(k: Int[Array, ""], potentials: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, g = potentials
+        epsilon = spread * 1e-3 ** ((k + 1).astype(cost.dtype) / _STAGES)
+        scores = jnp.where(valid, (g - cost) / epsilon, -jnp.inf)
+        top = jnp.max(scores, axis=1, initial=jnp.finfo(cost.dtype).min)
+        kernel = jnp.exp(scores - top[:, None])
+        u, v = jnp.ones_like(top), jnp.ones_like(g)
+        for _ in range(_ITERATIONS):
+            u = inverse(kernel @ v)
+            v = inverse(u @ kernel)
+        return epsilon * (jnp.log(u) - top), g + epsilon * jnp.log(v)
+
+    zeros = [jnp.zeros(size, cost.dtype) for size in cost.shape]
+    f, g = jax.lax.fori_loop(0, _STAGES, stage, (zeros[0], zeros[1]))
+    return cost - jnp.where(rows, f, 0)[:, None] - jnp.where(columns, g, 0)
 
 
 def _solve_on_host(cost: AnyArray, rows: AnyArray, columns: AnyArray, *, failure: str | None) -> np.ndarray:
@@ -61,9 +110,11 @@ def _solve_one(cost: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, failu
     valid_rows, valid_columns = np.flatnonzero(rows), np.flatnonzero(columns)
     if len(valid_rows) < len(rows) or len(valid_columns) < len(columns):
         cost = cost[np.ix_(valid_rows, valid_columns)]
-    if len(valid_rows) == len(valid_columns) and np.isfinite(cost).all():
-        indices[valid_rows] = valid_columns[linear_sum_assignment(cost)[1]]
-    elif failure is not None:
+    if len(valid_rows) == len(valid_columns):
+        with contextlib.suppress(ValueError):  # of NaN, and of rows or columns whose pairs are all forbidden
+            indices[valid_rows] = valid_columns[linear_sum_assignment(cost)[1]]
+            return indices
+    if failure is not None:
         raise ValueError(failure)
     return indices
 
@@ -97,8 +148,13 @@ def sinkhorn(
     *,
     tolerance: float,
     max_iterations: int,
+    rho: tuple[float, float] = (math.inf, math.inf),
 ) -> Potentials:
     r"""The potentials of $\min_P \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top)$, in logarithms.
+
+    With finite `rho` the marginals of $P$ are free, at the price $\rho_a \mathrm{KL}(P 1 \,\|\, a) + \rho_b
+    \mathrm{KL}(P^\top 1 \,\|\, b)$: each half of an iteration is multiplied by $\rho / (\rho + \epsilon)$, and what
+    one potential has too much the other one gets, which saves most iterations.
 
     The regularisation falls from `start` to `epsilon` by 0.7 each iteration, or faster, to be there after half of
     `max_iterations`; that takes the potentials across in few iterations. Runs under `jax.jit` and `jax.vmap`; no
@@ -111,9 +167,11 @@ def sinkhorn(
     - `epsilon`, `start`: of the unit of the cost, positive.
     - `tolerance`: stops at this relative error of the rows' marginals, $\max_i |(P 1)_i - a_i| / a_i$.
     - `max_iterations`: stops then in any case.
+    - `rho`: of rows and columns, of the unit of the cost; finite only for equal weights of all rows and columns.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Peyre and Cuturi, Computational Optimal
-    Transport (2019), arXiv 1803.00567.
+    Transport (2019), arXiv 1803.00567. Free marginals: Chizat et al., Scaling Algorithms for Unbalanced Transport
+    Problems (2016), arXiv 1607.05816; Sejourne et al., Faster Unbalanced Optimal Transport (2022), arXiv 2201.00730.
     """
     epsilon, start = jax.lax.stop_gradient((epsilon, start))
     decay = jnp.minimum(0.7, (epsilon / start) ** (2 / max_iterations))
@@ -121,11 +179,13 @@ def sinkhorn(
     def step(state: Potentials) -> Potentials:
         falling = start * decay ** (state.iterations + 1).astype(start.dtype)
         now = jnp.maximum(epsilon, falling)
-        f = minima.rows(state.g, now)
+        f = minima.rows(state.g, now) / (1 + now / rho[0])
         # The row sums of the plan before this step are a_i exp((f_old - f_new) / epsilon).
         error = jnp.max(jnp.abs(jnp.expm1((state.f - f) / now)))
         error = jnp.where(falling > decay * epsilon, jnp.inf, error)  # the step before was not at this epsilon yet
-        return Potentials(f, minima.columns(f, now), error, state.iterations + 1)
+        g = minima.columns(f, now) / (1 + now / rho[1])
+        shift = _best_shift(f, g, rho)
+        return Potentials(f + shift, g - shift, error, state.iterations + 1)
 
     n, m = sizes
     first = Potentials(
@@ -136,6 +196,14 @@ def sinkhorn(
     )
     unfinished = lambda state: (state.error > tolerance) & (state.iterations < max_iterations)
     return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, step, first))
+
+
+def _best_shift(f: Array, g: Array, rho: tuple[float, float]) -> Float[Array, ""]:
+    """The number that, added to `f` and taken from `g`, is best for the dual problem; plans do not see it."""
+    if math.isinf(rho[0]) and math.isinf(rho[1]):
+        return jnp.zeros((), f.dtype)
+    log_mass = lambda p, r: jnp.zeros((), p.dtype) if math.isinf(r) else logsumexp(-p / r) - math.log(len(p))
+    return (log_mass(f, rho[0]) - log_mass(g, rho[1])) / (1 / rho[0] + 1 / rho[1])
 
 
 def soft_minima(cost: Float[Array, "n m"], mask_rows: Bool[Array, " n"], mask_columns: Bool[Array, " m"]) -> SoftMinima:
@@ -207,12 +275,18 @@ def improve_by_swaps(
     return jax.lax.while_loop(unfinished, step, (columns, 0, jnp.asarray(True)))[0]
 
 
+@jax.jit
 def squared_costs(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
     """$|x_i - y_j|^2$ between the flattened rows of two batches, each moved to mean zero, without gradient.
 
     Moving a batch changes no optimal permutation, and keeps the products of far-away batches exact.
     """
+    x, y = (jnp.reshape(z, (z.shape[0], -1)) for z in (x, y))
+    return squared_distances(x - jnp.mean(x, axis=0), y - jnp.mean(y, axis=0))
+
+
+def squared_distances(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
+    """$|x_i - y_j|^2$ between the flattened rows of two batches, without gradient."""
     x, y = (jax.lax.stop_gradient(jnp.reshape(z, (z.shape[0], -1))) for z in (x, y))
-    x, y = (z - jnp.mean(z, axis=0) for z in (x, y))
     inner = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1) - 2 * inner

@@ -30,6 +30,8 @@ CORE = {
     "_times": {"_types", "_checks"},
     "_transport": {"_types"},
     "_couplings": {"_types", "_checks", "_transport"},
+    "_batch_couplings": {"_types", "_checks", "_transport", "_couplings"},
+    "_plans": {"_types", "_checks", "_couplings", "_distributions"},
     "_point_couplings": {"_types", "_checks", "_transport", "_couplings"},
     "_predictions": {"_types", "_checks", "_paths"},
     "_flow": {"_types", "_checks", "_paths", "_predictions", "_heads"},

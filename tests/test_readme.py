@@ -101,6 +101,7 @@ PAGES = [
         "latents",
         "one-step",
         "datasets",
+        "couplings",
         "set-couplings",
         "metrics",
         "networks",

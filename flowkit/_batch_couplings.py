@@ -1,0 +1,293 @@
+r"""Couplings of whole examples by other plans than the exact one: entropic, unbalanced, and aware of conditions.
+
+A plan is a matrix of probabilities $P_{ij}$, with the data as its rows and the source as its columns.
+"""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+
+from flowkit._checks import check_rows
+from flowkit._couplings import check_batches, Pairing
+from flowkit._transport import sinkhorn, soft_minima, solve_assignment, squared_costs, squared_distances
+from flowkit._types import Cond, FloatArray, is_traced, Number, PRNGKey
+
+
+# A plan with more effective partners than this part of the batch is refused.
+_DIFFUSE = 0.9
+
+
+class Plan(NamedTuple):
+    """An entropic plan of a batch."""
+
+    log_probs: Float[Array, "batch batch"]
+    """Logarithms of the plan divided by its mass; rows are data, columns the source."""
+    mass: Float[Array, ""]
+    """The mass of the plan, 1 if both of its marginals are prescribed."""
+    num_partners: Float[Array, ""]
+    """The effective number of partners of an example: 1 for a permutation, the size of the batch if independent."""
+    error: Float[Array, ""]
+    """The largest relative change that a further iteration made to a row; of the rows' marginals, if prescribed."""
+    iterations: Int[Array, ""]
+
+
+class EntropicCoupling(eqx.Module):
+    r"""Entropic optimal transport of the batch, on the device: every datum draws its noise from its row of
+
+    $$\min_P\; \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top), \qquad P 1 = a,\quad P^\top 1 = b$$
+
+    with $C_{ij} = \|x_{1,i} - x_{0,j}\|^2$ and equal weights $a_i = b_j = 1/B$. Between `fk.assignment`
+    ($\epsilon \to 0$) and `fk.independent` ($\epsilon \to \infty$). With $\epsilon = 2 \sigma^2$ the plan is that of
+    a Schroedinger bridge of noise $\sigma$ between the two batches.
+
+    Data keep their order, so labels stay with their examples; a noise example may be drawn more than once, or not at
+    all, and the law of the noise is kept on average.
+
+    **Arguments:**
+
+    - `epsilon`: the regularisation, relative to the spread, the mean of $C_{ij}$ once both batches have mean zero.
+    - `max_iterations`: of Sinkhorn, which stops earlier at relative marginal errors below `tolerance`.
+    - `tolerance`: the relative error of a row's marginal.
+
+    **Raises:** for a plan that is diffuse, whose effective number of partners is over nine tenths of the batch: it is
+    hardly another one than `fk.independent`. A `ValueError` where values are known, else an error at run time.
+
+    **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Pooladian et al., Multisample Flow Matching
+    (2023), arXiv 2304.14772; Tong et al. (2024), arXiv 2302.00482.
+    """
+
+    epsilon: float = 0.05
+    max_iterations: int = 1000
+    tolerance: float = 1e-3
+
+    def __init__(self, epsilon: Number = 0.05, max_iterations: int = 1000, tolerance: Number = 1e-3):
+        _check_sinkhorn(epsilon, max_iterations, tolerance)
+        self.epsilon, self.max_iterations, self.tolerance = float(epsilon), max_iterations, float(tolerance)
+
+    def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
+        """The plan of a batch, to see how diffuse it is."""
+        check_batches(x0, x1)
+        return _solve(x0, x1, self, (math.inf, math.inf))
+
+    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+        del cond
+        log_probs = _sharp(self.plan(x0, x1), "lower `epsilon`")
+        return Pairing(source=jr.categorical(key, log_probs, axis=1))
+
+
+class UnbalancedCoupling(eqx.Module):
+    r"""Unbalanced transport of the batch, on the device: examples that are far from all others lose mass.
+
+    $$\min_P\; \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top)
+      + \rho_1 \mathrm{KL}(P 1 \,\|\, a) + \rho_0 \mathrm{KL}(P^\top 1 \,\|\, b)$$
+
+    with the data as rows. Then $P$ is divided by its mass, each datum $i$ is taken $B \nu_i$ times on average, rounded
+    up or down, where $\nu = P 1$, and draws its noise from its row. The flow ends at the data as $\nu$ weighs them:
+    less of outliers, and less of what the source does not reach.
+
+    With `weight_power` $k$ the loss of a pair is multiplied by $(B \nu_i)^{-k}$, limited to `max_weight`. Then $k = 1$
+    restores the data as they are, and $k > 1$ stresses what is rare.
+
+    **Arguments:**
+
+    - `rho0`, `rho1`: how strongly the marginals of source and data are held, relative to the spread as `epsilon` is;
+      `math.inf` prescribes a marginal. With both infinite this is `fk.EntropicCoupling`.
+    - `epsilon`, `max_iterations`, `tolerance`: as in `fk.EntropicCoupling`.
+    - `weight_power`: the power $k$; 0 for no weights.
+    - `max_weight`: the largest weight.
+
+    **Raises:** for a diffuse plan, as `fk.EntropicCoupling` does.
+
+    **Reference:** Chizat et al. (2016), arXiv 1607.05816; Eyring et al., Unbalancedness in Neural Monge Maps Improves
+    Unpaired Domain Translation (2024), arXiv 2311.15100. Weights: Song et al., Reweighted Flow Matching via Unbalanced
+    OT for Label-free Long-tailed Generation (2025), arXiv 2509.25713.
+    """
+
+    rho0: float = math.inf
+    rho1: float = 2.0
+    epsilon: float = 0.05
+    weight_power: float = 0.0
+    max_weight: float = 10.0
+    max_iterations: int = 1000
+    tolerance: float = 1e-3
+
+    def __init__(
+        self,
+        rho0: Number = math.inf,
+        rho1: Number = 2.0,
+        epsilon: Number = 0.05,
+        *,
+        weight_power: Number = 0.0,
+        max_weight: Number = 10.0,
+        max_iterations: int = 1000,
+        tolerance: Number = 1e-3,
+    ):
+        _check_sinkhorn(epsilon, max_iterations, tolerance)
+        if not (rho0 > 0 and rho1 > 0):
+            raise ValueError(f"`rho0` and `rho1` must be positive, `math.inf` to hold a marginal; got {rho0}, {rho1}.")
+        if not weight_power >= 0 or not max_weight >= 1:
+            raise ValueError(
+                "`weight_power` must not be negative and `max_weight` at least 1, the weight of an average example; "
+                f"got {weight_power} and {max_weight}."
+            )
+        self.rho0, self.rho1, self.epsilon = float(rho0), float(rho1), float(epsilon)
+        self.weight_power, self.max_weight = float(weight_power), float(max_weight)
+        self.max_iterations, self.tolerance = max_iterations, float(tolerance)
+
+    def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
+        """The plan of a batch, to see how diffuse it is and what weight it gives to each example."""
+        check_batches(x0, x1)
+        return _solve(x0, x1, self, (self.rho1, self.rho0))
+
+    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+        del cond
+        rkey, ckey = jr.split(key)
+        log_probs = _sharp(
+            self.plan(x0, x1), "lower `epsilon`, or raise `rho0` and `rho1` if few examples have all mass"
+        )
+        probs = jnp.sum(jnp.exp(log_probs), axis=1)
+        num = probs.shape[0]
+        # One place in each of B equal parts: a row of probability p is met B p times, rounded up or down.
+        places = (jnp.arange(num, dtype=probs.dtype) + jr.uniform(rkey, (), probs.dtype)) / num
+        rows = jnp.minimum(jnp.searchsorted(jnp.cumsum(probs), places, side="right"), num - 1)
+        source = jr.categorical(ckey, log_probs[rows], axis=1)
+        if self.weight_power == 0:
+            return Pairing(source, rows)
+        weights = jnp.minimum((num * probs[rows]) ** -self.weight_power, self.max_weight)
+        return Pairing(source, rows, weights)
+
+
+class ConditionalAssignment(eqx.Module):
+    r"""Exact optimal transport with the condition in the cost (C2OT), so that given a condition the noise stays the
+    source.
+
+    Plain assignments tie the noise to the condition by way of the data; in sampling it is not, and samples are worse
+    than without a coupling. Here noise $j$ is drawn along with the condition $c_j$ of its batch, and goes to data of
+    like conditions:
+
+    $$C_{ij} = \|x_{1,i} - x_{0,j}\|^2 + w \|c_i - c_j\|^2,$$
+
+    infinite where labels differ. Leaves of `cond` that are integers or booleans are labels, floating-point leaves are
+    compared by distance. Unless it is given, $w$ is the one for which a part `candidates` of all $(i, j)$ has a cost of
+    at most $C_{ii}$: for $w = 0$ this is `fk.assignment`, for large $w$ nothing moves.
+
+    **Arguments:**
+
+    - `candidates`: the part of all pairs that stay candidates, in (0, 1), and above `1 / batch`, which all have: the
+      pairs as they were drawn.
+    - `weight`: $w$, instead.
+
+    **Reference:** Cheng and Schwing, The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional
+    Flow-Based Generation (2025), arXiv 2503.10636.
+    """
+
+    candidates: float = 0.05
+    weight: float | None = None
+
+    def __init__(self, candidates: Number = 0.05, weight: Number | None = None):
+        if not 0 < candidates < 1:
+            raise ValueError(f"`candidates` must be in (0, 1), a part of all pairs such as 0.05; got {candidates}.")
+        if weight is not None and not 0 <= weight < math.inf:
+            raise ValueError(f"`weight` must be finite and not negative; got {weight}.")
+        self.candidates, self.weight = float(candidates), None if weight is None else float(weight)
+
+    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+        del key
+        check_batches(x0, x1)
+        check_rows("cond", cond, x1.shape[0], "example of `x1`")
+        if not jax.tree.leaves(cond):
+            raise ValueError("`cond` holds no condition to compare; use `fk.assignment` for pairs without one.")
+        failure = "`x0`, `x1` or `cond` holds NaN or infinity, so there is no assignment; check the data."
+        return Pairing(source=solve_assignment(self._cost(x0, x1, cond), failure=failure))
+
+    @eqx.filter_jit
+    def _cost(self, x0, x1, cond) -> Float[Array, "batch batch"]:
+        cost, num = squared_costs(x1, x0), x1.shape[0]
+        same, values = jnp.ones((num, num), bool), []
+        for leaf in jax.tree.leaves(cond):
+            flat = jnp.reshape(leaf, (num, -1))
+            if jnp.issubdtype(flat.dtype, jnp.inexact):
+                values.append(flat.astype(cost.dtype))
+            else:
+                same &= jnp.all(flat[:, None] == flat, axis=2)
+        if values:
+            values = jnp.concatenate(values, axis=1)
+            differences = squared_costs(values, values)
+            cost += self._weight(x0, x1, differences, same) * differences
+        return jnp.where(same, cost, jnp.inf)
+
+    def _weight(self, x0, x1, differences, same) -> Float[Array, ""]:
+        """The weight, or the one above which fewer pairs than asked for are at most as dear as those drawn."""
+        if self.weight is not None:
+            return jnp.asarray(self.weight, differences.dtype)
+        num = len(x1)
+        if self.candidates * num <= 1:
+            raise ValueError(
+                f"`candidates`={self.candidates} of all pairs are no more than the {num} pairs that were drawn, so "
+                f"nothing could move; give more than 1/{num}, or a larger batch."
+            )
+        middle = jnp.mean(x1, axis=0)
+        cost = squared_distances(x1 - middle, x0 - middle)
+        # A pair is a candidate for weights up to this one.
+        gain = jnp.diag(cost)[:, None] - cost
+        always, own = (differences <= 0) & (gain >= 0), jnp.eye(num, dtype=bool)
+        limits = jnp.where(always | own, jnp.inf, gain / jnp.where(differences > 0, differences, 1))
+        limits = jnp.sort(jnp.where(same & (limits >= 0), limits, -1), axis=None)
+        chosen = limits[round((1 - self.candidates) * num**2)]
+        largest = jnp.max(limits, where=jnp.isfinite(limits), initial=0)
+        return jnp.clip(jnp.where(jnp.isfinite(chosen), chosen, largest), min=0)
+
+
+def _check_sinkhorn(epsilon: Number, max_iterations: int, tolerance: Number) -> None:
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"`epsilon` must be positive and finite, a part of the spread such as 0.05; got {epsilon}.")
+    if max_iterations < 1 or not tolerance > 0:
+        raise ValueError(f"`max_iterations` and `tolerance` must be positive; got {max_iterations} and {tolerance}.")
+
+
+@eqx.filter_jit
+def _solve(x0, x1, options: EntropicCoupling | UnbalancedCoupling, rho: tuple[float, float]) -> Plan:
+    """The plan with the options of a coupling; `rho` is of rows and columns, relative to the spread."""
+    cost = squared_costs(x1, x0)
+    num, spread = cost.shape[0], jnp.maximum(jnp.mean(cost), jnp.finfo(cost.dtype).tiny)
+    if not math.isinf(min(rho)):  # moving one of the batches changes no balanced plan, but an unbalanced one
+        middle = jnp.mean(x1, axis=0)
+        cost = squared_distances(x1 - middle, x0 - middle)
+    cost /= spread  # so that `rho` is of its unit
+    epsilon, full = jnp.asarray(options.epsilon, cost.dtype), jnp.ones(num, bool)
+    f, g, error, iterations = sinkhorn(
+        soft_minima(cost, full, full),
+        (num, num),
+        epsilon,
+        jnp.maximum(epsilon, 1),
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+        rho=rho,
+    )
+    log_plan = (f[:, None] + g - cost) / epsilon - 2 * math.log(num)
+    log_mass = logsumexp(log_plan)
+    log_probs = log_plan - log_mass
+    log_product = logsumexp(log_probs, axis=1, keepdims=True) + logsumexp(log_probs, axis=0)
+    information = jnp.sum(jnp.exp(log_probs) * (log_probs - log_product))
+    return Plan(log_probs, jnp.exp(log_mass), num * jnp.exp(-information), error, iterations)
+
+
+def _sharp(plan: Plan, fix: str) -> Float[Array, "batch batch"]:
+    """The probabilities of a plan that is not diffuse."""
+    num = plan.log_probs.shape[0]
+    diffuse = plan.num_partners > _DIFFUSE * num
+    message = (
+        f"`epsilon` makes the plan diffuse: its effective number of partners is above {_DIFFUSE} of the {num} examples "
+        f"of the batch, hardly another plan than `fk.independent`; {fix}."
+    )
+    if is_traced(diffuse):
+        return eqx.error_if(plan.log_probs, diffuse, message)
+    if diffuse:
+        raise ValueError(message)
+    return plan.log_probs
