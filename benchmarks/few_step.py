@@ -7,7 +7,8 @@ the data at those of the noise. Each method is trained alike, with the same netw
 compared with the exact one: in one step, in four, by the adaptive solver on the velocity of the same network, and back
 to the noise where the method promises that. A number is the root mean square of the difference under N(0, 1), without
 the places near the jump of the map between the two modes, where any smooth map is wrong; where a method promises
-nothing the column is empty. Flow matching and one reflow stand beside them, with steps of Euler's method. Results go to
+nothing the column is empty. Flow matching and one reflow stand beside them, with steps of Euler's method; the decoder
+and the autoencoders, whose optima are known for linear networks, are held to these. Results go to
 `benchmarks/results/few_step.json` and `.png`.
 """
 
@@ -171,6 +172,37 @@ def run_flows(config: Config, data: jax.Array, z: jax.Array, *, key: jax.Array) 
     return rows, maps
 
 
+def run_baselines(config: Config, data: jax.Array, *, key: jax.Array) -> list[dict[str, Any]]:
+    """What models of one latent reach, and their optimum: for the VAEs with linear networks (Lucas et al., 2019).
+
+    With the variance `S` of the data, that of a VAE of weight `b` has `w^2 = max(S - b / 2, 0)` and the error
+    `min(b / 2, S)`.
+    """
+    dkey, ekey, vkey, fkey, skey = jr.split(key, 5)
+    mean, variance = float(jnp.mean(data)), float(jnp.var(data))
+    wide = {"hidden_sizes": (32, 64, 32)}
+    decoder = fk.latent.Decoder(fk.nn.FeedForward(1, 1, **wide, key=dkey))
+    decoder, _ = train(config, lambda m, x, key: fk.latent.decoder_loss(m, x, key=key), decoder, data, key=fkey)
+    outputs = decoder.sample(num_samples=10_000, key=skey)
+    rows = [{"model": "decoder", "value": "distance from the mean", "reached": rms(outputs, mean), "optimum": 0.0}]
+    coder = fk.latent.Autoencoder(fk.nn.FeedForward(1, 1, **wide, key=ekey), fk.nn.FeedForward(1, 1, **wide, key=dkey))
+    coder, _ = train(config, lambda m, x, key: fk.latent.autoencoder_loss(m, x), coder, data, key=fkey)
+    error = float(fk.latent.autoencoder_loss(coder, data))
+    rows.append({"model": "autoencoder", "value": "squared error", "reached": error, "optimum": 0.0})
+    for beta in (1.0, 10.0):
+        linear = [fk.nn.FeedForward(1, size, hidden_sizes=(), key=k) for size, k in ((2, ekey), (1, vkey))]
+        loss = lambda m, x, key, beta=beta: fk.latent.vae_loss(m, x, key=key, kl_weight=beta)
+        vae, _ = train(config, loss, fk.latent.VAE(*linear), data, key=fkey)
+        _, parts = loss(vae, data, skey)
+        slope = float(jnp.square(vae.decoder(jnp.ones(1)) - vae.decoder(jnp.zeros(1)))[0])
+        optima = {"squared slope": max(variance - beta / 2, 0.0), "squared error": min(beta / 2, variance)}
+        for value, reached in (("squared slope", slope), ("squared error", float(parts["reconstruction"]))):
+            rows.append(
+                {"model": f"VAE, weight {beta:g}", "value": value, "reached": reached, "optimum": optima[value]}
+            )
+    return rows
+
+
 def picture(z: jax.Array, maps: dict[str, jax.Array]) -> None:
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     below = np.asarray(z[:, 0]) < JUMP
@@ -189,7 +221,7 @@ def main(config: Config) -> None:
     chosen = config.methods or known
     if unknown := set(chosen) - set(known):
         raise SystemExit(f"unknown methods {sorted(unknown)}; there are {list(known)}.")
-    dkey, *keys = jr.split(jr.key(config.seed), len(METHODS) + 2)
+    dkey, bkey, *keys = jr.split(jr.key(config.seed), len(METHODS) + 3)
     data, z = MIXTURE.sample((config.num_data, 1), key=dkey), places(config)
     rows, maps = run_flows(config, data, z, key=keys[-1]) if set(FLOWS) & set(chosen) else ({}, {})
     for (name, method), key in zip(METHODS.items(), keys, strict=False):
@@ -199,7 +231,9 @@ def main(config: Config) -> None:
     title = f"root mean square from the exact map, {config.num_steps} steps of {config.batch_size}"
     _report.show(title, [{"method": name} | row for name, row in rows.items()])
     if not config.methods:
-        _report.save("few_step", config.seed, config=dataclasses.asdict(config), results=rows)
+        baselines = run_baselines(config, data, key=bkey)
+        _report.show("models of one latent", baselines)
+        _report.save("few_step", config.seed, config=dataclasses.asdict(config), results=rows, baselines=baselines)
         picture(z, maps)
 
 

@@ -1,8 +1,8 @@
 """Flows in the plane against published numbers, and what a training step costs with and without a plan.
 
-    python benchmarks/toys.py                                   # everything, with ten and five seeds: hours
+    python benchmarks/toys.py                                   # all but the peer: two hours
     python benchmarks/toys.py --parts steps --peer-python PATH  # beside torchcfm, in a Python that has it
-    python benchmarks/toys.py --parts moons tong --moons-seeds 3 --tong-seeds 2
+    python benchmarks/toys.py --parts moons --moons-seeds 3 --plan-seeds 1
 
 - `steps`: milliseconds of a training step at batch 256, of a network of three layers of 64.
 - `moons`: eight Gaussians to two moons after Cheng and Schwing (2025), arXiv 2503.10636: squared W2 of 10,000 points,
@@ -11,8 +11,9 @@
   energy of 8,000 less the squared W2 of source and target (mean of eight pairs of 1,000), divided by it.
 
 Floors stand beside: the same distance from fresh data of the law to the test points. Pairs of noise and data are made
-once, by `num_plans` plans of `plan_size`, before the training whose steps draw from them. Results go to
-`benchmarks/results/toys_<part>.json`.
+once, by `num_plans` plans of `plan_size`, before the training whose steps draw from them; torchcfm makes a plan of the
+papers' size every time, and is trained with their options. Rows with plans take most of the time and may have fewer
+seeds, those of the peer fewer still. Results go to `benchmarks/results/toys_<part>.json` after every seed.
 """
 
 import dataclasses
@@ -50,8 +51,15 @@ class Config:
     peer_python: str | None = None
     """A Python that can import torch and torchcfm."""
     moons_seeds: int = 10
+    """Without a plan."""
     tong_seeds: int = 5
+    """Without a plan."""
+    plan_seeds: int = 3
+    """With one."""
+    peer_seeds: int = 1
+    """Of torchcfm, both with and without, where there is a Python for it."""
     num_steps: int = 20_000
+    peer_steps: int = 20_000
     plan_size: int = 1024
     num_plans: int = 1000
     num_test: int = 10_000
@@ -64,6 +72,10 @@ class Config:
 ADAPTIVE = {"solver": dfx.Dopri5(), "stepsize_controller": dfx.PIDController(rtol=1e-4, atol=1e-4)}
 EULER_1 = {"solver": dfx.Euler(), "num_steps": 1}
 EULER_100 = {"solver": dfx.Euler(), "num_steps": 100, "saveat": dfx.SaveAt(ts=[i / 100 for i in range(101)])}
+
+
+Scores = dict[str, dict[str, float]]
+"""Row -> column -> number."""
 
 
 class Task(NamedTuple):
@@ -123,6 +135,28 @@ def paths(velocity, x0, cond=None, **options) -> Any:
     return jax.vmap(lambda x0, cond: fk.integrate(velocity, x0, cond, **options).ys)(x0, cond)
 
 
+def train_peer(config: Config, task: Task, seed: int, starts=None, **options) -> dict[str, np.ndarray]:
+    """torchcfm at the same task: `ends` of the test points after 100 Euler steps and after `one`, and `moves`."""
+    x0 = task.source.sample((200_000, 2), key=jr.fold_in(jr.key(config.seed + 2), seed))
+    arrays = {"x0": x0, "x1": task.data, "test_x0": task.test_x0, "starts": task.test_x0 if starts is None else starts}
+    options |= {"seed": seed, "width": task.hidden_sizes[0], "batch_size": task.batch_size}
+    options = {"num_steps": config.peer_steps, "weight_decay": 0.0, "sigma": 0.0} | options
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(file := os.path.join(folder, "task.npz"), **{k: np.asarray(v) for k, v in arrays.items()})
+        run_peer(config.peer_python, "train", file, json.dumps(options), out := os.path.join(folder, "out.npz"))
+        with np.load(out) as made:
+            return dict(made)
+
+
+def run_peer(python: str | None, *arguments: str) -> dict[str, Any]:
+    """What the peer's script prints."""
+    command = [str(python), str(Path(__file__).with_name("_torchcfm.py")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{python} cannot run torchcfm:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def half_circles(num: int) -> jax.Array:
     """Those of `fk.data.moons` at equally spaced angles, as many points of one as of the other, as papers test on."""
     angles = jnp.linspace(0, jnp.pi, num // 2)
@@ -139,28 +173,32 @@ def moons_task(config: Config, key) -> Task:
     data = np.asarray(fk.data.c2ot_moons(200_000, key=dkey))
     x0, circles = source.sample((config.num_test, 2), key=zkey), half_circles(config.num_test)
     x1 = 3 * (circles + 0.2 * jr.uniform(xkey, (len(circles), 1))) - 1
-    return Task(source, data, x0, x1, 256, (128, 128, 128), 1e-3)
+    return Task(source, data, x0, x1, 256, (128, 128, 128), 3e-3)
 
 
-def moons_scores(config: Config, seed: int) -> dict[str, dict[str, float]]:
+def moons_scores(config: Config, seed: int) -> Scores:
     tkey, pkey, fkey, nkey = jr.split(jr.fold_in(jr.key(config.seed), seed), 4)
     task = moons_task(config, tkey)
     score = lambda points: float(fk.metrics.w2(points, task.test_x1)) ** 2
     both = lambda flow, cond=None: {
         "adaptive": score(paths(flow, task.test_x0, cond, **ADAPTIVE)[:, -1]),
-        "one Euler step": score(paths(flow, task.test_x0, cond, **EULER_1)[:, -1]),
+        "one step": score(paths(flow, task.test_x0, cond, **EULER_1)[:, -1]),
     }
-    fresh = fk.data.c2ot_moons(config.num_test, key=nkey)
-    scores = {"floor": {"adaptive": score(fresh)}}
-
+    scores = {"floor": {"adaptive": score(fk.data.c2ot_moons(config.num_test, key=nkey))}}
     drawn = pairs(task, fk.independent, config, pkey)
     scores["independent"] = both(train(matching_loss, fk.Flow(network(task, nkey)), drawn, task, config, fkey))
+    if seed < config.peer_seeds and config.peer_python is not None:
+        for name, size in (("independent", None), ("assignment", 1024)):
+            peer = train_peer(config, task, seed, plan_size=size, learning_rate=3e-4)
+            scores[f"torchcfm, {name}"] = {"100 steps": score(peer["ends"]), "one step": score(peer["one"])}
+    if seed >= config.plan_seeds:
+        return scores
     planned = pairs(task, fk.assignment, config, pkey)
     scores["assignment"] = both(train(matching_loss, fk.Flow(network(task, nkey)), planned, task, config, fkey))
     flow_map = few_step.FlowMap(network(task, nkey, time_embedding=fk.nn.RawTime(2)))
     flow_map = train(mean_flow_loss, flow_map, planned, task, config, fkey)
     jumps = jax.vmap(lambda x0: few_step.jump(flow_map, 0.0, 1.0, x0))(task.test_x0)
-    scores["assignment, MeanFlow"] = {"one step of the map": score(jumps)}
+    scores["assignment, MeanFlow"] = {"one step": score(jumps)}
 
     # The first coordinate of the end as the condition.
     first = lambda x1: x1[:, :1]
@@ -194,24 +232,31 @@ def tong_tasks(key) -> dict[str, Task]:
     return tasks
 
 
-def tong_scores(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+def tong_scores(config: Config, seed: int) -> dict[str, Scores]:
     tkey, pkey, nkey, fkey = jr.split(jr.fold_in(jr.key(config.seed + 1), seed), 4)
     results = {}
     for name, task in tong_tasks(tkey).items():
-        fresh = jnp.asarray(task.data[:1000])
         starts = task.source.sample((8, 1000, 2), key=nkey)
         least = float(jnp.mean(jax.vmap(fk.metrics.w2)(starts, task.data[:8000].reshape(8, 1000, 2)) ** 2))
-        scores = {"floor": {"W2": float(fk.metrics.w2(fresh, task.test_x1)), "path energy": 0.0}}
-        for coupling_name, coupling in (("independent", fk.independent), ("assignment", fk.assignment)):
-            made = pairs(task, coupling, config, pkey)
-            flow = train(matching_loss, fk.Flow(network(task, nkey)), made, task, config, fkey)
-            moves = paths(flow, starts.reshape(-1, 2), **EULER_100)
+
+        def judge(ends, moves, task=task, least=least) -> dict[str, float]:
             energy = float(100 * jnp.mean(jnp.sum(jnp.diff(moves, axis=1) ** 2, axis=(1, 2))))
-            ends = paths(flow, task.test_x0, **EULER_100)[:, -1]
-            scores[coupling_name] = {
-                "W2": float(fk.metrics.w2(ends, task.test_x1)),
-                "path energy": abs(energy - least) / least,
-            }
+            return {"W2": float(fk.metrics.w2(ends, task.test_x1)), "path energy": abs(energy - least) / least}
+
+        scores = {
+            "floor": {"W2": float(fk.metrics.w2(jnp.asarray(task.data[:1000]), task.test_x1)), "path energy": 0.0}
+        }
+        for coupling_name, coupling in (("independent", fk.independent), ("assignment", fk.assignment)):
+            if coupling is fk.independent or seed < config.plan_seeds:
+                made = pairs(task, coupling, config, pkey)
+                flow = train(matching_loss, fk.Flow(network(task, nkey)), made, task, config, fkey)
+                moves = paths(flow, starts.reshape(-1, 2), **EULER_100)
+                scores[coupling_name] = judge(paths(flow, task.test_x0, **EULER_100)[:, -1], moves)
+            if seed < config.peer_seeds and config.peer_python is not None:
+                size = None if coupling is fk.independent else task.batch_size
+                options = {"learning_rate": 1e-3, "weight_decay": 1e-5, "sigma": 0.1}
+                peer = train_peer(config, task, seed, starts.reshape(-1, 2), plan_size=size, **options)
+                scores[f"torchcfm, {coupling_name}"] = judge(peer["ends"], jnp.asarray(peer["moves"]))
         results[name] = scores
     return results
 
@@ -255,7 +300,9 @@ def step_times(config: Config) -> dict[str, Any]:
             jax.block_until_ready(jax.tree.leaves(eqx.filter(run(k, num_steps), eqx.is_inexact_array)))
             times[name].append(1e3 * (time.perf_counter() - start) / num_steps)
         if config.peer_python is not None:
-            peer = _peer(config.peer_python, data)
+            with tempfile.TemporaryDirectory() as folder:
+                np.save(file := os.path.join(folder, "data.npy"), data)
+                peer = run_peer(config.peer_python, "steps", file)
             for name, value in peer["milliseconds"].items():
                 peer_times.setdefault(name, []).append(value)
     ours = {name: float(np.median(values)) for name, values in times.items()}
@@ -263,55 +310,52 @@ def step_times(config: Config) -> dict[str, Any]:
     return {"flowkit": ours, "torchcfm": theirs, "peer_versions": peer.get("versions", {})}
 
 
-def _peer(python: str, data: np.ndarray) -> dict[str, Any]:
-    script = Path(__file__).with_name("_torchcfm_steps.py")
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(file := os.path.join(folder, "data.npy"), data)
-        command = [python, str(script), file, "200", "1"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{python} cannot run torchcfm:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # Tables.
 
 
 def collect(runs: list[dict]) -> dict:
-    """Means and standard deviations over the seeds, in the nesting and order of one run."""
-    nested = isinstance(next(iter(runs[0].values())), dict)
-    reduce = collect if nested else lambda values: {"mean": float(np.mean(values)), "std": float(np.std(values))}
-    return {name: reduce([run[name] for run in runs]) for name in runs[0]}
+    """Means and standard deviations over the seeds that have a row, in the nesting and order of one run."""
+    collected = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        values = [run[name] for run in runs if name in run]
+        numbers = {"mean": float(np.mean(values)), "std": float(np.std(values)), "seeds": len(values)}
+        collected[name] = collect(values) if isinstance(values[0], dict) else numbers
+    return collected
 
 
 def show_scores(title: str, scores: dict) -> None:
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
-    text = lambda value: f"{value['mean']:.4f} +- {value['std']:.4f}" if value else ""
+    text = lambda value: f"{value['mean']:.4f} +- {value['std']:.4f} ({value['seeds']})" if value else ""
     _report.show(title, [{"": row} | {n: text(values.get(n)) for n in names} for row, values in scores.items()])
 
 
 def main(config: Config) -> None:
     settings = dataclasses.asdict(config) | {"peer_python": None}
+    start = time.perf_counter()
 
-    def save(part: Part, results: dict[str, Any], start: float) -> None:
+    def save(part: Part, results: dict[str, Any]) -> None:
         seconds = time.perf_counter() - start
         _report.save(f"toys_{part}", config.seed, config=settings, seconds=seconds, results=results)
 
+    def over_seeds(part: Part, run: Callable, num_seeds: int) -> dict[str, Any]:
+        runs = []
+        for seed in range(num_seeds):
+            runs.append(run(config, seed))
+            print(f"{part}, seed {seed}: {json.dumps(runs[-1])}", flush=True)
+            save(part, collect(runs))
+        return collect(runs)
+
     if "steps" in config.parts:
-        start, times = time.perf_counter(), step_times(config)
+        times = step_times(config)
         for library in ("flowkit", "torchcfm"):
             rows = [{"step": name, "ms": value} for name, value in times[library].items()]
             _report.show(f"{library}: milliseconds of a step", rows)
-        save("steps", times, start)
+        save("steps", times)
     if "moons" in config.parts:
-        start, scores = time.perf_counter(), collect([moons_scores(config, seed) for seed in range(config.moons_seeds)])
-        show_scores("8 Gaussians -> moons, squared W2", scores)
-        save("moons", scores, start)
+        show_scores("8 Gaussians -> moons, squared W2", over_seeds("moons", moons_scores, config.moons_seeds))
     if "tong" in config.parts:
-        start, tasks = time.perf_counter(), collect([tong_scores(config, seed) for seed in range(config.tong_seeds)])
-        for name, scores in tasks.items():
+        for name, scores in over_seeds("tong", tong_scores, config.tong_seeds).items():
             show_scores(name, scores)
-        save("tong", tasks, start)
 
 
 if __name__ == "__main__":
