@@ -20,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,14 @@ SOLVERS = {
     "tsit5": dfx.Tsit5(),
     "dopri5": dfx.Dopri5(),
 }
+
+
+def check_least(config: Any, group: str, **least: int) -> None:
+    """Raises for numbers that are too small, before long work starts."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            option = f"--{group}.{name.replace('_', '-')}"
+            raise ValueError(f"{option} must be at least {value}, got {getattr(config, name)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +93,7 @@ class TrainingConfig:
 
     num_steps: int = 8000
     """Steps of the flow in all, those before an interruption included."""
-    map_steps: int = 4000
+    map_steps: int = 3500
     """Steps of the one-step map; 0 for none."""
     reflow_steps: int = 0
     """Steps of a straighter flow, on pairs of noise and where the flow carries it, from which the map then starts."""
@@ -102,8 +111,12 @@ class TrainingConfig:
     """Steps between checkpoints, which are the stages of the explorer."""
     num_judged: int = 2000
     """Points of each set whose distance from fresh data is measured."""
-    num_draws: int = 5
+    num_draws: int = 20
     """How many such sets a distance is averaged over."""
+
+    def __post_init__(self):
+        check_least(self, "training", num_steps=1, map_steps=0, reflow_steps=0, num_pairs=1, batch_size=1)
+        check_least(self, "training", num_judged=1, num_draws=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +131,7 @@ class VisualizationConfig:
     """Points of a figure."""
     num_particles: int = 100
     """Points whose trails are drawn."""
-    num_frames: int = 25
+    num_frames: int = 20
     """Frames of an animation, before the last one stands still."""
     grid_size: int = 20
     """Arrows of the velocity field along each axis."""
@@ -126,9 +139,7 @@ class VisualizationConfig:
     """Half the width of what is shown; more for data that reach further."""
 
     def __post_init__(self):
-        for name, least in {"num_sampling_steps": 5, "num_points": 1, "num_particles": 1, "num_frames": 2}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--visualization.{name} must be at least {least}, got {getattr(self, name)}.")
+        check_least(self, "visualization", num_sampling_steps=5, num_points=1, num_particles=1, num_frames=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,21 +302,22 @@ def judge(
     num, draws = config.training.num_judged, config.training.num_draws
     gkey, *fkeys = jr.split(key, 2 * draws + 1)
     fresh = [sampler(num, key=key) for key in fkeys]
+    standard_error = lambda values: float(np.std(values, ddof=1) / draws**0.5)
     metrics: dict[str, float] = {}
 
-    def measure(name: str, clouds: Any) -> None:
-        distances = [float(fk.metrics.w2(cloud, other)) for cloud, other in zip(clouds, fresh, strict=False)]
-        metrics[name] = float(np.mean(distances))
-        if draws > 1:
-            metrics[f"{name}_standard_error"] = float(np.std(distances, ddof=1) / draws**0.5)
+    def measure(name: str, clouds: Any) -> np.ndarray:
+        with ThreadPoolExecutor() as pool:  # assignments are solved on the host
+            distances = np.asarray([float(one) for one in pool.map(fk.metrics.w2, clouds, fresh[:draws])])
+        metrics.update({name: float(np.mean(distances)), f"{name}_standard_error": standard_error(distances)})
+        return distances
 
     def ends(model: few_step.FlowMap, **options: Any) -> jax.Array:
         flow = few_step.velocity_of(model)
         return fk.sample(flow, (2,), num_samples=draws * num, key=gkey, **options).values.reshape(draws, num, 2)
 
-    measure("w2_floor", fresh[draws:])
-    measure("w2", ends(models["flow"], **solver(config)))
-    metrics["w2_over_floor"] = metrics["w2"] / metrics["w2_floor"]
+    floors, distances = measure("w2_floor", fresh[draws:]), measure("w2", ends(models["flow"], **solver(config)))
+    metrics["w2_over_floor"] = ratio = metrics["w2"] / metrics["w2_floor"]
+    metrics["w2_over_floor_standard_error"] = standard_error(distances - ratio * floors) / metrics["w2_floor"]
     if "reflow" in models:
         measure("w2_reflow", ends(models["reflow"], **solver(config)))
         measure("w2_reflow_one_euler_step", ends(models["reflow"], solver=dfx.Euler(), num_steps=1))
@@ -352,12 +364,12 @@ def visualize(config: Config) -> None:
 
     print("Drawing animations ...", flush=True)
     chosen = np.round(np.linspace(0, len(times) - 1, options.num_frames)).astype(int)
-    chosen = np.append(chosen, [len(times) - 1] * 6)  # stands still
+    chosen = np.append(chosen, [len(times) - 1] * 4)  # stands still
     clouds = [(f"t = {times[k]:.2f}", points[:, k]) for k in chosen]
     frames = (fk.plotting.point_clouds([target, xs], titles=["data", text], limits=window) for text, xs in clouds)
     fk.plotting.animate(frames, output / "flow.gif", dpi=150)
-    some = paths["flow"][: options.num_particles]
-    frames = (fk.plotting.trajectories(times[:k], some[:, :k], limits=window) for k in np.maximum(chosen + 1, 2))
+    some, behind = paths["flow"][: options.num_particles], {"target": target[:500], "limits": (-2 * half, 2 * half)}
+    frames = (fk.plotting.trajectories(times[:k], some[:, :k], **behind) for k in np.maximum(chosen + 1, 2))
     fk.plotting.animate(frames, output / "particles.gif", dpi=80)
     heat = {"resolution": 50, "limits": window}
     frames = (fk.plotting.density_2d({"data": target, text: xs}, **heat) for text, xs in clouds)
@@ -365,7 +377,7 @@ def visualize(config: Config) -> None:
     frames = (fk.plotting.vector_field(flow, window, (times[k],), **arrows) for k in chosen)
     fk.plotting.animate(frames, output / "field.gif", dpi=80)
 
-    write_explorer(x0[:500], times, target, config, window)
+    write_explorer(x0[:500], times, target, config, window, title=data_config.name)
     print(f"Figures are in {output}/.")
 
 
@@ -422,21 +434,20 @@ def draw_curvature(times: np.ndarray, paths: dict[str, np.ndarray], path: Path) 
     plt.close(figure)
 
 
-def write_explorer(x0: jax.Array, times: np.ndarray, target: np.ndarray, config: Config, window: Any) -> None:
+def write_explorer(
+    x0: jax.Array, times: np.ndarray, target: np.ndarray, config: Config, window: Any, **options
+) -> None:
     """A page with a stage for each checkpoint of the flow."""
     if importlib.util.find_spec("plotly") is None:
         print('No explorer.html without plotly: `pip install "flowkit-jax[explorer]"`.')
         return
-    output, shown = Path(config.output), times[:: max(1, len(times) // 40)]
-    shown = np.append(shown[shown < 1], 1)
+    output, shown = Path(config.output), times[np.unique(np.linspace(0, len(times) - 1, 41).astype(int))]
+    folder, build_model = output / "checkpoints" / "flow", lambda config: rebuild(config, [])
     made = []
     for step in saved_steps(output, "flow"):
-        model = fk.training.restore_model(
-            output / "checkpoints" / "flow", lambda config: rebuild(config, []), step=step
-        )
-        flow = few_step.velocity_of(model)
+        flow = few_step.velocity_of(fk.training.restore_model(folder, build_model, step=step))
         made.append(fk.plotting.ExplorerStage(f"step {step}", shown, paths_of(flow, x0, shown, config), flow))
-    fk.plotting.explorer(made, target=target, limits=window, title=config.data.name, path=output / "explorer.html")
+    fk.plotting.explorer(made, target=target, limits=window, path=output / "explorer.html", **options)
 
 
 if __name__ == "__main__":
