@@ -374,7 +374,7 @@ def visualize(config: Config) -> None:
     heat = {"resolution": 50, "limits": window}
     frames = (fk.plotting.density_2d({"data": target, text: xs}, **heat) for text, xs in clouds)
     fk.plotting.animate(frames, output / "density.gif", dpi=80)
-    frames = (fk.plotting.vector_field(flow, window, (times[k],), **arrows) for k in chosen)
+    frames = (fk.plotting.vector_field(flow, window, (float(times[k]),), **arrows) for k in chosen)
     fk.plotting.animate(frames, output / "field.gif", dpi=80)
 
     write_explorer(x0[:500], times, target, config, window, title=data_config.name)
