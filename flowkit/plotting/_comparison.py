@@ -147,7 +147,9 @@ def _frames(figure: Figure, frames: Any, names: list[str], limits: Any, dpi: Num
     cuts = {name: _cut(axes, canvas) for name, axes in zip(names, figure.axes, strict=True)}
     for axes in figure.axes:
         _clear(axes)
-    heading = figure.suptitle("") if figure.get_suptitle() else None
+    heading = next(iter(figure.texts), None)
+    if heading is not None:
+        heading.set_text("")
     canvas.draw()
     empty = canvas.copy_from_bbox(figure.bbox)
     for number, (title, panels) in enumerate(frames):
