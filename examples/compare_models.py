@@ -104,6 +104,8 @@ COUPLINGS: dict[str, Any] = {
 }
 
 TIMES = np.linspace(0, 1, 21, dtype=np.float32)
+NUM_CODES = 40
+"""Data of the panel of an autoencoder, where more would hide its samples."""
 
 
 # -- the models: how each is built, its loss, and what it makes of latents and data
@@ -494,22 +496,21 @@ def panel(arrays: dict[str, Any], scene: Scene) -> fk.plotting.Paths | fk.plotti
     infer = (scene.z, arrays["output"])
     if "latents" not in arrays:
         return fk.plotting.LatentMap(train=scene.random_pairs, infer=infer)
-    latents = arrays["latents"]
-    return fk.plotting.LatentMap(infer=infer, encode=(scene.x, latents), decode=(latents, arrays["decoded"]))
+    x, latents, decoded = (array[:NUM_CODES] for array in (scene.x, arrays["latents"], arrays["decoded"]))
+    return fk.plotting.LatentMap(infer=infer, encode=(x, latents), decode=(latents, decoded))
 
 
 def panels(title: str, arrays: dict[str, Any], scene: Scene) -> dict[str, Any]:
     """One model from all sides."""
-    whole = panel(arrays, scene)
-    if isinstance(whole, fk.plotting.LatentMap) and whole.encode is not None:
-        roles = {"encode": whole.encode, "decode": whole.decode, "infer": whole.infer}
-        return {f"{title}: {role}": fk.plotting.LatentMap(**{role: pairs}) for role, pairs in roles.items()}
-    sides: dict[str, Any] = {title: whole}
+    sides: dict[str, Any] = {title: panel(arrays, scene)}
     if "two_steps" in arrays:
-        sides["in two steps"] = fk.plotting.Paths((0.0, 0.5, 1.0), arrays["two_steps"], target=scene.x)
+        sides["in two steps"] = fk.plotting.Paths(np.linspace(0, 1, 3), arrays["two_steps"], target=scene.x)
     if "latents" in arrays:
-        sides["encode in one step"] = fk.plotting.LatentMap(encode=(scene.x, arrays["latents"]))
-        sides["decode in one step"] = fk.plotting.LatentMap(decode=(arrays["latents"], arrays["decoded"]))
+        latents = arrays["latents"]
+        sides["encode"] = fk.plotting.LatentMap(encode=(scene.x, latents))
+        sides["decode"] = fk.plotting.LatentMap(decode=(latents, arrays["decoded"]))
+        if "output" in arrays:
+            sides["samples"] = fk.plotting.LatentMap(infer=(scene.z, arrays["output"]))
     return sides
 
 

@@ -88,7 +88,7 @@ def comparison(
     places = [finite_points(p) if isinstance(p, Paths) else _clouds(p) for p in drawn.values()]
     lows, highs = box([cloud for clouds in places for cloud in clouds], size, limits, padding=0.1)
     rows = math.ceil(len(drawn) / columns)
-    figure = new_figure(2.8 * columns, 2.9 * rows + 0.5)
+    figure = new_figure(2.8 * columns, (2.9 if size == 1 else 3.15) * rows + 0.6)
     for i, (name, panel) in enumerate(drawn.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         style_axes(axes, name)
