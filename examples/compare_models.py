@@ -201,8 +201,10 @@ def apply_flow_map(flow_map: few_step.FlowMap, z: jax.Array, x: jax.Array, key: 
 
 def solve(flow: fk.Flow, z: jax.Array) -> jax.Array:
     """Paths `(n, t, d)` at `TIMES`."""
-    options = {"solver": dfx.Midpoint(), "num_steps": len(TIMES) - 1, "saveat": dfx.SaveAt(ts=TIMES)}
-    return jax.vmap(lambda x0: fk.integrate(flow, x0, **options).ys)(z)
+    saveat = dfx.SaveAt(ts=jnp.asarray(TIMES))
+    options: Any = {"solver": dfx.Midpoint(), "num_steps": len(TIMES) - 1, "saveat": saveat}
+    paths: Any = jax.vmap(lambda x0: fk.integrate(flow, x0, **options).ys)(z)
+    return paths
 
 
 def jump(flow_map: few_step.FlowMap, s: float, t: float, x: jax.Array) -> jax.Array:
@@ -271,7 +273,8 @@ def make_scene(config: Config, dim: str) -> Scene:
     x1 = data[: config.batch_size]
     x0 = jr.normal(pkey, x1.shape)
     pairing = COUPLINGS[config.coupling](x0, x1, key=ckey)
-    pairs = tuple(a if rows is None else a[rows] for a, rows in ((x0, pairing.source), (x1, pairing.data)))
+    take = lambda array, rows: array if rows is None else array[rows]
+    pairs = take(x0, pairing.source), take(x1, pairing.data)
     z = jr.normal(zkey, (config.num_inference, SIZES[dim]))
     return Scene(sampler, data, z, data[: config.num_inference], pairs, (x0, x1))
 

@@ -93,7 +93,7 @@ def comparison(
         axes = figure.add_subplot(rows, columns, i + 1)
         style_axes(axes, name)
         _draw(axes, panel, lows, highs)
-    _shared_legend(figure)
+    _shared_legend(figure, 2 * columns)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
     return finish(figure, path)
@@ -265,14 +265,14 @@ def _draw_map(axes: Any, pairs: dict, lows: np.ndarray, highs: np.ndarray, inche
         style_space(axes, lows, highs)
 
 
-def _shared_legend(figure: Figure) -> None:
-    """One entry for each label of all panels, below them."""
+def _shared_legend(figure: Figure, columns: int) -> None:
+    """One entry for each label of all panels, below them, at most so many in a row."""
     entries = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     legend = figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 6), fontsize=8,
+        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), columns, 6), fontsize=8,
         frameon=False, labelcolor=INK,
     )  # fmt: skip
     style_handles(legend)
