@@ -442,7 +442,7 @@ def test_comparison_shares_limits_and_legend():
 @pytest.mark.parametrize("size", [1, 2])
 def test_frames_are_the_pictures_of_comparisons(size):
     """The same pixels as a figure of its own; panels are cut out of them, without the title of the whole."""
-    moved = plotting.LatentMap(*((first, second + 1) for first, second in LATENTS))
+    moved = plotting.LatentMap(*((first, second + 1) for first, second in filter(None, LATENTS)))
     shown = [{"flow": PATHS, "decoder": LATENTS}, {"flow": PATHS._replace(points=-PATHS.points), "decoder": moved}]
     if size == 2:
         shown = [{"a": plotting.Paths(TIMES, normal(k, 7, 5, 2)), "b": PLANE} for k in range(2)]
