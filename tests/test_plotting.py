@@ -1,5 +1,6 @@
 """Figures hold what they were given, leave no global state, and refuse what cannot be drawn."""
 
+import io
 import itertools
 import subprocess
 import sys
@@ -354,8 +355,9 @@ def test_trajectories_hold_their_paths():
     points = normal(0, 7, 5, 2)
     points[2, 3:] = np.inf
     axes = axes_of(plotting.trajectories(TIMES, points, target=normal(1, 9, 2)))[0]
-    np.testing.assert_allclose(axes.lines[0].get_xydata(), points[0])
-    np.testing.assert_allclose(axes.lines[2].get_xydata(), points[2, :3])
+    drawn = axes.collections[1].get_segments()
+    np.testing.assert_allclose(drawn[0], points[0])
+    np.testing.assert_allclose(drawn[2], points[2, :3])
     line = axes_of(plotting.trajectories(TIMES, points[..., :1], target=normal(1, 9, 1)))[0]
     np.testing.assert_allclose(line.collections[0].get_segments()[1][:, 0], TIMES)
 
@@ -380,14 +382,13 @@ def test_one_step_maps_lie_beside_their_paths():
     for size in (2, 3):
         arrays = {"one_step": normal(1, 7, size), "coupling": pairs(2, 3, size=size)}
         axes = axes_of(plotting.trajectories(TIMES, normal(0, 7, 5, size), **arrays))[0]
-        drawn = {line.get_label() for line in axes.lines} | {c.get_label() for c in axes.collections}
-        assert {"training pairs", "one step"} <= drawn
+        assert {"training pairs", "one step"} <= {c.get_label() for c in axes.collections}
 
 
 def test_paths_of_a_map_in_one_step_are_straight():
     ends = normal(0, 6, 2, 2)
     axes = axes_of(plotting.trajectories(np.asarray([0.0, 1.0]), ends))[0]
-    np.testing.assert_allclose([line.get_xydata() for line in axes.lines], ends, rtol=1e-6)
+    np.testing.assert_allclose(axes.collections[0].get_segments(), ends, rtol=1e-6)
 
 
 def test_latent_map_connects_latents_and_examples():
@@ -436,6 +437,43 @@ def test_comparison_shares_limits_and_legend():
     assert figure.get_suptitle() == "epoch 3"
     fixed = plotting.comparison({"flow": PATHS}, limits=(-9, 9))
     assert fixed.axes[0].get_ylim() == (-9, 9)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_frames_are_the_pictures_of_comparisons(size):
+    """The same pixels as a figure of its own; panels are cut out of them, without the title of the whole."""
+    moved = plotting.LatentMap(*((first, second + 1) for first, second in filter(None, LATENTS)))
+    shown = [{"flow": PATHS, "decoder": LATENTS}, {"flow": PATHS._replace(points=-PATHS.points), "decoder": moved}]
+    if size == 2:
+        shown = [{"a": plotting.Paths(TIMES, normal(k, 7, 5, 2)), "b": PLANE} for k in range(2)]
+    steps = [(f"epoch {k}", panels) for k, panels in enumerate(shown)]
+    frames = list(plotting.comparison_frames(steps, limits=(-4, 4), dpi=60))
+    for (title, panels), frame in zip(steps, frames, strict=True):
+        source = io.BytesIO()
+        plotting.comparison(panels, limits=(-4, 4), title=title).savefig(source, dpi=60)
+        with Image.open(source) as picture:
+            expected = np.asarray(picture.convert("RGB"), int)
+        image = np.asarray(frame.image, int)
+        assert np.abs(image - expected).max() <= 8
+        assert [*frame.panels] == [*panels]
+        for name, part in frame.panels.items():
+            assert part.size == frames[0].panels[name].size
+            assert np.asarray(part).min() < 255
+            assert part.size[0] < image.shape[1] / 2 + 10
+            assert part.size[1] < image.shape[0]
+    assert not np.array_equal(np.asarray(frames[0].image), np.asarray(frames[1].image))
+
+
+def test_frames_have_the_same_panels():
+    frames = [("", {"a": PATHS}), ("", {"b": PATHS})]
+    drawn = plotting.comparison_frames(frames, limits=(-4, 4))
+    assert next(drawn).image.size[0] > 0
+    with pytest.raises(ValueError, match=r"frame 1 of `frames` has the panels \['b'\], the first \['a'\]"):
+        next(drawn)
+    with pytest.raises(ValueError, match="`panels` is empty"):
+        plotting.comparison_frames([], limits=(-4, 4))
+    with pytest.raises(ValueError, match="`dpi` is 0"):
+        plotting.comparison_frames(frames, limits=(-4, 4), dpi=0)
 
 
 def test_snapshots_take_evenly_spaced_steps():

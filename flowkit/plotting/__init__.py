@@ -5,7 +5,13 @@ The explorer alone is a page in HTML.
 
 from flowkit.plotting._animation import animate as animate
 from flowkit.plotting._clouds import point_clouds as point_clouds, samples_2d as samples_2d
-from flowkit.plotting._comparison import comparison as comparison, latent_map as latent_map, LatentMap as LatentMap
+from flowkit.plotting._comparison import (
+    comparison as comparison,
+    comparison_frames as comparison_frames,
+    Frame as Frame,
+    latent_map as latent_map,
+    LatentMap as LatentMap,
+)
 from flowkit.plotting._explorer import explorer as explorer, ExplorerStage as ExplorerStage
 from flowkit.plotting._flows import (
     density_1d as density_1d,

@@ -1,13 +1,16 @@
 """Models side by side, flows beside maps of latents."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from flowkit._types import AnyArray
 from flowkit.plotting._style import (
@@ -17,6 +20,7 @@ from flowkit.plotting._style import (
     INK,
     Limits,
     new_figure,
+    Number,
     PathLike,
     point_area,
     require,
@@ -80,23 +84,123 @@ def comparison(
     require(len(panels) > 0, "`panels` is empty; there is nothing to draw.")
     columns = min(len(panels), 4) if columns is None else columns
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
+    drawn, size = _drawn(panels)
+    places = [finite_points(p) if isinstance(p, Paths) else _clouds(p) for p in drawn.values()]
+    lows, highs = box([cloud for clouds in places for cloud in clouds], size, limits, padding=0.1)
+    rows = math.ceil(len(drawn) / columns)
+    figure = new_figure(2.8 * columns, (2.9 if size == 1 else 3.15) * rows + 0.6)
+    for i, (name, panel) in enumerate(drawn.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        style_axes(axes, name)
+        _draw(axes, panel, lows, highs)
+    _shared_legend(figure, 2 * columns)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return finish(figure, path)
+
+
+class Frame(NamedTuple):
+    """A picture of `comparison_frames`, and its panels cut out of it, with their titles and axes."""
+
+    image: Image.Image
+    panels: dict[str, Image.Image]
+
+
+def comparison_frames(
+    frames: Iterable[tuple[str, Mapping[str, Paths | LatentMap]]],
+    *,
+    limits: tuple[Number, Number],
+    columns: int | None = None,
+    dpi: Number = 100,
+) -> Iterator[Frame]:
+    """The pictures of an animation of `comparison`: the same axes and legend in all of them, drawn once.
+
+    ```python
+    steps = ((f"epoch {k}", {"flow": fk.plotting.Paths(times, points)}) for k, points in enumerate(history))
+    for k, frame in enumerate(fk.plotting.comparison_frames(steps, limits=(-5, 5))):
+        frame.image.save(f"{k}.png")
+    ```
+
+    A frame takes a fraction of the time of a figure. Only one is in memory at a time.
+
+    **Arguments:**
+
+    - `frames`: title and panels of each frame; all have the panels of the first one.
+    - `limits`: `(low, high)` of every spatial axis.
+    - `columns`: as in `comparison`.
+    - `dpi`: dots per inch.
+
+    **Raises:** `ValueError` for frames with other panels than the first one, and what `comparison` refuses.
+    """
+    require(dpi > 0, f"`dpi` is {dpi}; it must be positive.")
+    rest = iter(frames)
+    title, panels = next(rest, ("", {}))
+    figure = comparison(panels, columns=columns, limits=limits, title=title)
+    return _frames(figure, itertools.chain([(title, panels)], rest), list(panels), limits, dpi)
+
+
+def _frames(figure: Figure, frames: Any, names: list[str], limits: Any, dpi: Number) -> Iterator[Frame]:
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # which settles the layout
+    figure.set_layout_engine("none")
+    cuts = {name: _cut(axes, canvas) for name, axes in zip(names, figure.axes, strict=True)}
+    for axes in figure.axes:
+        _clear(axes)
+    heading = next(iter(figure.texts), None)
+    if heading is not None:
+        heading.set_text("")
+    canvas.draw()
+    empty = canvas.copy_from_bbox(figure.bbox)
+    for number, (title, panels) in enumerate(frames):
+        require(list(panels) == names, f"frame {number} of `frames` has the panels {list(panels)}, the first {names}.")
+        drawn, size = _drawn(panels)
+        lows, highs = box([], size, limits)
+        canvas.restore_region(empty)
+        for axes, panel in zip(figure.axes, drawn.values(), strict=True):
+            _clear(axes)
+            _draw(axes, panel, lows, highs)
+            for artist in sorted([*axes.collections, *axes.texts], key=lambda artist: artist.zorder):
+                axes.draw_artist(artist)
+        image = _picture(canvas)
+        parts = {name: image.crop(cut) for name, cut in cuts.items()}
+        if heading is not None:
+            heading.set_text(title)
+            figure.draw_artist(heading)
+            image = _picture(canvas)
+        yield Frame(image, parts)
+
+
+def _picture(canvas: FigureCanvasAgg) -> Image.Image:
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _cut(axes: Any, canvas: FigureCanvasAgg, margin: int = 3) -> tuple[int, int, int, int]:
+    """Where axes with their title and labels are in the picture, in pixels: left, top, right, bottom."""
+    width, height = canvas.get_width_height()
+    extent = axes.get_tightbbox(canvas.get_renderer())
+    left, right = math.floor(extent.x0) - margin, math.ceil(extent.x1) + margin
+    top, bottom = math.floor(height - extent.y1) - margin, math.ceil(height - extent.y0) + margin
+    return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+
+
+def _clear(axes: Any) -> None:
+    for artist in [*axes.collections, *axes.texts]:
+        artist.remove()
+
+
+def _drawn(panels: Mapping[str, Paths | LatentMap]) -> tuple[dict[str, Any], int]:
+    """The panels as arrays, and their dimension."""
     drawn = {n: as_arrays(p) if isinstance(p, Paths) else _as_pairs(n, p) for n, p in panels.items()}
     sizes = {name: p.points.shape[-1] if isinstance(p, Paths) else _size(p) for name, p in drawn.items()}
     size = max(sizes.values())
     require(size < 3 and set(sizes.values()) == {size}, f"all panels must have one dimension, 1 or 2; got {sizes}.")
-    places = [finite_points(p) if isinstance(p, Paths) else _clouds(p) for p in drawn.values()]
-    lows, highs = box([cloud for clouds in places for cloud in clouds], size, limits, padding=0.1)
-    rows = math.ceil(len(drawn) / columns)
-    figure = new_figure(2.8 * columns, 2.9 * rows + 0.5)
-    for i, (name, panel) in enumerate(drawn.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        style_axes(axes, name)
-        draw: Any = draw_paths if isinstance(panel, Paths) else _draw_map
-        draw(axes, panel, lows, highs, inches=2.4)
-    _shared_legend(figure)
-    if title:
-        figure.suptitle(title, fontsize=11, color=INK)
-    return finish(figure, path)
+    return drawn, size
+
+
+def _draw(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray) -> None:
+    draw: Any = draw_paths if isinstance(panel, Paths) else _draw_map
+    draw(axes, panel, lows, highs, inches=2.4)
 
 
 # Which colour and label the two ends of each kind of pair have, and whether the first one is a latent.
@@ -161,14 +265,14 @@ def _draw_map(axes: Any, pairs: dict, lows: np.ndarray, highs: np.ndarray, inche
         style_space(axes, lows, highs)
 
 
-def _shared_legend(figure: Figure) -> None:
-    """One entry for each label of all panels, below them."""
+def _shared_legend(figure: Figure, columns: int) -> None:
+    """One entry for each label of all panels, below them, at most so many in a row."""
     entries = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     legend = figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 6), fontsize=8,
+        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), columns, 6), fontsize=8,
         frameon=False, labelcolor=INK,
     )  # fmt: skip
     style_handles(legend)

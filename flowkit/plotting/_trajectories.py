@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
 from flowkit._types import AnyArray
 from flowkit.plotting._style import (
@@ -115,7 +116,9 @@ def draw_paths(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, inche
         gap = np.linalg.norm(panel.points[:, -1] - panel.one_step, axis=-1)
         text = f"|path - one step|\n{gap.mean():.3f} ± {gap.std():.3f}"
         write = axes.text2D if panel.points.shape[-1] == 3 else axes.text
-        write(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=7, color=INK)
+        box_style = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
+        style = {"va": "top", "fontsize": 7, "color": INK, "zorder": 4, "bbox": box_style}
+        write(0.03, 0.97, text, transform=axes.transAxes, **style)
 
 
 def _draw_over_time(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, inches: float) -> None:
@@ -125,7 +128,7 @@ def _draw_over_time(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, 
     ends = lambda starts, ends: [((times[0], a), (times[-1], b)) for (a,), (b,) in zip(starts, ends, strict=True)]
     _add_lines(axes, ends(*panel.coupling), "coupling_train", "training pairs")
     lines = [np.stack([times, x], 1)[np.isfinite(x)] for x in paths]
-    axes.add_collection(LineCollection(lines, colors=colors["coupling_infer"], **line_style(len(paths))))
+    _add_lines(axes, lines, "coupling_infer", None, **line_style(len(paths)))
     if len(panel.target):
         x = np.full(len(panel.target), last + 0.03)
         axes.scatter(x, panel.target, s=10, marker="x", color="black", linewidths=0.5, alpha=0.5, label="data")
@@ -142,15 +145,12 @@ def _draw_over_time(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, 
 
 def _draw_in_space(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, inches: float) -> None:
     paths = panel.points
-    style = {"color": colors["coupling_train"], "linewidth": 0.5, "alpha": 0.3}
-    for i, pair in enumerate(zip(*panel.coupling, strict=True)):
-        axes.plot(*np.stack(pair).T, label="training pairs" if i == 0 else None, **style)
+    _add_lines(axes, list(np.stack(panel.coupling, 1)), "coupling_train", "training pairs")
     if len(panel.target):
         area = point_area(len(panel.target), inches, 0.05)
         axes.scatter(*panel.target.T, s=area, color=colors["coupling_train"], alpha=0.4, linewidths=0, label="data")
-    style = {"color": colors["coupling_infer"], **line_style(len(paths))}
-    for one in paths:
-        axes.plot(*one[np.isfinite(one).all(1)].T, **style)
+    finite = [one[np.isfinite(one).all(1)] for one in paths]
+    _add_lines(axes, finite, "coupling_infer", None, **line_style(len(paths)))
     area = point_area(len(paths), inches, 0.02)
     if len(panel.one_step):
         square = {"marker": "s", "color": colors["data_x"], "alpha": 0.8, "linewidths": 0}
@@ -160,9 +160,10 @@ def _draw_in_space(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, i
     style_space(axes, lows, highs)
 
 
-def _add_lines(axes: Any, lines: list, role: str, label: str) -> None:
+def _add_lines(axes: Any, lines: list, role: str, label: str | None, *, linewidth=0.5, alpha=0.3) -> None:
     if lines:
-        axes.add_collection(LineCollection(lines, colors=colors[role], linewidths=0.5, alpha=0.3, label=label))
+        collection = Line3DCollection if axes.name == "3d" else LineCollection
+        axes.add_collection(collection(lines, colors=colors[role], linewidths=linewidth, alpha=alpha, label=label))
 
 
 def line_style(number: int) -> dict[str, Any]:
