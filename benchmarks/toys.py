@@ -66,6 +66,8 @@ class Config:
     """Points of the scores of `moons`; each is an exact assignment, of 4 GB and most of a minute at 10,000."""
     step_repeats: int = 5
     """How often `steps` is timed, ours and the peer's in turns."""
+    resume: bool = False
+    """Go on after the seeds that the results have."""
     seed: int = 0
 
 
@@ -318,9 +320,12 @@ def collect(runs: list[dict]) -> dict:
     collected = {}
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [run[name] for run in runs if name in run]
-        numbers = {"mean": float(np.mean(values)), "std": float(np.std(values)), "seeds": len(values)}
-        collected[name] = collect(values) if isinstance(values[0], dict) else numbers
+        collected[name] = collect(values) if isinstance(values[0], dict) else _numbers(values)
     return collected
+
+
+def _numbers(values: list[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "seeds": len(values)}
 
 
 def show_scores(title: str, scores: dict) -> None:
@@ -338,11 +343,12 @@ def main(config: Config) -> None:
         _report.save(f"toys_{part}", config.seed, config=settings, seconds=seconds, results=results)
 
     def over_seeds(part: Part, run: Callable, num_seeds: int) -> dict[str, Any]:
-        runs = []
-        for seed in range(num_seeds):
+        file = _report.RESULTS / f"toys_{part}.json"
+        runs = json.loads(file.read_text())["results"]["runs"] if config.resume and file.exists() else []
+        for seed in range(len(runs), num_seeds):
             runs.append(run(config, seed))
-            print(f"{part}, seed {seed}: {json.dumps(runs[-1])}", flush=True)
-            save(part, collect(runs))
+            save(part, {"seeds": collect(runs), "runs": runs})
+            print(f"{part}: seed {seed} done", flush=True)
         return collect(runs)
 
     if "steps" in config.parts:

@@ -1,7 +1,7 @@
 """Eight generative models side by side, on the line and in the plane, with a picture for every epoch of their training.
 
     python examples/compare_models.py
-    python examples/compare_models.py --dim 1d --models fm,meanflow --coupling assignment
+    python examples/compare_models.py --dim 1d --models fm meanflow --coupling assignment
     python examples/compare_models.py --dim 2d --data-2d moons --output artifacts/moons
     python examples/compare_models.py --dim 2d --models vae_beta --epochs 2000 --vae-beta 4 --output artifacts/vae
 
@@ -50,8 +50,8 @@ class Config:
 
     dim: Literal["1d", "2d", "both"] = "both"
     """On the line, in the plane, or both."""
-    models: str = "decoder,ae,vae,vae_beta,fm,meanflow,facm,backflow"
-    """Names with commas between them, of these and `improved_meanflow`."""
+    models: tuple[str, ...] = ("decoder", "ae", "vae", "vae_beta", "fm", "meanflow", "facm", "backflow")
+    """Names of these and `improved_meanflow`, with spaces or commas between them."""
     epochs: int = 200
     """How often each model sees as many examples as there are."""
     data_1d: str = "mixture_1d"
@@ -328,10 +328,10 @@ def main(config: Config) -> None:
 
 
 def chosen_models(config: Config) -> list[str]:
-    names = [name.strip() for name in config.models.split(",") if name.strip()]
+    names = [name for part in config.models for name in part.split(",") if name]
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
-        raise ValueError(f"--models must be some of {', '.join(MODELS)}, with commas between; got {config.models!r}.")
+        raise ValueError(f"--models must be some of {', '.join(MODELS)}, got {' '.join(config.models)!r}.")
     return list(dict.fromkeys(names))
 
 

@@ -91,9 +91,9 @@ class ModelConfig:
 class TrainingConfig:
     """How the flow and the one-step map are trained."""
 
-    num_steps: int = 8000
+    num_steps: int = 12_000
     """Steps of the flow in all, those before an interruption included."""
-    map_steps: int = 3500
+    map_steps: int = 6000
     """Steps of the one-step map; 0 for none."""
     reflow_steps: int = 0
     """Steps of a straighter flow, on pairs of noise and where the flow carries it, from which the map then starts."""

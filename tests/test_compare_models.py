@@ -26,8 +26,8 @@ def example():
 @pytest.fixture
 def config(example, tmp_path):
     return example.Config(
-        dim="1d", models="vae,backflow", epochs=2, num_samples=20, hidden_sizes=(8,), batch_size=10, num_inference=10,
-        num_judged=20, num_workers=0, output=str(tmp_path / "run"),
+        dim="1d", models=("vae", "backflow"), epochs=2, num_samples=20, hidden_sizes=(8,), batch_size=10,
+        num_inference=10, num_judged=20, num_workers=0, output=str(tmp_path / "run"),
     )  # fmt: skip
 
 
@@ -116,14 +116,14 @@ def test_points_of_a_file(example, config, tmp_path):
 
 def test_wrong_options_are_refused_before_anything_is_written(example, config):
     for options, message in (
-        ({"models": "vae,gan"}, "--models must be some of decoder, ae, vae, vae_beta, fm, .*got 'vae,gan'"),
-        ({"models": ","}, "--models must be some of"),
+        ({"models": ("vae,gan",)}, "--models must be some of decoder, ae, vae, vae_beta, fm, .*got 'vae,gan'"),
+        ({"models": (",",)}, "--models must be some of"),
         ({"data_1d": "moons"}, "--data-1d must be one of mixture_1d, got 'moons'"),
         ({"data_2d": "moon", "dim": "2d"}, "--data-2d must be one of trex, .* or the path of a .csv file, got 'moon'"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"frame_every": 0}, "--frame-every must be at least 1"),
         ({"batch_size": 21}, "--num-samples must be at least --batch-size"),
-        ({"vae_beta": -1.0, "models": "fm,vae_beta"}, "`kl_weight` must be a finite number >= 0"),
+        ({"vae_beta": -1.0, "models": ("fm", "vae_beta")}, "`kl_weight` must be a finite number >= 0"),
         ({"coupling": "assignment", "batch_size": 1}, "too small a batch for a plan"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -141,7 +141,7 @@ def test_folders_that_cannot_hold_the_run(example, config, tmp_path):
     other = dataclasses.replace(config, learning_rate=0.1)
     example.open_output(other)  # nothing was trained in it
     (output / "checkpoints" / "1d" / "vae" / "4").mkdir(parents=True)
-    example.open_output(dataclasses.replace(other, dim="both", models="fm", num_workers=3))
+    example.open_output(dataclasses.replace(other, dim="both", models=("fm",), num_workers=3))
     with pytest.raises(ValueError, match="learning_rate is 0.1 there and 0.001 here"):
         example.open_output(config)
 
@@ -151,7 +151,8 @@ def test_command_line_overrides_every_field(example):
         "--dim",
         "2d",
         "--models",
-        "fm",
+        "fm,vae",
+        "facm",
         "--hidden-sizes",
         "8",
         "9",
@@ -162,5 +163,6 @@ def test_command_line_overrides_every_field(example):
     ]
     config = tyro.cli(example.Config, args=arguments)
     assert (config.dim, config.hidden_sizes, config.vae_beta, config.coupling) == ("2d", (8, 9), 4.0, "entropic")
+    assert example.chosen_models(config) == ["fm", "vae", "facm"]
     with pytest.raises(SystemExit):
         tyro.cli(example.Config, args=["--coupling", "exact"])
