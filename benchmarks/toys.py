@@ -76,6 +76,9 @@ EULER_1 = {"solver": dfx.Euler(), "num_steps": 1}
 EULER_100 = {"solver": dfx.Euler(), "num_steps": 100, "saveat": dfx.SaveAt(ts=[i / 100 for i in range(101)])}
 
 
+RESULT_FIELDS = ("num_steps", "peer_steps", "plan_size", "num_plans", "num_test", "seed")
+"""Options that results depend on, but for the number of seeds."""
+
 Scores = dict[str, dict[str, float]]
 """Row -> column -> number."""
 
@@ -344,7 +347,12 @@ def main(config: Config) -> None:
 
     def over_seeds(part: Part, run: Callable, num_seeds: int) -> dict[str, Any]:
         file = _report.RESULTS / f"toys_{part}.json"
-        runs = json.loads(file.read_text())["results"]["runs"] if config.resume and file.exists() else []
+        runs = []
+        if config.resume and file.exists():
+            found = json.loads(file.read_text())
+            if different := [name for name in RESULT_FIELDS if found["config"][name] != settings[name]]:
+                raise SystemExit(f"{file} has results of other options {different}; start without --resume.")
+            runs = found["results"]["runs"]
         for seed in range(len(runs), num_seeds):
             runs.append(run(config, seed))
             save(part, {"seeds": collect(runs), "runs": runs})

@@ -337,9 +337,15 @@ def chosen_models(config: Config) -> list[str]:
 
 def check(config: Config, names: list[str], dim: str, scene: Scene) -> None:
     """Wrong options are errors before anything is trained: every loss is traced."""
-    for name in ("epochs", "num_inference", "num_judged", "frame_every"):
+    for name in ("epochs", "num_inference", "num_judged", "frame_every", "dpi"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+    if config.num_workers < 0:
+        raise ValueError(f"--num-workers must not be negative, got {config.num_workers}; 0 draws in this process.")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}.")
+    if not 0 < config.fps <= 50:
+        raise ValueError(f"--fps must be positive and at most 50, got {config.fps}.")
     if not max(config.batch_size, config.num_inference) <= config.num_samples:
         raise ValueError(
             f"--num-samples must be at least --batch-size and --num-inference, got {config.num_samples}, "

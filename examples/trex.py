@@ -86,6 +86,9 @@ class ModelConfig:
     time_size: int = 64
     """Size of that embedding."""
 
+    def __post_init__(self):
+        check_least(self, "model", num_frequencies=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
@@ -116,7 +119,13 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_least(self, "training", num_steps=1, map_steps=0, reflow_steps=0, num_pairs=1, batch_size=1)
-        check_least(self, "training", num_judged=1, num_draws=2)
+        check_least(self, "training", num_judged=1, num_draws=2, steps_per_call=1, checkpoint_every=1)
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--training.learning-rate must be positive, got {self.learning_rate}.")
+        if (self.map_steps or self.reflow_steps) and self.num_pairs < self.batch_size:
+            raise ValueError(
+                f"--training.num-pairs must be at least --training.batch-size, {self.batch_size}; got {self.num_pairs}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,6 +214,7 @@ def test_second_calls_compile_nothing(key):
             "`free_bits` must be",
         ),
         (lambda net, key: Decoder(net).sample(num_samples=0, key=key), "`num_samples` must be at least 1"),
+        (lambda net, key: Decoder(jnp.tanh), "`decoder` must have an attribute `in_size`"),
     ],
 )
 def test_wrong_use(call, message, key):

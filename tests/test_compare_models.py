@@ -95,10 +95,11 @@ def test_pairs_are_those_of_the_coupling(example, config, coupling):
 
 
 def test_mixture_has_exact_counts(example):
-    """0.7 and 0.3 of them around -2 and 2: further than three standard deviations from either mean only by chance."""
-    scene = example.make_scene(example.Config(), "1d")
-    exact = fk.data.mixture_1d(500, exact_counts=True, key=jr.split(jr.fold_in(jr.key(42), 1), 4)[0])
-    np.testing.assert_array_equal(scene.data, exact)
+    """Narrow modes hold 0.7 and 0.3 of the examples, in every draw."""
+    draws = [example.make_scene(example.Config(seed=seed), "1d").data for seed in range(3)]
+    # Between the modes, three standard deviations from the one and four from the other.
+    counts = [int((data < 0.4).sum()) for data in draws]
+    assert max(abs(count - 350) for count in counts) <= 3
 
 
 def test_points_of_a_file(example, config, tmp_path):
@@ -122,6 +123,10 @@ def test_wrong_options_are_refused_before_anything_is_written(example, config):
         ({"data_2d": "moon", "dim": "2d"}, "--data-2d must be one of trex, .* or the path of a .csv file, got 'moon'"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"frame_every": 0}, "--frame-every must be at least 1"),
+        ({"num_workers": -1}, "--num-workers must not be negative"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be positive, got nan"),
+        ({"fps": 0}, "--fps must be positive and at most 50, got 0"),
+        ({"hidden_sizes": (0,)}, "`hidden_sizes` must be positive"),
         ({"batch_size": 21}, "--num-samples must be at least --batch-size"),
         ({"vae_beta": -1.0, "models": ("fm", "vae_beta")}, "`kl_weight` must be a finite number >= 0"),
         ({"coupling": "assignment", "batch_size": 1}, "too small a batch for a plan"),

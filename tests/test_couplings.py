@@ -261,7 +261,7 @@ def test_noise_is_independent_of_the_condition(key):
 
 @every_coupling
 def test_couplings_serve_the_loss(coupling, key):
-    """Finite, differentiable, less than the loss of independent pairs, and compiled once."""
+    """At the velocity zero the loss is the cost of the pairs, and less than that of independent ones."""
     x0, x1 = batch(12)
     cond = jnp.arange(32) % 2
     network = lambda t, x, cond: jnp.zeros_like(x)

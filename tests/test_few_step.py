@@ -178,6 +178,67 @@ def test_parts_of_facm(key):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))  # at the output zero
 
 
+FACM_OPTIONS = [
+    {}, {"clamp": 0.3}, {"relaxation": None}, {"relaxation": 2.0}, {"late_weight": False}, {"cosine": True},
+    {"weight": fs.AdaptiveWeight(0.5, 0.1, summed=False)}, {"weight": fs.AdaptiveWeight(0.5, 0.1)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FACM_OPTIONS, ids=str)
+def test_facm_is_its_formula(options):
+    """For u = w x + a s + b t, whose derivative along v is w v + a, at three times."""
+    (w, a, b), s = (0.7, -0.4, 0.9), np.array([[0.0], [0.5], [0.9]])
+    flow_map = fs.FlowMap(lambda times, x, cond: w * x + a * times[0] + b * times[1])
+    x0, x1 = (np.asarray(jr.normal(key, (3, 2))) for key in jr.split(KEY))
+    times = lambda num, *, key: jnp.asarray(s[:, 0])
+    _, parts = fs.facm_loss(flow_map, x1, coupling=fk.Paired(jnp.asarray(x0)), times=times, key=KEY, **options)
+
+    x, v = (1 - s) * x0 + s * x1, x1 - x0
+    step = w * x + a * s + b - v - (1 - s) * (w * v + a)
+    step = np.clip(step, -options.get("clamp", np.inf), options.get("clamp", np.inf))
+    power = options.get("relaxation", 0.5)
+    step *= 1 if power is None else 1 - s**power
+    error = np.mean(step**2, axis=1)
+    if weight := options.get("weight"):
+        error *= 2 if weight.summed else 1
+        error /= (error + 0.1) ** 0.5
+    beta = np.cos(np.pi * s[:, 0] / 2) if options.get("late_weight", True) else 1
+    np.testing.assert_allclose(parts["consistency"], np.mean(beta * error), rtol=1e-5)
+    u = w * x + (a + b) * s
+    anchor = np.mean((u - v) ** 2, axis=1)
+    if options.get("cosine"):
+        anchor += 1 - np.sum(u * v, 1) / np.sqrt((np.sum(u**2, 1) + 1e-4) * (np.sum(v**2, 1) + 1e-4))
+    np.testing.assert_allclose(parts["anchor"], np.mean(anchor), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_law_of_the_pairs(ordered):
+    num, equal = 20_000, 0.3
+    s, t = fs.TimePairs(fk.uniform, equal=equal, ordered=ordered)(num, key=KEY)
+    same = np.asarray(s == t)
+    assert abs(same.mean() - equal) < 3 * np.sqrt(equal * (1 - equal) / num)
+    # The common value is the first time: of two uniform ones the smaller if they are ordered.
+    mean, variance = (1 / 3, 1 / 18) if ordered else (1 / 2, 1 / 12)
+    for part in (same, ~same):
+        assert abs(s[part].mean() - mean) < 3 * np.sqrt(variance / part.sum())
+    backward = np.mean(s[~same] > t[~same])
+    assert backward == 0 if ordered else abs(backward - 0.5) < 3 * 0.5 / np.sqrt((~same).sum())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1 - 1e-6])
+def test_guidance_is_its_formula(dropout):
+    """For a map that is its condition; examples without one keep the velocity of the pair."""
+    x0, x1, cond = (np.asarray(jr.normal(key, (16, 2))) for key in jr.split(KEY, 3))
+    guidance = fs.Guidance(1.5, 0.3, dropout, null=jnp.array([2.0, -1.0]))
+    value = fs.mean_flow_loss(
+        fs.FlowMap(lambda times, x, cond: cond + 0 * x), x1, cond, guidance=guidance,
+        coupling=fk.Paired(jnp.asarray(x0)), key=KEY,
+    )  # fmt: skip
+    null, v = np.array([2.0, -1.0]), x1 - x0
+    error = null - v if dropout else cond - (1.5 * v + 0.3 * cond - 0.8 * null)
+    np.testing.assert_allclose(value, np.mean(error**2), rtol=1e-5)
+
+
 def test_a_teacher_takes_the_place_of_pairs(key):
     """With the exact velocity the exact map has no error at all."""
     law = mixture_1d()

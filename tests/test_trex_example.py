@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 from pathlib import Path
 
 import equinox as eqx
@@ -153,13 +154,31 @@ def test_points_of_a_file(example, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--training.num-draws", 1), ("--training.map-steps", -1), ("--visualization.num-frames", 1)],
+    [
+        ("--training.num-draws", 1),
+        ("--training.map-steps", -1),
+        ("--model.num-frequencies", -1),
+        ("--visualization.num-frames", 1),
+    ],
 )
 def test_numbers_that_are_too_small(example, option, value, capsys):
     with pytest.raises(SystemExit):
         parsed(example, f"train {option} {value}")
     text = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert f"{option} must be at least {value + 1}, got {value}." in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--training.num-pairs 9 --training.batch-size 10", "--training.num-pairs must be at least .* 10; got 9"),
+        ("--training.learning-rate nan", "--training.learning-rate must be positive, got nan"),
+    ],
+)
+def test_training_that_cannot_be(example, options, message, capsys):
+    with pytest.raises(SystemExit):
+        parsed(example, f"train {options}")
+    assert re.search(message, " ".join(capsys.readouterr().err.replace("│", "").split()))
 
 
 def test_help_names_every_option(example, capsys):

@@ -119,7 +119,8 @@ def mean_flow_loss(
     \right\|^2$$
 
     the mean over valid entries and examples. It does not go to zero. The derivative is taken along the velocity of the
-    pair, whose noise it amplifies: see `improved_mean_flow_loss` for a target of smaller variance.
+    pair, whose noise it multiplies by how much the flow spreads points from `s` to `t`: where data are wider than
+    noise the target of `improved_mean_flow_loss` has the smaller variance, where they are narrower this one.
 
     **Arguments:**
 
@@ -159,7 +160,8 @@ def improved_mean_flow_loss(
     $$\left\| u_\theta(x_s, s, t) - \mathrm{sg}\left(v_c + (t - s)\,(\partial_x u \cdot \hat v + \partial_s u)\right)
     \right\|^2, \qquad \hat v = u_\theta(x_s, s, s)$$
 
-    One more evaluation, and less variance. Arguments and errors are those of `mean_flow_loss`.
+    One more evaluation, and a target whose variance is that of $v_c$ whatever the flow does, less than that of
+    `mean_flow_loss` where the flow spreads points. Arguments and errors are those of `mean_flow_loss`.
 
     **Reference:** Geng et al., Improved Mean Flows, 2025 (arXiv 2512.02012).
     """

@@ -106,8 +106,8 @@ def facm_loss(
     \qquad a = 1 - s^q, \quad \beta = \cos\frac{\pi s}{2}.$$
 
     The second term, flow matching, is the anchor without which the first forgets what the velocity is. The average
-    velocity is a fixed point for every law of data with the defaults; `clamp`, `weight` and `cosine` keep that for
-    symmetric errors only.
+    velocity is a fixed point for every law of data with the defaults; `clamp` and `weight` keep that for symmetric
+    errors only, `cosine` for symmetric errors of isotropic data.
 
     **Arguments:**
 

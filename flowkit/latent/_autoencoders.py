@@ -35,6 +35,9 @@ class Decoder(eqx.Module):
     decoder: Callable
     prior: AbstractDistribution = Normal()
 
+    def __check_init__(self):
+        _latent_size(self.decoder)
+
     def sample(self, *, num_samples: int, key: PRNGKey) -> Float[Array, "num_samples ..."]:
         """New examples from the prior."""
         return _sample(self, num_samples, key)
@@ -57,7 +60,7 @@ class Autoencoder(eqx.Module):
     prior: AbstractDistribution = Normal()
 
     def __check_init__(self):
-        _check_sizes(self.encoder, self.decoder.in_size)
+        _check_sizes(self.encoder, _latent_size(self.decoder))
 
     def encode(self, x: FloatArray) -> Float[Array, " c"]:
         """The latents of one example."""
@@ -89,7 +92,7 @@ class VAE(eqx.Module):
     prior: AbstractDistribution = Normal()
 
     def __check_init__(self):
-        _check_sizes(self.encoder, 2 * self.decoder.in_size, ", means and log-variances of the latents")
+        _check_sizes(self.encoder, 2 * _latent_size(self.decoder), ", means and log-variances of the latents")
 
     def posterior(self, x: FloatArray) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Means and log-variances of the latents of one example."""
@@ -214,6 +217,12 @@ def _mean_square(x: Float[Array, "..."], x1: Float[Array, "..."]) -> Float[Array
     if x.shape != x1.shape:
         raise ValueError(f"the decoder gives examples of shape {x.shape[1:]}, but those of `x1` have {x1.shape[1:]}.")
     return jnp.mean((x - x1) ** 2)
+
+
+def _latent_size(decoder: Callable) -> int:
+    if not hasattr(decoder, "in_size"):
+        raise ValueError("`decoder` must have an attribute `in_size`, the size of its latents, as `fk.nn` networks do.")
+    return decoder.in_size
 
 
 def _check_sizes(encoder: Callable, size: int, what: str = "") -> None:

@@ -40,6 +40,8 @@ class FeedForward(eqx.Module):
         zero_init: bool = False,
         key: PRNGKey,
     ):
+        if min(hidden_sizes, default=1) < 1:
+            raise ValueError(f"`hidden_sizes` must be positive, got {tuple(hidden_sizes)}.")
         *hidden, last = pairwise((in_size, *hidden_sizes, out_size))
         *keys, last_key = jr.split(key, len(hidden) + 1)
         layers = [Linear(*sizes, key=layer_key) for sizes, layer_key in zip(hidden, keys, strict=True)]
