@@ -39,7 +39,7 @@ class Config:
 
     num_steps: int = 20_000
     """Training steps of each method; reflow has them twice."""
-    batch_size: int = 2048
+    batch_size: int = 1024
     """Fresh pairs per step, from `num_data` examples."""
     num_data: int = 500_000
     """Examples of the mixture."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -55,8 +56,20 @@ def solve_assignment(
     if not is_traced(cost, rows, columns):
         # Without a callback, in which threads of the host would wait for those of the device.
         return jnp.asarray(solve(cost, rows, columns))
-    result = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
-    return jax.pure_callback(solve, result, cost, rows, columns, vmap_method="broadcast_all")
+    result, options = jax.ShapeDtypeStruct(rows.shape, jnp.int32), {"vmap_method": "broadcast_all"}
+
+    def solve_in_place(_, indices, *problem) -> None:
+        np.asarray(indices)[...] = solve(*map(np.asarray, problem))
+
+    # On a CPU from the memory of the device: `pure_callback` copies large arrays by a thread that, where there is one
+    # processor only, waits for the callback.
+    return jax.lax.platform_dependent(
+        cost,
+        rows,
+        columns,
+        cpu=buffer_callback(solve_in_place, result, **options),
+        default=lambda *problem: jax.pure_callback(solve, result, *problem, **options),
+    )
 
 
 @jax.jit

@@ -1,6 +1,9 @@
 """Set distances and scores against brute force, scipy and closed forms."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -546,3 +549,19 @@ def test_wrong_lists():
         metrics.pairwise(metrics.chamfer, xs.at[0].set(jnp.inf))
     with pytest.raises(ValueError, match="`block_size` is 0"):
         metrics.pairwise(metrics.chamfer, xs, block_size=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be chosen here")
+def test_assignments_on_one_processor():
+    """Where no second thread could hand large costs to the host."""
+    code = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax
+import flowkit as fk
+
+x, y = (jax.random.normal(jax.random.key(seed), (8, 300, 2)) for seed in range(2))
+for shift in range(20):
+    jax.vmap(fk.metrics.w2)(x + shift, y).block_until_ready()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
