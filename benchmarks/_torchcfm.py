@@ -1,5 +1,6 @@
 """torchcfm at the tasks of `toys.py`, which runs this in a Python that has torch and torchcfm.
 
+    python _torchcfm.py versions                                # as JSON
     python _torchcfm.py steps DATA.npy                          # milliseconds of a training step, as JSON
     python _torchcfm.py train TASK.npz OPTIONS_AS_JSON OUT.npz  # paths of a trained flow
 
@@ -20,9 +21,6 @@ from torchcfm.conditional_flow_matching import (  # pyright: ignore[reportMissin
 )
 from torchcfm.models import MLP  # pyright: ignore[reportMissingImports]
 from torchcfm.optimal_transport import OTPlanSampler  # pyright: ignore[reportMissingImports]
-
-
-VERSIONS = {name: version(name) for name in ("torch", "torchcfm", "pot")}
 
 
 def step(model, optimizer, matcher, x0: torch.Tensor, x1: torch.Tensor) -> None:
@@ -81,7 +79,11 @@ def euler(model: torch.nn.Module, x: torch.Tensor, num_steps: int) -> np.ndarray
 
 
 def main() -> None:
-    command, file, *rest = sys.argv[1:]
+    command, *rest = sys.argv[1:]
+    if command == "versions":
+        print(json.dumps({name: version(name) for name in ("torch", "torchcfm", "pot")}))
+        return
+    file, *rest = rest
     if command == "steps":
         data = torch.from_numpy(np.load(file))
         matchers = {
@@ -89,22 +91,19 @@ def main() -> None:
             "exact plan per step": ExactOptimalTransportConditionalFlowMatcher(sigma=0.0),
         }
         times = {name: milliseconds(matcher, data) for name, matcher in matchers.items()}
-        print(json.dumps({"milliseconds": times, "versions": VERSIONS}))
+        print(json.dumps(times))
         return
     options, out = json.loads(rest[0]), rest[1]
     task = np.load(file)
-    start = time.perf_counter()
     model = train(task, options)
-    seconds = time.perf_counter() - start
     starts = {name: torch.from_numpy(task[name]) for name in ("test_x0", "starts")}
     np.savez(
         out,
-        seconds=seconds,
         one=euler(model, starts["test_x0"], 1)[:, -1],
         ends=euler(model, starts["test_x0"], 100)[:, -1],
         moves=euler(model, starts["starts"], 100),
     )
-    print(json.dumps({"versions": VERSIONS}))
+    print("{}")
 
 
 if __name__ == "__main__":

@@ -298,7 +298,6 @@ def step_times(config: Config) -> dict[str, Any]:
         "exact plan of 1024, for four steps": (planned(1024), 4, 200),
     }
     times = {name: [] for name in runs}
-    peer: dict[str, Any] = {}
     peer_times: dict[str, list[float]] = {}
     for _ in range(config.step_repeats):
         for name, (run, k, num_steps) in runs.items():
@@ -310,11 +309,11 @@ def step_times(config: Config) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 np.save(file := os.path.join(folder, "data.npy"), data)
                 peer = run_peer(config.peer_python, "steps", file)
-            for name, value in peer["milliseconds"].items():
+            for name, value in peer.items():
                 peer_times.setdefault(name, []).append(value)
     ours = {name: float(np.median(values)) for name, values in times.items()}
     theirs = {name: float(np.median(values)) for name, values in peer_times.items()}
-    return {"flowkit": ours, "torchcfm": theirs, "peer_versions": peer.get("versions", {})}
+    return {"flowkit": ours, "torchcfm": theirs}
 
 
 # Tables.
@@ -341,11 +340,10 @@ def show_scores(title: str, scores: dict) -> None:
 
 def main(config: Config) -> None:
     settings = dataclasses.asdict(config) | {"peer_python": None}
-    start = time.perf_counter()
+    peer_versions = {} if config.peer_python is None else run_peer(config.peer_python, "versions")
 
     def save(part: Part, results: dict[str, Any]) -> None:
-        seconds = time.perf_counter() - start
-        _report.save(f"toys_{part}", config.seed, config=settings, seconds=seconds, results=results)
+        _report.save(f"toys_{part}", config.seed, peer_versions=peer_versions, config=settings, results=results)
 
     def over_seeds(part: Part, run: Callable, num_seeds: int) -> dict[str, Any]:
         file = _report.RESULTS / f"toys_{part}.json"
