@@ -62,7 +62,8 @@ def train(task, options) -> torch.nn.Module:
     model = MLP(2, w=options["width"], time_varying=True)
     optimizer = torch.optim.AdamW(model.parameters(), options["learning_rate"], weight_decay=options["weight_decay"])
     matcher = ConditionalFlowMatcher(sigma=options["sigma"])
-    batches = pairs(*(torch.from_numpy(task[n]) for n in ("x0", "x1")), options["batch_size"], options["plan_size"])
+    x0, x1 = torch.from_numpy(task["x0"]), torch.from_numpy(task["x1"])
+    batches = pairs(x0, x1, options["batch_size"], options["plan_size"])
     for _ in range(options["num_steps"]):
         step(model, optimizer, matcher, *next(batches))
     return model

@@ -180,19 +180,28 @@ def run_baselines(config: Config, data: jax.Array, *, key: jax.Array) -> list[di
     """
     dkey, ekey, vkey, fkey, skey = jr.split(key, 5)
     mean, variance = float(jnp.mean(data)), float(jnp.var(data))
-    wide = {"hidden_sizes": (32, 64, 32)}
-    decoder = fk.latent.Decoder(fk.nn.FeedForward(1, 1, **wide, key=dkey))
+    wide = (32, 64, 32)
+    decoder = fk.latent.Decoder(fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey))
     decoder, _ = train(config, lambda m, x, key: fk.latent.decoder_loss(m, x, key=key), decoder, data, key=fkey)
     outputs = decoder.sample(num_samples=10_000, key=skey)
-    rows = [{"model": "decoder", "value": "distance from the mean", "reached": rms(outputs, mean), "optimum": 0.0}]
-    coder = fk.latent.Autoencoder(fk.nn.FeedForward(1, 1, **wide, key=ekey), fk.nn.FeedForward(1, 1, **wide, key=dkey))
+    rows = [
+        {
+            "model": "decoder",
+            "value": "distance from the mean",
+            "reached": rms(outputs, jnp.asarray(mean)),
+            "optimum": 0.0,
+        }
+    ]
+    coder = fk.latent.Autoencoder(
+        fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=ekey), fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey)
+    )
     coder, _ = train(config, lambda m, x, key: fk.latent.autoencoder_loss(m, x), coder, data, key=fkey)
     error = float(fk.latent.autoencoder_loss(coder, data))
     rows.append({"model": "autoencoder", "value": "squared error", "reached": error, "optimum": 0.0})
     for beta in (1.0, 10.0):
-        linear = [fk.nn.FeedForward(1, size, hidden_sizes=(), key=k) for size, k in ((2, ekey), (1, vkey))]
+        encoder, decoder = (fk.nn.FeedForward(1, n, hidden_sizes=(), key=k) for n, k in ((2, ekey), (1, vkey)))
         loss = lambda m, x, key, beta=beta: fk.latent.vae_loss(m, x, key=key, kl_weight=beta)
-        vae, _ = train(config, loss, fk.latent.VAE(*linear), data, key=fkey)
+        vae, _ = train(config, loss, fk.latent.VAE(encoder, decoder), data, key=fkey)
         _, parts = loss(vae, data, skey)
         slope = float(jnp.square(vae.decoder(jnp.ones(1)) - vae.decoder(jnp.zeros(1)))[0])
         optima = {"squared slope": max(variance - beta / 2, 0.0), "squared error": min(beta / 2, variance)}

@@ -143,11 +143,11 @@ def paths(velocity, x0, cond=None, **options) -> Any:
 def train_peer(config: Config, task: Task, seed: int, starts=None, **options) -> dict[str, np.ndarray]:
     """torchcfm at the same task: `ends` of the test points after 100 Euler steps and after `one`, and `moves`."""
     x0 = task.source.sample((200_000, 2), key=jr.fold_in(jr.key(config.seed + 2), seed))
-    arrays = {"x0": x0, "x1": task.data, "test_x0": task.test_x0, "starts": task.test_x0 if starts is None else starts}
+    starts = task.test_x0 if starts is None else starts
     options |= {"seed": seed, "width": task.hidden_sizes[0], "batch_size": task.batch_size}
     options = {"num_steps": config.peer_steps, "weight_decay": 0.0, "sigma": 0.0} | options
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(file := os.path.join(folder, "task.npz"), **{k: np.asarray(v) for k, v in arrays.items()})
+        np.savez(file := os.path.join(folder, "task.npz"), x0=x0, x1=task.data, test_x0=task.test_x0, starts=starts)
         run_peer(config.peer_python, "train", file, json.dumps(options), out := os.path.join(folder, "out.npz"))
         with np.load(out) as made:
             return dict(made)

@@ -56,7 +56,7 @@ def solve_assignment(
     if not is_traced(cost, rows, columns):
         # Without a callback, in which threads of the host would wait for those of the device.
         return jnp.asarray(solve(cost, rows, columns))
-    result, options = jax.ShapeDtypeStruct(rows.shape, jnp.int32), {"vmap_method": "broadcast_all"}
+    result = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
 
     def solve_in_place(_, indices, *problem) -> None:
         np.asarray(indices)[...] = solve(*map(np.asarray, problem))
@@ -67,8 +67,8 @@ def solve_assignment(
         cost,
         rows,
         columns,
-        cpu=buffer_callback(solve_in_place, result, **options),
-        default=lambda *problem: jax.pure_callback(solve, result, *problem, **options),
+        cpu=buffer_callback(solve_in_place, result, vmap_method="broadcast_all"),
+        default=lambda *problem: jax.pure_callback(solve, result, *problem, vmap_method="broadcast_all"),
     )
 
 
