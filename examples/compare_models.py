@@ -265,8 +265,14 @@ class Scene(NamedTuple):
     """The same without a coupling, as the decoder is."""
 
 
+def key_of(config: Config, purpose: Literal["scene", "models", "judgement"], number: int) -> jax.Array:
+    """One for each purpose and number, no two of them alike."""
+    keys = dict(zip(("scene", "models", "judgement"), jr.split(jr.key(config.seed), 3), strict=True))
+    return jr.fold_in(keys[purpose], number)
+
+
 def make_scene(config: Config, dim: str) -> Scene:
-    dkey, zkey, pkey, ckey = jr.split(jr.fold_in(jr.key(config.seed), SIZES[dim]), 4)
+    dkey, zkey, pkey, ckey = jr.split(key_of(config, "scene", SIZES[dim]), 4)
     sampler = find_sampler(config, dim)
     exact = {"exact_counts": True} if sampler is fk.data.mixture_1d else {}
     data = sampler(config.num_samples, key=dkey, **exact)
@@ -392,7 +398,7 @@ def train(name: str, dim: str, scene: Scene, config: Config, output: Path) -> fk
     print(f"{MODELS[name].title}, {dim}", flush=True)
     model = MODELS[name]
     # A key of its own, so that a model does not depend on which others are trained.
-    mkey, tkey, akey = jr.split(jr.fold_in(jr.key(config.seed), [*MODELS].index(name)), 3)
+    mkey, tkey, akey = jr.split(key_of(config, "models", [*MODELS].index(name)), 3)
     steps = -(-len(scene.data) // config.batch_size)
     described = {"model": name, "size": SIZES[dim], **stored(config)}
     return fk.training.fit(
@@ -453,7 +459,7 @@ def judge(results: dict[str, fk.training.FitResult], dim: str, scene: Scene, con
     """Distances between samples and fresh data, latents and the prior, paths and one-step maps."""
     parts = -(-config.num_judged // config.num_inference)
     draw = lambda key: scene.sampler(parts * config.num_inference, key=key)
-    fkey, xkey, zkey, akey = jr.split(jr.fold_in(jr.key(config.seed + 1), SIZES[dim]), 4)
+    fkey, xkey, zkey, akey = jr.split(key_of(config, "judgement", SIZES[dim]), 4)
     fresh = draw(fkey)
     prior = jr.normal(zkey, (3, *fresh.shape))
     floors = [w2(draw(key), fresh) for key in jr.split(xkey, 5)]

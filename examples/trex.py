@@ -225,12 +225,17 @@ def build(config: ModelConfig, *, key: jax.Array) -> few_step.FlowMap:
 # -- training
 
 
+def keys_of(config: Config) -> jax.Array:
+    """For data, model, training, judgement, pairs and figures."""
+    return jr.split(jr.key(config.seed), 6)
+
+
 def train(config: Config) -> None:
     sampler = load(config.data)
-    dkey, mkey, tkey, jkey = jr.split(jr.key(config.seed), 4)
+    dkey, mkey, tkey, jkey, pkey, _ = keys_of(config)
     data, model = sampler(config.data.num_samples, key=dkey), build(config.model, key=mkey)
     results = fk.training.fit_stages(
-        stages(config),
+        stages(config, pkey),
         model,
         data,
         batch_size=config.training.batch_size,
@@ -249,13 +254,12 @@ def train(config: Config) -> None:
     print(f"Metrics and checkpoints are in {config.output}/.")
 
 
-def stages(config: Config) -> list[fk.training.Stage]:
+def stages(config: Config, key: jax.Array) -> list[fk.training.Stage]:
     """The flow, perhaps a straighter one, and the map, each from where the one before ended."""
     training = config.training
-    pkey = jr.fold_in(jr.key(config.seed), 1)
 
     def pairs(model):
-        options = {"solver": dfx.Midpoint(), "num_steps": 15, "key": pkey}
+        options = {"solver": dfx.Midpoint(), "num_steps": 15, "key": key}
         return few_step.reflow_pairs(few_step.velocity_of(model), (2,), training.num_pairs, **options)
 
     def flow_loss(model, x1, key):
@@ -348,9 +352,9 @@ def visualize(config: Config) -> None:
     output, options = Path(config.output), config.visualization
     models, data_config = restore(output)
     sampler = load(data_config)
-    dkey, zkey = jr.split(jr.key(config.seed))
+    dkey, *_, fkey = keys_of(config)
     target = np.asarray(sampler(options.num_points, key=dkey))
-    x0 = jr.normal(zkey, (max(options.num_points, options.num_particles), 2))
+    x0 = jr.normal(fkey, (max(options.num_points, options.num_particles), 2))
     half = max(options.window, 1.1 * float(np.abs(target).max()))
     window = (-half, half)
     times = np.linspace(0, 1, options.num_sampling_steps + 1)

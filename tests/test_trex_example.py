@@ -71,7 +71,7 @@ def test_metrics_are_distances_from_fresh_data(example, run):
     assert metrics["steps"] == STEPS
     assert metrics["seconds"] > 0
     models, data = example.restore(output)
-    _, _, _, key = jr.split(jr.key(config.seed), 4)
+    key = example.keys_of(config)[3]
     gkey, *fkeys = jr.split(key, 7)
     fresh = [fk.data.circles(12, noise=0.01, key=key) for key in fkeys]
     flow = few_step.velocity_of(models["flow"])
