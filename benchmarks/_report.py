@@ -20,8 +20,13 @@ def save(name: str, seed: int, **results: Any) -> None:
     """Writes `benchmarks/results/<name>.json`."""
     names = ("jax", "equinox", "diffrax", "optax", "numpy", "scipy")
     report = {
-        "machine": {"cpus": os.cpu_count(), "processor": _processor(), "device": jax.devices()[0].device_kind},
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "processor": _processor(),
+            "device": jax.devices()[0].device_kind,
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in names},
         "seed": seed,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -36,7 +41,11 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     print(f"\n{title}")
     for line in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        print(
+            "  ".join(
+                cell.rjust(width) for cell, width in zip(line, widths, strict=True)
+            )
+        )
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
@@ -57,6 +66,10 @@ def _text(value: Any) -> str:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":")[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

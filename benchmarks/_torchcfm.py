@@ -52,7 +52,9 @@ def pairs(x0: torch.Tensor, x1: torch.Tensor, batch_size: int, plan_size: int | 
             yield draw(x0, batch_size), draw(x1, batch_size)
         else:
             planned = sampler.sample_plan(draw(x0, plan_size), draw(x1, plan_size))
-            yield from zip(*(values.split(batch_size) for values in planned), strict=True)
+            yield from zip(
+                *(values.split(batch_size) for values in planned), strict=True
+            )
 
 
 def train(task, options) -> torch.nn.Module:
@@ -60,7 +62,11 @@ def train(task, options) -> torch.nn.Module:
     torch.manual_seed(options["seed"])
     torch.set_num_threads(1)
     model = MLP(2, w=options["width"], time_varying=True)
-    optimizer = torch.optim.AdamW(model.parameters(), options["learning_rate"], weight_decay=options["weight_decay"])
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        options["learning_rate"],
+        weight_decay=options["weight_decay"],
+    )
     matcher = ConditionalFlowMatcher(sigma=options["sigma"])
     x0, x1 = torch.from_numpy(task["x0"]), torch.from_numpy(task["x1"])
     batches = pairs(x0, x1, options["batch_size"], options["plan_size"])
@@ -82,16 +88,22 @@ def euler(model: torch.nn.Module, x: torch.Tensor, num_steps: int) -> np.ndarray
 def main() -> None:
     command, *rest = sys.argv[1:]
     if command == "versions":
-        print(json.dumps({name: version(name) for name in ("torch", "torchcfm", "pot")}))
+        print(
+            json.dumps({name: version(name) for name in ("torch", "torchcfm", "pot")})
+        )
         return
     file, *rest = rest
     if command == "steps":
         data = torch.from_numpy(np.load(file))
         matchers = {
             "independent": ConditionalFlowMatcher(sigma=0.0),
-            "exact plan per step": ExactOptimalTransportConditionalFlowMatcher(sigma=0.0),
+            "exact plan per step": ExactOptimalTransportConditionalFlowMatcher(
+                sigma=0.0
+            ),
         }
-        times = {name: milliseconds(matcher, data) for name, matcher in matchers.items()}
+        times = {
+            name: milliseconds(matcher, data) for name, matcher in matchers.items()
+        }
         print(json.dumps(times))
         return
     options, out = json.loads(rest[0]), rest[1]

@@ -72,26 +72,52 @@ def with_options(loss: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 METHODS = {
     "MeanFlow": Method(with_options(few_step.mean_flow_loss, **few_step.MEAN_FLOW_TOY)),
-    "improved MeanFlow": Method(with_options(few_step.improved_mean_flow_loss, **few_step.MEAN_FLOW_TOY)),
-    "BackFlow": Method(with_options(few_step.back_flow_loss, **few_step.BACK_FLOW_TOY), encodes=True),
-    "FACM": Method(with_options(few_step.facm_loss, **few_step.FACM_TOY), several=False),
-    "FACM, one time": Method(with_options(few_step.facm_loss, **few_step.FACM_TOY), several=False, one_time=True),
-    "consistency": Method(with_options(few_step.consistency_loss), several=False, ode=False),
+    "improved MeanFlow": Method(
+        with_options(few_step.improved_mean_flow_loss, **few_step.MEAN_FLOW_TOY)
+    ),
+    "BackFlow": Method(
+        with_options(few_step.back_flow_loss, **few_step.BACK_FLOW_TOY), encodes=True
+    ),
+    "FACM": Method(
+        with_options(few_step.facm_loss, **few_step.FACM_TOY), several=False
+    ),
+    "FACM, one time": Method(
+        with_options(few_step.facm_loss, **few_step.FACM_TOY),
+        several=False,
+        one_time=True,
+    ),
+    "consistency": Method(
+        with_options(few_step.consistency_loss), several=False, ode=False
+    ),
     "shortcut": Method(with_options(few_step.shortcut_loss)),
 }
 FLOWS = ("flow matching", "reflow")
 
-MIXTURE = fk.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.array([0.8, 0.6]), jnp.array([0.7, 0.3]))
+MIXTURE = fk.GaussianMixture(
+    jnp.array([[-2.0], [2.0]]), jnp.array([0.8, 0.6]), jnp.array([0.7, 0.3])
+)
 EXACT = few_step.exact_flow_map(MIXTURE)
 JUMP = st.norm.ppf(0.7 * st.norm.cdf(2 / 0.8) + 0.3 * st.norm.cdf(-2 / 0.6))
 """The noise that is carried to the middle between the modes."""
 
 
 def network(config: Config, *, key: jax.Array, num_times: int = 1) -> fk.nn.MLP:
-    return fk.nn.MLP(1, hidden_sizes=(config.width,) * 4, time_embedding=fk.nn.RawTime(num_times), key=key)
+    return fk.nn.MLP(
+        1,
+        hidden_sizes=(config.width,) * 4,
+        time_embedding=fk.nn.RawTime(num_times),
+        key=key,
+    )
 
 
-def train(config: Config, loss: Callable[..., Any], model: Any, batches: Any, *, key: jax.Array) -> tuple[Any, float]:
+def train(
+    config: Config,
+    loss: Callable[..., Any],
+    model: Any,
+    batches: Any,
+    *,
+    key: jax.Array,
+) -> tuple[Any, float]:
     """The averaged weights, and the seconds that they took, compilation included."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(200, config.num_steps // 2), config.num_steps
@@ -118,7 +144,9 @@ def places(config: Config) -> jax.Array:
 
 
 @eqx.filter_jit
-def along(flow_map: few_step.FlowMap, x: jax.Array, times: tuple[float, ...]) -> jax.Array:
+def along(
+    flow_map: few_step.FlowMap, x: jax.Array, times: tuple[float, ...]
+) -> jax.Array:
     for s, t in zip(times, times[1:], strict=False):
         x = jax.vmap(lambda x, s=s, t=t: few_step.jump(flow_map, s, t, x))(x)
     return x
@@ -133,14 +161,24 @@ def solve(flow: fk.Flow, x: jax.Array, **options: Any) -> jax.Array:
     return eqx.filter_vmap(end)(x)
 
 
-def run_map(config: Config, method: Method, data: jax.Array, z: jax.Array, *, key: jax.Array) -> tuple[dict, jax.Array]:
+def run_map(
+    config: Config, method: Method, data: jax.Array, z: jax.Array, *, key: jax.Array
+) -> tuple[dict, jax.Array]:
     mkey, fkey = jr.split(key)
     times = few_step.expanded_interval if method.one_time else few_step.both_times
-    model = few_step.FlowMap(network(config, key=mkey, num_times=1 if method.one_time else 2), times=times)
+    model = few_step.FlowMap(
+        network(config, key=mkey, num_times=1 if method.one_time else 2), times=times
+    )
     model, seconds = train(config, method.loss, model, data, key=fkey)
     exact = along(EXACT, z, (0.0, 1.0))
     one = along(model, z, (0.0, 1.0))
-    row = {"one step": rms(one, exact), "four steps": "", "solver": "", "encoding": "", "seconds": seconds}
+    row = {
+        "one step": rms(one, exact),
+        "four steps": "",
+        "solver": "",
+        "encoding": "",
+        "seconds": seconds,
+    }
     if method.several:
         row["four steps"] = rms(along(model, z, (0.0, 0.25, 0.5, 0.75, 1.0)), exact)
     if method.ode:
@@ -150,18 +188,29 @@ def run_map(config: Config, method: Method, data: jax.Array, z: jax.Array, *, ke
     return row, one
 
 
-def run_flows(config: Config, data: jax.Array, z: jax.Array, *, key: jax.Array) -> tuple[dict, dict]:
+def run_flows(
+    config: Config, data: jax.Array, z: jax.Array, *, key: jax.Array
+) -> tuple[dict, dict]:
     """Flow matching, and a second flow on the pairs of the first."""
     mkey, fkey, pkey, rkey = jr.split(key, 4)
     exact = along(EXACT, z, (0.0, 1.0))
     loss = lambda flow, x1, key: fk.flow_matching_loss(flow, x1, key=key)
-    flow, seconds = train(config, loss, fk.Flow(network(config, key=mkey)), data, key=fkey)
+    flow, seconds = train(
+        config, loss, fk.Flow(network(config, key=mkey)), data, key=fkey
+    )
     pairs = few_step.reflow_pairs(flow, (1,), min(len(data), 100_000), key=pkey)
-    reloss = lambda flow, pairs, key: fk.flow_matching_loss(flow, pairs.x1, key=key, coupling=fk.Paired(pairs.x0))
+    reloss = lambda flow, pairs, key: fk.flow_matching_loss(
+        flow, pairs.x1, key=key, coupling=fk.Paired(pairs.x0)
+    )
     straight, more = train(config, reloss, flow, pairs, key=rkey)
     rows, maps = {}, {}
-    for name, one, taken in (("flow matching", flow, seconds), ("reflow", straight, seconds + more)):
-        maps[name], four = (solve(one, z, solver=dfx.Euler(), num_steps=num) for num in (1, 4))
+    for name, one, taken in (
+        ("flow matching", flow, seconds),
+        ("reflow", straight, seconds + more),
+    ):
+        maps[name], four = (
+            solve(one, z, solver=dfx.Euler(), num_steps=num) for num in (1, 4)
+        )
         rows[name] = {
             "one step": rms(maps[name], exact),
             "four steps": rms(four, exact),
@@ -172,7 +221,9 @@ def run_flows(config: Config, data: jax.Array, z: jax.Array, *, key: jax.Array) 
     return rows, maps
 
 
-def run_baselines(config: Config, data: jax.Array, *, key: jax.Array) -> list[dict[str, Any]]:
+def run_baselines(
+    config: Config, data: jax.Array, *, key: jax.Array
+) -> list[dict[str, Any]]:
     """What models of one latent reach, and their optimum: for the VAEs with linear networks (Lucas et al., 2019).
 
     With the variance `S` of the data, that of a VAE of weight `b` has `w^2 = max(S - b / 2, 0)` and the error
@@ -182,7 +233,13 @@ def run_baselines(config: Config, data: jax.Array, *, key: jax.Array) -> list[di
     mean, variance = float(jnp.mean(data)), float(jnp.var(data))
     wide = (32, 64, 32)
     decoder = fk.latent.Decoder(fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey))
-    decoder, _ = train(config, lambda m, x, key: fk.latent.decoder_loss(m, x, key=key), decoder, data, key=fkey)
+    decoder, _ = train(
+        config,
+        lambda m, x, key: fk.latent.decoder_loss(m, x, key=key),
+        decoder,
+        data,
+        key=fkey,
+    )
     outputs = decoder.sample(num_samples=10_000, key=skey)
     rows = [
         {
@@ -193,21 +250,53 @@ def run_baselines(config: Config, data: jax.Array, *, key: jax.Array) -> list[di
         }
     ]
     coder = fk.latent.Autoencoder(
-        fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=ekey), fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey)
+        fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=ekey),
+        fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey),
     )
-    coder, _ = train(config, lambda m, x, key: fk.latent.autoencoder_loss(m, x), coder, data, key=fkey)
+    coder, _ = train(
+        config,
+        lambda m, x, key: fk.latent.autoencoder_loss(m, x),
+        coder,
+        data,
+        key=fkey,
+    )
     error = float(fk.latent.autoencoder_loss(coder, data))
-    rows.append({"model": "autoencoder", "value": "squared error", "reached": error, "optimum": 0.0})
+    rows.append(
+        {
+            "model": "autoencoder",
+            "value": "squared error",
+            "reached": error,
+            "optimum": 0.0,
+        }
+    )
     for beta in (1.0, 10.0):
-        encoder, decoder = (fk.nn.FeedForward(1, n, hidden_sizes=(), key=k) for n, k in ((2, ekey), (1, vkey)))
-        loss = lambda m, x, key, beta=beta: fk.latent.vae_loss(m, x, key=key, kl_weight=beta)
+        encoder, decoder = (
+            fk.nn.FeedForward(1, n, hidden_sizes=(), key=k)
+            for n, k in ((2, ekey), (1, vkey))
+        )
+        loss = lambda m, x, key, beta=beta: fk.latent.vae_loss(
+            m, x, key=key, kl_weight=beta
+        )
         vae, _ = train(config, loss, fk.latent.VAE(encoder, decoder), data, key=fkey)
         _, parts = loss(vae, data, skey)
-        slope = float(jnp.square(vae.decoder(jnp.ones(1)) - vae.decoder(jnp.zeros(1)))[0])
-        optima = {"squared slope": max(variance - beta / 2, 0.0), "squared error": min(beta / 2, variance)}
-        for value, reached in (("squared slope", slope), ("squared error", float(parts["reconstruction"]))):
+        slope = float(
+            jnp.square(vae.decoder(jnp.ones(1)) - vae.decoder(jnp.zeros(1)))[0]
+        )
+        optima = {
+            "squared slope": max(variance - beta / 2, 0.0),
+            "squared error": min(beta / 2, variance),
+        }
+        for value, reached in (
+            ("squared slope", slope),
+            ("squared error", float(parts["reconstruction"])),
+        ):
             rows.append(
-                {"model": f"VAE, weight {beta:g}", "value": value, "reached": reached, "optimum": optima[value]}
+                {
+                    "model": f"VAE, weight {beta:g}",
+                    "value": value,
+                    "reached": reached,
+                    "optimum": optima[value],
+                }
             )
     return rows
 
@@ -216,11 +305,15 @@ def picture(z: jax.Array, maps: dict[str, jax.Array]) -> None:
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     below = np.asarray(z[:, 0]) < JUMP
     for name, values in ({"exact": along(EXACT, z, (0.0, 1.0))} | maps).items():
-        style: dict[str, Any] = {"color": "black", "lw": 3, "alpha": 0.3} if name == "exact" else {"lw": 1}
+        style: dict[str, Any] = (
+            {"color": "black", "lw": 3, "alpha": 0.3} if name == "exact" else {"lw": 1}
+        )
         # A gap, not a line, where the map jumps.
         gap = np.where(np.diff(below, prepend=True), np.nan, np.asarray(values[:, 0]))
         axes.plot(z[:, 0], gap, label=name, **style)
-    axes.set(xlabel="noise", ylabel="one step", title="Away from the jump of the exact map")
+    axes.set(
+        xlabel="noise", ylabel="one step", title="Away from the jump of the exact map"
+    )
     axes.legend(frameon=False)
     figure.savefig(_report.RESULTS / "few_step.png", dpi=110)
 
@@ -232,7 +325,11 @@ def main(config: Config) -> None:
         raise SystemExit(f"unknown methods {sorted(unknown)}; there are {list(known)}.")
     dkey, bkey, *keys = jr.split(jr.key(config.seed), len(METHODS) + 3)
     data, z = MIXTURE.sample((config.num_data, 1), key=dkey), places(config)
-    rows, maps = run_flows(config, data, z, key=keys[-1]) if set(FLOWS) & set(chosen) else ({}, {})
+    rows, maps = (
+        run_flows(config, data, z, key=keys[-1])
+        if set(FLOWS) & set(chosen)
+        else ({}, {})
+    )
     for (name, method), key in zip(METHODS.items(), keys, strict=False):
         if name in chosen:
             rows[name], maps[name] = run_map(config, method, data, z, key=key)
@@ -242,7 +339,13 @@ def main(config: Config) -> None:
     if not config.methods:
         baselines = run_baselines(config, data, key=bkey)
         _report.show("models of one latent", baselines)
-        _report.save("few_step", config.seed, config=dataclasses.asdict(config), results=rows, baselines=baselines)
+        _report.save(
+            "few_step",
+            config.seed,
+            config=dataclasses.asdict(config),
+            results=rows,
+            baselines=baselines,
+        )
         picture(z, maps)
 
 

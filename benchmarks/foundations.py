@@ -27,7 +27,10 @@ def import_seconds(statement: str) -> float:
 
 def main() -> None:
     # Alternating, so that both see the same machine.
-    pairs = [(import_seconds(BELOW), import_seconds("import flowkit")) for _ in range(REPEATS)]
+    pairs = [
+        (import_seconds(BELOW), import_seconds("import flowkit"))
+        for _ in range(REPEATS)
+    ]
     below, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     imports = {"below_seconds": below, "flowkit_seconds": ours, "ratio": ours / below}
     _report.show("import", [imports])

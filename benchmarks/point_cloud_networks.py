@@ -37,7 +37,10 @@ from point_cloud_models import build, ModelConfig
 GLOBAL, STRUCTURED, LOCAL = "(1, c)", "(k, c)", "(n, c)"
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "PointNet": (GLOBAL, {"encoder": "point-net"}),
-    "SetTransformer, pooled": (GLOBAL, {"encoder": "set-transformer", "pooling": "attention"}),
+    "SetTransformer, pooled": (
+        GLOBAL,
+        {"encoder": "set-transformer", "pooling": "attention"},
+    ),
     "DGCNN, pooled": (GLOBAL, {"encoder": "dgcnn", "pooling": "max-mean"}),
     "SlotAttention": (STRUCTURED, {"encoder": "slot-attention"}),
     "CrossAttentionEncoder": (STRUCTURED, {"encoder": "cross-attention"}),
@@ -45,7 +48,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "SetTransformer": (LOCAL, {"encoder": "set-transformer"}),
     "DGCNN": (LOCAL, {"encoder": "dgcnn"}),
 }
-CONDITIONERS = {GLOBAL: ("broadcast",), STRUCTURED: ("select", "pool"), LOCAL: ("per-point", "pool")}
+CONDITIONERS = {
+    GLOBAL: ("broadcast",),
+    STRUCTURED: ("select", "pool"),
+    LOCAL: ("per-point", "pool"),
+}
 BACKBONES = ("adaln-mlp", "dit", "cross-attention", "concat-squash")
 
 
@@ -80,18 +87,30 @@ def combinations():
                 attends = backbone == "cross-attention"  # and has no conditioner
                 names = encoder, kind, "-" if attends else conditioner, backbone
                 chosen = "auto" if attends else conditioner
-                yield names, ModelConfig(**options, backbone=backbone, conditioner=chosen, prior="normal")
+                yield (
+                    names,
+                    ModelConfig(
+                        **options, backbone=backbone, conditioner=chosen, prior="normal"
+                    ),
+                )
 
 
 def measure(model, train, seen, other, config: Config) -> dict:
     """Trains a model and judges its reconstructions."""
-    loss = lambda model, batch, key: fk.latent.set_flow_loss(model, batch.points, key=key, block=16, prior_weight=0)
+    loss = lambda model, batch, key: fk.latent.set_flow_loss(
+        model, batch.points, key=key, block=16, prior_weight=0
+    )
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, config.num_steps))
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(2e-3, config.num_steps)),
     )
     step = fk.training.make_step(loss, optimizer)
     state = fk.training.init_state(model, optimizer, key=jr.key(config.seed))
-    batches = iter(fk.data.batches(train._replace(labels=None), config.batch_size, seed=config.seed))
+    batches = iter(
+        fk.data.batches(
+            train._replace(labels=None), config.batch_size, seed=config.seed
+        )
+    )
     losses, seconds = [], []
     for _ in range(config.num_steps):
         batch = next(batches)
@@ -100,7 +119,10 @@ def measure(model, train, seen, other, config: Config) -> dict:
         losses.append(float(metrics["loss"]))
         seconds.append(time.process_time() - start)
     return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))),
+        "parameters": sum(
+            leaf.size
+            for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+        ),
         "step_cpu_ms": 1e3 * statistics.median(seconds[1:]),
         "first_loss": float(np.mean(losses[:10])),
         "last_loss": float(np.mean(losses[-50:])),
@@ -112,7 +134,14 @@ def measure(model, train, seen, other, config: Config) -> dict:
 def reconstruct(model, points, key):
     latents = jax.vmap(model.encode)(points)
     options = {"solver": fk.RK4(), "num_steps": 10}
-    return fk.sample(model.flow, points.shape[1:], num_samples=len(points), cond=latents, key=key, **options).values
+    return fk.sample(
+        model.flow,
+        points.shape[1:],
+        num_samples=len(points),
+        cond=latents,
+        key=key,
+        **options,
+    ).values
 
 
 def chamfer(model, seen, other, key) -> float:
@@ -128,12 +157,29 @@ def picture(rows: list[dict]) -> Figure:
     markers = dict(zip(BACKBONES, "osD^", strict=True))
     for encoder, color in zip(ENCODERS, fk.plotting.colors.values(), strict=True):
         for backbone, marker in markers.items():
-            own = [row for row in rows if (row["encoder"], row["backbone"]) == (encoder, backbone)]
-            xs, ys = [row["step_cpu_ms"] for row in own], [row["chamfer/floor"] for row in own]
-            axes.scatter(xs, ys, color=color, marker=marker, label=encoder if marker == "o" else None, alpha=0.8)
+            own = [
+                row
+                for row in rows
+                if (row["encoder"], row["backbone"]) == (encoder, backbone)
+            ]
+            xs, ys = (
+                [row["step_cpu_ms"] for row in own],
+                [row["chamfer/floor"] for row in own],
+            )
+            axes.scatter(
+                xs,
+                ys,
+                color=color,
+                marker=marker,
+                label=encoder if marker == "o" else None,
+                alpha=0.8,
+            )
     for backbone, marker in markers.items():
         axes.scatter([], [], color="#555555", marker=marker, label=backbone)
-    axes.set(xlabel="processor time of a training step in ms", ylabel="Chamfer distance / floor")
+    axes.set(
+        xlabel="processor time of a training step in ms",
+        ylabel="Chamfer distance / floor",
+    )
     axes.loglog()
     ticks = [1, 1.2, 1.5, 2]
     axes.set_yticks(ticks, map(str, ticks))
@@ -145,19 +191,30 @@ def picture(rows: list[dict]) -> Figure:
 
 
 def main(config: Config) -> None:
-    train = fk.data.digits(config.num_points, draws=16, test_fraction=0.2, key=jr.key(config.seed)).train
-    test = fk.data.digits(config.num_points, draws=2, test_fraction=0.2, key=jr.key(config.seed + 1)).test
+    train = fk.data.digits(
+        config.num_points, draws=16, test_fraction=0.2, key=jr.key(config.seed)
+    ).train
+    test = fk.data.digits(
+        config.num_points, draws=2, test_fraction=0.2, key=jr.key(config.seed + 1)
+    ).test
     seen, other = np.split(test.points, 2)
     rows = []
     for names, model_config in combinations():
         if config.only.lower() not in " ".join(names).lower():
             continue
         model = build(model_config, key=jr.key(config.seed))
-        row = dict(zip(("encoder", "latents", "conditioner", "backbone"), names, strict=True))
+        row = dict(
+            zip(("encoder", "latents", "conditioner", "backbone"), names, strict=True)
+        )
         rows.append(row | measure(model, train, seen, other, config))
         print(rows[-1], flush=True)
         if not config.only:  # after each, so that an interrupted run leaves what it has
-            _report.save("point_cloud_networks", config.seed, config=dataclasses.asdict(config), rows=rows)
+            _report.save(
+                "point_cloud_networks",
+                config.seed,
+                config=dataclasses.asdict(config),
+                rows=rows,
+            )
     _report.show("point-cloud networks", rows)
     if not config.only:
         picture(rows).savefig(_report.RESULTS / "point_cloud_networks.png", dpi=110)

@@ -30,12 +30,16 @@ CLOUD_SIZES = (1_000, 10_000, 100_000)
 def step_seconds(num_clouds: int, num_points: int, block: int | None) -> float:
     """The median training step."""
     ekey, fkey, pkey, xkey, skey = jr.split(jr.key(SEED), 5)
-    prior = fk.latent.FlowPrior(fk.Flow(fk.nn.MLP(LATENT, hidden_sizes=(128,) * 5, key=pkey)), LATENT)
+    prior = fk.latent.FlowPrior(
+        fk.Flow(fk.nn.MLP(LATENT, hidden_sizes=(128,) * 5, key=pkey)), LATENT
+    )
     flow = fk.Flow(fk.nn.AdaLNMLP(2, LATENT, width_size=WIDTH, depth=DEPTH, key=fkey))
     encoder = fk.nn.PointNet(2, LATENT, hidden_sizes=ENCODER_SIZES, key=ekey)
     model = fk.latent.SetFlow(encoder, flow, prior)
     optimizer = optax.adam(1e-3)
-    loss = lambda model, points, key: fk.latent.set_flow_loss(model, points, key=key, block=block)
+    loss = lambda model, points, key: fk.latent.set_flow_loss(
+        model, points, key=key, block=block
+    )
     step = fk.training.make_step(loss, optimizer)
     state = fk.training.init_state(model, optimizer, key=skey)
     points = jr.normal(xkey, (num_clouds, num_points, 2))
@@ -50,7 +54,12 @@ def step_seconds(num_clouds: int, num_points: int, block: int | None) -> float:
 
 def product_operations(num_points: int) -> int:
     """Multiplications and additions of the products on points in one step: forward, and twice that backward."""
-    layers = [*itertools.pairwise((2, *ENCODER_SIZES)), (2, WIDTH), *[(WIDTH, WIDTH)] * DEPTH, (WIDTH, 2)]
+    layers = [
+        *itertools.pairwise((2, *ENCODER_SIZES)),
+        (2, WIDTH),
+        *[(WIDTH, WIDTH)] * DEPTH,
+        (WIDTH, 2),
+    ]
     return 3 * 2 * num_points * sum(a * b for a, b in layers)
 
 
@@ -68,14 +77,24 @@ def peak_rate() -> float:
             times.append(time.perf_counter() - start)
         return 2 * rows * inner * columns / min(times)
 
-    return max(rate(*shape) for shape in ((4000, 64, 64), (4000, 64, 128), (4000, 128, 256), (2048, 2048, 2048)))
+    return max(
+        rate(*shape)
+        for shape in (
+            (4000, 64, 64),
+            (4000, 64, 128),
+            (4000, 128, 256),
+            (2048, 2048, 2048),
+        )
+    )
 
 
 def training_steps() -> list[dict]:
     rate = peak_rate()
     rows = []
     for num_clouds, num_points, block in BATCHES:
-        whole, blocked = (step_seconds(num_clouds, num_points, size) for size in (None, block))
+        whole, blocked = (
+            step_seconds(num_clouds, num_points, size) for size in (None, block)
+        )
         products = product_operations(num_clouds * num_points) / rate
         rows.append(
             {
@@ -97,8 +116,16 @@ def distances() -> list[dict]:
     rows = []
     for size in CLOUD_SIZES:
         x, y = np.random.default_rng(SEED).normal(size=(2, size, 2)).astype(np.float32)
-        seconds = _report.median_seconds(lambda x=x, y=y: fk.metrics.chamfer(x, y), repeats=3)
-        rows.append({"points": size, "chamfer_seconds": seconds, "pairs_per_second": size**2 / seconds})
+        seconds = _report.median_seconds(
+            lambda x=x, y=y: fk.metrics.chamfer(x, y), repeats=3
+        )
+        rows.append(
+            {
+                "points": size,
+                "chamfer_seconds": seconds,
+                "pairs_per_second": size**2 / seconds,
+            }
+        )
     return rows
 
 

@@ -90,12 +90,33 @@ def main(config: Config) -> None:
     picture(guided, np.asarray(labels))
 
     steps = {f"{stage}_steps": steps for stage, steps in trained["steps"].items()}
-    results = steps | {"train_seconds": trained["seconds"], "evaluations_per_sample": 20}
-    for part in scores(model, run, train, test, (generated, guided), np.asarray(labels), rkey, skey, config):
+    results = steps | {
+        "train_seconds": trained["seconds"],
+        "evaluations_per_sample": 20,
+    }
+    for part in scores(
+        model,
+        run,
+        train,
+        test,
+        (generated, guided),
+        np.asarray(labels),
+        rkey,
+        skey,
+        config,
+    ):
         results |= part
-        print({name: round(float(value), 4) for name, value in results.items()}, flush=True)
-    _report.show("Set-MNIST", [{"number": name, "value": value} for name, value in results.items()])
-    _report.save("set_mnist", config.seed, run=point_clouds.stored(run), results=results)
+        print(
+            {name: round(float(value), 4) for name, value in results.items()},
+            flush=True,
+        )
+    _report.show(
+        "Set-MNIST",
+        [{"number": name, "value": value} for name, value in results.items()],
+    )
+    _report.save(
+        "set_mnist", config.seed, run=point_clouds.stored(run), results=results
+    )
 
 
 def scores(model, run, train, test, generated, labels, rkey, skey, config: Config):
@@ -109,7 +130,9 @@ def scores(model, run, train, test, generated, labels, rkey, skey, config: Confi
     yield two_samples("emd", config.num_emd, samples, test.points)
 
 
-def generate(model, run, labels, *, key, num_points: int = NUM_POINTS, mask=None) -> np.ndarray:
+def generate(
+    model, run, labels, *, key, num_points: int = NUM_POINTS, mask=None
+) -> np.ndarray:
     cond = class_condition(labels, run.model)
     options = {"num_samples": len(labels), "cond": cond, "mask": mask, "key": key}
     return np.asarray(model.sample(num_points, **options, **SOLVER).values)
@@ -127,13 +150,20 @@ def reconstruction(model, run, clouds: np.ndarray, *, key) -> dict:
     results = {}
     for n in (64, 128, NUM_POINTS):
         value, floor = (
-            float(jnp.mean(point_clouds.CHAMFER(points[:, :n], other[:, :n]))) for points in (rebuilt, seen)
+            float(jnp.mean(point_clouds.CHAMFER(points[:, :n], other[:, :n])))
+            for points in (rebuilt, seen)
         )
-        results |= {f"chamfer_{n}": value, f"chamfer_floor_{n}": floor, f"chamfer/floor_{n}": value / floor}
+        results |= {
+            f"chamfer_{n}": value,
+            f"chamfer_floor_{n}": floor,
+            f"chamfer/floor_{n}": value / floor,
+        }
     return results
 
 
-def two_samples(name: str, num: int, samples: dict[str, np.ndarray], test: np.ndarray) -> dict:
+def two_samples(
+    name: str, num: int, samples: dict[str, np.ndarray], test: np.ndarray
+) -> dict:
     """1-NN accuracy and coverage of generated clouds, and of training clouds in their place."""
     distance = getattr(fk.metrics, name)
     reference = test[:num, :NUM_POINTS]
@@ -141,7 +171,9 @@ def two_samples(name: str, num: int, samples: dict[str, np.ndarray], test: np.nd
     results = {}
     for suffix, clouds in samples.items():
         across = fk.metrics.pairwise(distance, clouds[:num], reference)
-        accuracy = fk.metrics.one_nna(fk.metrics.pairwise(distance, clouds[:num]), across, within)
+        accuracy = fk.metrics.one_nna(
+            fk.metrics.pairwise(distance, clouds[:num]), across, within
+        )
         results[f"one_nna_{name}{suffix}"] = float(accuracy)
         results[f"coverage_{name}{suffix}"] = float(fk.metrics.coverage(across))
     return results
@@ -155,14 +187,26 @@ def classes(train, test, generated, labels, config: Config) -> dict:
 
     def loss(classifier, batch, key):
         logits = jax.vmap(classifier)(batch.points)[:, 0]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        )
 
-    optimizer = optax.contrib.muon(optax.cosine_decay_schedule(5e-3, config.classifier_steps), consistent_rms=0.2)
+    optimizer = optax.contrib.muon(
+        optax.cosine_decay_schedule(5e-3, config.classifier_steps), consistent_rms=0.2
+    )
     batches = fk.data.batches(train.sets(), 64, seed=config.seed)
-    options = {"optimizer": optimizer, "num_steps": config.classifier_steps, "key": tkey}
+    options = {
+        "optimizer": optimizer,
+        "num_steps": config.classifier_steps,
+        "key": tkey,
+    }
     classifier = fk.training.fit(loss, classifier, batches, **options).ema
-    predict = jax.jit(lambda points: jnp.argmax(jax.vmap(classifier)(points)[:, 0], axis=-1))
-    predicted = np.concatenate([predict(part) for part in np.split(test.points[:, :NUM_POINTS], 10)])
+    predict = jax.jit(
+        lambda points: jnp.argmax(jax.vmap(classifier)(points)[:, 0], axis=-1)
+    )
+    predicted = np.concatenate(
+        [predict(part) for part in np.split(test.points[:, :NUM_POINTS], 10)]
+    )
     plain, guided = (float(np.mean(predict(clouds) == labels)) for clouds in generated)
     return {
         "class_accuracy": plain,
@@ -183,7 +227,10 @@ def cardinality(model, run, *, key) -> dict:
         clouds = generate(model, run, labels, key=gkey, num_points=500, mask=mask)
         seconds.append(time.perf_counter() - start)
     assert np.all(clouds[~mask] == 0)
-    return {"cardinality_compile_seconds": seconds[0] - seconds[1], "cardinality_call_seconds": seconds[1]}
+    return {
+        "cardinality_compile_seconds": seconds[0] - seconds[1],
+        "cardinality_call_seconds": seconds[1],
+    }
 
 
 def picture(generated: np.ndarray, labels: np.ndarray) -> None:

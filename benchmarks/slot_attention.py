@@ -47,24 +47,38 @@ class Config:
 def build(config: Config, *, key: jax.Array) -> fk.latent.SetFlow:
     ekey, ckey, bkey = jr.split(key, 3)
     features = fk.nn.SinusoidalFeatures()
-    encoder = fk.nn.SlotAttention(2, 32, num_slots=config.num_objects, features=features, key=ekey)
+    encoder = fk.nn.SlotAttention(
+        2, 32, num_slots=config.num_objects, features=features, key=ekey
+    )
     conditioner = fk.nn.Select(2, 32, key=ckey)
-    backbone = fk.nn.AdaLNMLP(2, 32, conditioner=conditioner, cond_size=64, features=features, key=bkey)
+    backbone = fk.nn.AdaLNMLP(
+        2, 32, conditioner=conditioner, cond_size=64, features=features, key=bkey
+    )
     return fk.latent.SetFlow(encoder, fk.Flow(backbone), fk.Normal())
 
 
 def rand_indices(slots: np.ndarray, object_ids: np.ndarray) -> np.ndarray:
-    return np.array([adjusted_rand_score(ids, own) for ids, own in zip(object_ids, slots, strict=True)])
+    return np.array(
+        [
+            adjusted_rand_score(ids, own)
+            for ids, own in zip(object_ids, slots, strict=True)
+        ]
+    )
 
 
 @eqx.filter_jit
 def slots_of(encoder, points: Any) -> jax.Array:
     """The slot of each point, `(scenes, n)`."""
-    return jnp.argmax(jax.vmap(lambda cloud: encoder.with_attention(cloud)[1])(points), axis=-1)
+    return jnp.argmax(
+        jax.vmap(lambda cloud: encoder.with_attention(cloud)[1])(points), axis=-1
+    )
 
 
 def mean_and_error(values: np.ndarray) -> dict:
-    return {"mean": float(values.mean()), "standard_error": float(values.std() / np.sqrt(len(values)))}
+    return {
+        "mean": float(values.mean()),
+        "standard_error": float(values.std() / np.sqrt(len(values))),
+    }
 
 
 def main(config: Config) -> None:
@@ -72,13 +86,19 @@ def main(config: Config) -> None:
     images = fk.data.load_mnist() if config.images == "mnist" else fk.data.load_digits()
     options: Any = {"num_points": config.num_points, "num_objects": config.num_objects}
     # Two units are the size of a digit: the scenes are scaled to about unit variance.
-    train = fk.data.scenes(images.train, config.num_scenes, **options, key=skey).points / 2
+    train = (
+        fk.data.scenes(images.train, config.num_scenes, **options, key=skey).points / 2
+    )
     test = fk.data.scenes(images.test, 500, **options, key=tkey)
     points = test.points / 2
 
     model = build(config, key=mkey)
-    untrained = rand_indices(np.asarray(slots_of(model.encoder, points)), test.object_ids)
-    loss = lambda model, batch, key: fk.latent.set_flow_loss(model, batch, key=key, block=8, prior_weight=0)
+    untrained = rand_indices(
+        np.asarray(slots_of(model.encoder, points)), test.object_ids
+    )
+    loss = lambda model, batch, key: fk.latent.set_flow_loss(
+        model, batch, key=key, block=8, prior_weight=0
+    )
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 200, config.num_steps)
     model = fk.training.fit(
         loss,
@@ -93,11 +113,21 @@ def main(config: Config) -> None:
     rows = {
         "slot attention": rand_indices(slots, test.object_ids),
         "untrained": untrained,
-        "k-means": rand_indices(np.stack([kmeans.fit_predict(cloud) for cloud in points]), test.object_ids),
+        "k-means": rand_indices(
+            np.stack([kmeans.fit_predict(cloud) for cloud in points]), test.object_ids
+        ),
     }
     results = {name: mean_and_error(values) for name, values in rows.items()}
-    _report.show("adjusted Rand index", [{"grouping": name} | row for name, row in results.items()])
-    _report.save("slot_attention", config.seed, config=dataclasses.asdict(config), results=results)
+    _report.show(
+        "adjusted Rand index",
+        [{"grouping": name} | row for name, row in results.items()],
+    )
+    _report.save(
+        "slot_attention",
+        config.seed,
+        config=dataclasses.asdict(config),
+        results=results,
+    )
     path = _report.RESULTS / "slot_attention.png"
     fk.plotting.segmentations(points[:8], test.object_ids[:8], slots[:8], path=path)
 

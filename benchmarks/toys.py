@@ -71,12 +71,26 @@ class Config:
     seed: int = 0
 
 
-ADAPTIVE = {"solver": dfx.Dopri5(), "stepsize_controller": dfx.PIDController(rtol=1e-4, atol=1e-4)}
+ADAPTIVE = {
+    "solver": dfx.Dopri5(),
+    "stepsize_controller": dfx.PIDController(rtol=1e-4, atol=1e-4),
+}
 EULER_1 = {"solver": dfx.Euler(), "num_steps": 1}
-EULER_100 = {"solver": dfx.Euler(), "num_steps": 100, "saveat": dfx.SaveAt(ts=[i / 100 for i in range(101)])}
+EULER_100 = {
+    "solver": dfx.Euler(),
+    "num_steps": 100,
+    "saveat": dfx.SaveAt(ts=[i / 100 for i in range(101)]),
+}
 
 
-RESULT_FIELDS = ("num_steps", "peer_steps", "plan_size", "num_plans", "num_test", "seed")
+RESULT_FIELDS = (
+    "num_steps",
+    "peer_steps",
+    "plan_size",
+    "num_plans",
+    "num_test",
+    "seed",
+)
 """Options that results depend on, but for the number of seeds."""
 
 Scores = dict[str, dict[str, float]]
@@ -97,20 +111,30 @@ class Task(NamedTuple):
 
 
 def matching_loss(flow, batch, key):
-    return fk.flow_matching_loss(flow, batch.x1, batch.cond, key=key, coupling=fk.Paired(batch.x0))
+    return fk.flow_matching_loss(
+        flow, batch.x1, batch.cond, key=key, coupling=fk.Paired(batch.x0)
+    )
 
 
 def mean_flow_loss(flow_map, batch, key):
     coupling = fk.Paired(batch.x0)
-    return few_step.mean_flow_loss(flow_map, batch.x1, key=key, coupling=coupling, **few_step.MEAN_FLOW_TOY)
+    return few_step.mean_flow_loss(
+        flow_map, batch.x1, key=key, coupling=coupling, **few_step.MEAN_FLOW_TOY
+    )
 
 
-def pairs(task: Task, coupling, config: Config, key, conditions: Callable | None = None) -> fk.Pairs:
+def pairs(
+    task: Task, coupling, config: Config, key, conditions: Callable | None = None
+) -> fk.Pairs:
     """Pairs of a coupling, in memory."""
     data = task.data if conditions is None else (task.data, conditions(task.data))
     seed = int(jr.randint(key, (), 0, 2**31 - 1))
-    batches = fk.data.batches(data, config.plan_size, num_steps=config.num_plans, seed=seed)
-    made = fk.planned_pairs(batches, config.plan_size, source=task.source, coupling=coupling, key=key)
+    batches = fk.data.batches(
+        data, config.plan_size, num_steps=config.num_plans, seed=seed
+    )
+    made = fk.planned_pairs(
+        batches, config.plan_size, source=task.source, coupling=coupling, key=key
+    )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *made)
 
 
@@ -121,7 +145,9 @@ def train(loss, model, data, task: Task, config: Config, key):
         data,
         batch_size=task.batch_size,
         num_steps=config.num_steps,
-        optimizer=optax.adam(optax.cosine_decay_schedule(task.learning_rate, config.num_steps)),
+        optimizer=optax.adam(
+            optax.cosine_decay_schedule(task.learning_rate, config.num_steps)
+        ),
         steps_per_call=100,
         progress=False,
         key=key,
@@ -130,25 +156,54 @@ def train(loss, model, data, task: Task, config: Config, key):
 
 def network(task: Task, key, cond_size: int = 0, **options):
     return fk.nn.MLP(
-        2, hidden_sizes=task.hidden_sizes, cond_size=cond_size, activation=task.activation, key=key, **options
+        2,
+        hidden_sizes=task.hidden_sizes,
+        cond_size=cond_size,
+        activation=task.activation,
+        key=key,
+        **options,
     )
 
 
 @eqx.filter_jit
 def paths(velocity, x0, cond=None, **options) -> Any:
     """`(points, times, 2)`, the end only unless `saveat` says more."""
-    return jax.vmap(lambda x0, cond: fk.integrate(velocity, x0, cond, **options).ys)(x0, cond)
+    return jax.vmap(lambda x0, cond: fk.integrate(velocity, x0, cond, **options).ys)(
+        x0, cond
+    )
 
 
-def train_peer(config: Config, task: Task, seed: int, starts=None, **options) -> dict[str, np.ndarray]:
+def train_peer(
+    config: Config, task: Task, seed: int, starts=None, **options
+) -> dict[str, np.ndarray]:
     """torchcfm at the same task: `ends` of the test points after 100 Euler steps and after `one`, and `moves`."""
     x0 = task.source.sample((200_000, 2), key=jr.fold_in(jr.key(config.seed + 2), seed))
     starts = task.test_x0 if starts is None else starts
-    options |= {"seed": seed, "width": task.hidden_sizes[0], "batch_size": task.batch_size}
-    options = {"num_steps": config.peer_steps, "weight_decay": 0.0, "sigma": 0.0} | options
+    options |= {
+        "seed": seed,
+        "width": task.hidden_sizes[0],
+        "batch_size": task.batch_size,
+    }
+    options = {
+        "num_steps": config.peer_steps,
+        "weight_decay": 0.0,
+        "sigma": 0.0,
+    } | options
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(file := os.path.join(folder, "task.npz"), x0=x0, x1=task.data, test_x0=task.test_x0, starts=starts)
-        run_peer(config.peer_python, "train", file, json.dumps(options), out := os.path.join(folder, "out.npz"))
+        np.savez(
+            file := os.path.join(folder, "task.npz"),
+            x0=x0,
+            x1=task.data,
+            test_x0=task.test_x0,
+            starts=starts,
+        )
+        run_peer(
+            config.peer_python,
+            "train",
+            file,
+            json.dumps(options),
+            out := os.path.join(folder, "out.npz"),
+        )
         with np.load(out) as made:
             return dict(made)
 
@@ -176,7 +231,10 @@ def moons_task(config: Config, key) -> Task:
     dkey, zkey, xkey = jr.split(key, 3)
     source = fk.GaussianMixture(*fk.data.eight_gaussians_mixture(std=0.1**0.25))
     data = np.asarray(fk.data.c2ot_moons(200_000, key=dkey))
-    x0, circles = source.sample((config.num_test, 2), key=zkey), half_circles(config.num_test)
+    x0, circles = (
+        source.sample((config.num_test, 2), key=zkey),
+        half_circles(config.num_test),
+    )
     x1 = 3 * (circles + 0.2 * jr.uniform(xkey, (len(circles), 1))) - 1
     return Task(source, data, x0, x1, 256, (128, 128, 128), 3e-3)
 
@@ -189,17 +247,26 @@ def moons_scores(config: Config, seed: int) -> Scores:
         "adaptive": score(paths(flow, task.test_x0, cond, **ADAPTIVE)[:, -1]),
         "one step": score(paths(flow, task.test_x0, cond, **EULER_1)[:, -1]),
     }
-    scores = {"floor": {"adaptive": score(fk.data.c2ot_moons(config.num_test, key=nkey))}}
+    scores = {
+        "floor": {"adaptive": score(fk.data.c2ot_moons(config.num_test, key=nkey))}
+    }
     drawn = pairs(task, fk.independent, config, pkey)
-    scores["independent"] = both(train(matching_loss, fk.Flow(network(task, nkey)), drawn, task, config, fkey))
+    scores["independent"] = both(
+        train(matching_loss, fk.Flow(network(task, nkey)), drawn, task, config, fkey)
+    )
     if seed < config.peer_seeds and config.peer_python is not None:
         for name, size in (("independent", None), ("assignment", 1024)):
             peer = train_peer(config, task, seed, plan_size=size, learning_rate=3e-4)
-            scores[f"torchcfm, {name}"] = {"100 steps": score(peer["ends"]), "one step": score(peer["one"])}
+            scores[f"torchcfm, {name}"] = {
+                "100 steps": score(peer["ends"]),
+                "one step": score(peer["one"]),
+            }
     if seed >= config.plan_seeds:
         return scores
     planned = pairs(task, fk.assignment, config, pkey)
-    scores["assignment"] = both(train(matching_loss, fk.Flow(network(task, nkey)), planned, task, config, fkey))
+    scores["assignment"] = both(
+        train(matching_loss, fk.Flow(network(task, nkey)), planned, task, config, fkey)
+    )
     flow_map = few_step.FlowMap(network(task, nkey, time_embedding=fk.nn.RawTime(2)))
     flow_map = train(mean_flow_loss, flow_map, planned, task, config, fkey)
     jumps = jax.vmap(lambda x0: few_step.jump(flow_map, 0.0, 1.0, x0))(task.test_x0)
@@ -207,9 +274,14 @@ def moons_scores(config: Config, seed: int) -> Scores:
 
     # The first coordinate of the end as the condition.
     first = lambda x1: x1[:, :1]
-    for name, coupling in (("assignment", fk.assignment), ("conditional", fk.ConditionalAssignment())):
+    for name, coupling in (
+        ("assignment", fk.assignment),
+        ("conditional", fk.ConditionalAssignment()),
+    ):
         planned = pairs(task, coupling, config, pkey, first)
-        flow = train(matching_loss, fk.Flow(network(task, nkey, 1)), planned, task, config, fkey)
+        flow = train(
+            matching_loss, fk.Flow(network(task, nkey, 1)), planned, task, config, fkey
+        )
         scores[f"{name}, x given"] = both(flow, first(task.test_x1))
     return scores
 
@@ -232,7 +304,9 @@ def tong_tasks(key) -> dict[str, Task]:
         x0 = jr.normal(zkey, (1000, 2)) if source is None else source(1000, key=zkey)
         data, x1 = np.asarray(target(10_000, key=dkey)), target(1000, key=xkey)
         if name == "normal -> moons":
-            x1 = 2 * (half_circles(1000) + 0.05 * jr.normal(xkey, (1000, 2))) - jnp.array([1.0, 0.0])
+            x1 = 2 * (
+                half_circles(1000) + 0.05 * jr.normal(xkey, (1000, 2))
+            ) - jnp.array([1.0, 0.0])
         tasks[name] = Task(law, data, x0, x1, 512, (64, 64, 64), 2e-3, jax.nn.selu)
     return tasks
 
@@ -243,26 +317,57 @@ def tong_scores(config: Config, seed: int) -> dict[str, Scores]:
     for name, task in tong_tasks(tkey).items():
         starts = task.source.sample((8, 1000, 2), key=nkey)
         parts = task.data[:8000].reshape(8, 1000, 2)
-        least = float(np.mean([float(fk.metrics.w2(*part)) ** 2 for part in zip(starts, parts, strict=True)]))
+        least = float(
+            np.mean(
+                [
+                    float(fk.metrics.w2(*part)) ** 2
+                    for part in zip(starts, parts, strict=True)
+                ]
+            )
+        )
 
         def judge(ends, moves, task=task, least=least) -> dict[str, float]:
-            energy = float(100 * jnp.mean(jnp.sum(jnp.diff(moves, axis=1) ** 2, axis=(1, 2))))
-            return {"W2": float(fk.metrics.w2(ends, task.test_x1)), "path energy": abs(energy - least) / least}
+            energy = float(
+                100 * jnp.mean(jnp.sum(jnp.diff(moves, axis=1) ** 2, axis=(1, 2)))
+            )
+            return {
+                "W2": float(fk.metrics.w2(ends, task.test_x1)),
+                "path energy": abs(energy - least) / least,
+            }
 
         scores = {
-            "floor": {"W2": float(fk.metrics.w2(jnp.asarray(task.data[:1000]), task.test_x1)), "path energy": 0.0}
+            "floor": {
+                "W2": float(fk.metrics.w2(jnp.asarray(task.data[:1000]), task.test_x1)),
+                "path energy": 0.0,
+            }
         }
-        for coupling_name, coupling in (("independent", fk.independent), ("assignment", fk.assignment)):
+        for coupling_name, coupling in (
+            ("independent", fk.independent),
+            ("assignment", fk.assignment),
+        ):
             if coupling is fk.independent or seed < config.plan_seeds:
                 made = pairs(task, coupling, config, pkey)
-                flow = train(matching_loss, fk.Flow(network(task, nkey)), made, task, config, fkey)
+                flow = train(
+                    matching_loss,
+                    fk.Flow(network(task, nkey)),
+                    made,
+                    task,
+                    config,
+                    fkey,
+                )
                 moves = paths(flow, starts.reshape(-1, 2), **EULER_100)
-                scores[coupling_name] = judge(paths(flow, task.test_x0, **EULER_100)[:, -1], moves)
+                scores[coupling_name] = judge(
+                    paths(flow, task.test_x0, **EULER_100)[:, -1], moves
+                )
             if seed < config.peer_seeds and config.peer_python is not None:
                 size = None if coupling is fk.independent else task.batch_size
                 options = {"learning_rate": 1e-3, "weight_decay": 1e-5, "sigma": 0.1}
-                peer = train_peer(config, task, seed, starts.reshape(-1, 2), plan_size=size, **options)
-                scores[f"torchcfm, {coupling_name}"] = judge(peer["ends"], jnp.asarray(peer["moves"]))
+                peer = train_peer(
+                    config, task, seed, starts.reshape(-1, 2), plan_size=size, **options
+                )
+                scores[f"torchcfm, {coupling_name}"] = judge(
+                    peer["ends"], jnp.asarray(peer["moves"])
+                )
         results[name] = scores
         print(f"tong, seed {seed}, {name}: {json.dumps(scores)}", flush=True)
     return results
@@ -274,14 +379,25 @@ def tong_scores(config: Config, seed: int) -> dict[str, Scores]:
 def step_times(config: Config) -> dict[str, Any]:
     """Ours and the peer's in turns, so that both see the same machine; medians."""
     data = np.asarray(fk.data.eight_gaussians(20_000, key=jr.key(config.seed)))
-    flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(64, 64, 64), activation=jax.nn.selu, key=jr.key(1)))
+    flow = fk.Flow(
+        fk.nn.MLP(2, hidden_sizes=(64, 64, 64), activation=jax.nn.selu, key=jr.key(1))
+    )
     plain = lambda flow, x1, key: fk.flow_matching_loss(flow, x1, key=key)
-    exact = lambda flow, x1, key: fk.flow_matching_loss(flow, x1, key=key, coupling=fk.assignment)
+    exact = lambda flow, x1, key: fk.flow_matching_loss(
+        flow, x1, key=key, coupling=fk.assignment
+    )
     drawn = lambda loss: lambda k, n: fit(loss, data, k, n, batch_size=256)
 
     def fit(loss, batches, steps_per_call, num_steps, **options):
-        options |= {"steps_per_call": steps_per_call, "progress": False, "ema_decay": None, "key": jr.key(2)}
-        return fk.training.fit(loss, flow, batches, num_steps=num_steps, **options).state
+        options |= {
+            "steps_per_call": steps_per_call,
+            "progress": False,
+            "ema_decay": None,
+            "key": jr.key(2),
+        }
+        return fk.training.fit(
+            loss, flow, batches, num_steps=num_steps, **options
+        ).state
 
     def planned(size):
         def run(k, n):
@@ -303,7 +419,9 @@ def step_times(config: Config) -> dict[str, Any]:
         for name, (run, k, num_steps) in runs.items():
             run(k, 2 * k)  # compiles once
             start = time.perf_counter()
-            jax.block_until_ready(jax.tree.leaves(eqx.filter(run(k, num_steps), eqx.is_inexact_array)))
+            jax.block_until_ready(
+                jax.tree.leaves(eqx.filter(run(k, num_steps), eqx.is_inexact_array))
+            )
             times[name].append(1e3 * (time.perf_counter() - start) / num_steps)
         if config.peer_python is not None:
             with tempfile.TemporaryDirectory() as folder:
@@ -324,34 +442,62 @@ def collect(runs: list[dict]) -> dict:
     collected = {}
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [run[name] for run in runs if name in run]
-        collected[name] = collect(values) if isinstance(values[0], dict) else _numbers(values)
+        collected[name] = (
+            collect(values) if isinstance(values[0], dict) else _numbers(values)
+        )
     return collected
 
 
 def _numbers(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "seeds": len(values)}
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values)),
+        "seeds": len(values),
+    }
 
 
 def show_scores(title: str, scores: dict) -> None:
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
-    text = lambda value: f"{value['mean']:.4f} +- {value['std']:.4f} ({value['seeds']})" if value else ""
-    _report.show(title, [{"": row} | {n: text(values.get(n)) for n in names} for row, values in scores.items()])
+    text = lambda value: (
+        f"{value['mean']:.4f} +- {value['std']:.4f} ({value['seeds']})" if value else ""
+    )
+    _report.show(
+        title,
+        [
+            {"": row} | {n: text(values.get(n)) for n in names}
+            for row, values in scores.items()
+        ],
+    )
 
 
 def main(config: Config) -> None:
     settings = dataclasses.asdict(config) | {"peer_python": None}
-    peer_versions = {} if config.peer_python is None else run_peer(config.peer_python, "versions")
+    peer_versions = (
+        {} if config.peer_python is None else run_peer(config.peer_python, "versions")
+    )
 
     def save(part: Part, results: dict[str, Any]) -> None:
-        _report.save(f"toys_{part}", config.seed, peer_versions=peer_versions, config=settings, results=results)
+        _report.save(
+            f"toys_{part}",
+            config.seed,
+            peer_versions=peer_versions,
+            config=settings,
+            results=results,
+        )
 
     def over_seeds(part: Part, run: Callable, num_seeds: int) -> dict[str, Any]:
         file = _report.RESULTS / f"toys_{part}.json"
         runs = []
         if config.resume and file.exists():
             found = json.loads(file.read_text())
-            if different := [name for name in RESULT_FIELDS if found["config"][name] != settings[name]]:
-                raise SystemExit(f"{file} has results of other options {different}; start without --resume.")
+            if different := [
+                name
+                for name in RESULT_FIELDS
+                if found["config"][name] != settings[name]
+            ]:
+                raise SystemExit(
+                    f"{file} has results of other options {different}; start without --resume."
+                )
             runs = found["results"]["runs"]
         for seed in range(len(runs), num_seeds):
             runs.append(run(config, seed))
@@ -362,11 +508,16 @@ def main(config: Config) -> None:
     if "steps" in config.parts:
         times = step_times(config)
         for library in ("flowkit", "torchcfm"):
-            rows = [{"step": name, "ms": value} for name, value in times[library].items()]
+            rows = [
+                {"step": name, "ms": value} for name, value in times[library].items()
+            ]
             _report.show(f"{library}: milliseconds of a step", rows)
         save("steps", times)
     if "moons" in config.parts:
-        show_scores("8 Gaussians -> moons, squared W2", over_seeds("moons", moons_scores, config.moons_seeds))
+        show_scores(
+            "8 Gaussians -> moons, squared W2",
+            over_seeds("moons", moons_scores, config.moons_seeds),
+        )
     if "tong" in config.parts:
         for name, scores in over_seeds("tong", tong_scores, config.tong_seeds).items():
             show_scores(name, scores)

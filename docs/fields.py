@@ -13,10 +13,24 @@ class Fields(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
         del kwargs
         for cls in _classes(pkg):
-            if "__init__" not in cls.members and "Abstract" not in cls.name and _has_fields(cls):
-                parameters = {p.name: p for parent in (*reversed(cls.mro()), cls) for p in _parameters(parent)}
-                this = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
-                init = griffe.Function("__init__", parent=cls, parameters=griffe.Parameters(this, *parameters.values()))
+            if (
+                "__init__" not in cls.members
+                and "Abstract" not in cls.name
+                and _has_fields(cls)
+            ):
+                parameters = {
+                    p.name: p
+                    for parent in (*reversed(cls.mro()), cls)
+                    for p in _parameters(parent)
+                }
+                this = griffe.Parameter(
+                    "self", kind=griffe.ParameterKind.positional_or_keyword
+                )
+                init = griffe.Function(
+                    "__init__",
+                    parent=cls,
+                    parameters=griffe.Parameters(this, *parameters.values()),
+                )
                 cls.set_member("__init__", init)
 
 
@@ -30,12 +44,20 @@ def _classes(module: griffe.Module):
 
 def _has_fields(cls: griffe.Class) -> bool:
     bases = [base for parent in (cls, *cls.mro()) for base in parent.bases]
-    return any(isinstance(base, griffe.Expr) and base.canonical_path in _BASES for base in bases)
+    return any(
+        isinstance(base, griffe.Expr) and base.canonical_path in _BASES
+        for base in bases
+    )
 
 
 def _parameters(cls: griffe.Class):
     for member in cls.members.values():
-        if member.is_alias or not member.is_attribute or member.annotation is None or "property" in member.labels:
+        if (
+            member.is_alias
+            or not member.is_attribute
+            or member.annotation is None
+            or "property" in member.labels
+        ):
             continue
         if "instance-attribute" not in member.labels or any(
             f".{name}" in str(member.annotation) for name in _NOT_FIELDS
@@ -51,7 +73,12 @@ def _parameters(cls: griffe.Class):
 
 def _default(member: griffe.Attribute):
     """The default, also of `eqx.field(..., default=...)`; `None` if there is none."""
-    if isinstance(member.value, griffe.ExprCall) and str(member.value.function) == "eqx.field":
-        keywords = [a for a in member.value.arguments if isinstance(a, griffe.ExprKeyword)]
+    if (
+        isinstance(member.value, griffe.ExprCall)
+        and str(member.value.function) == "eqx.field"
+    ):
+        keywords = [
+            a for a in member.value.arguments if isinstance(a, griffe.ExprKeyword)
+        ]
         return next((a.value for a in keywords if a.name == "default"), None)
     return member.value

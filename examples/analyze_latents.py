@@ -50,23 +50,36 @@ def main(config: Config) -> None:
 
     heading = f"{len(latents)} held-out clouds, latents {latents.shape[1:]}, {rule}: {vectors.shape[1]} numbers each"
     numbers = statistics(vectors, labels)
-    (folder / "statistics.json").write_text(json.dumps({"latents": heading, **numbers}, indent=1) + "\n")
+    (folder / "statistics.json").write_text(
+        json.dumps({"latents": heading, **numbers}, indent=1) + "\n"
+    )
     text = f"{heading}\n\n{report(numbers)}"
     (folder / "statistics.txt").write_text(text)
     draw_statistics(numbers, folder / "statistics.png")
     xy = t_sne(vectors, config)
-    fk.plotting.embedding(xy, labels, title="t-SNE of the latents", path=folder / "t_sne.png")
+    fk.plotting.embedding(
+        xy, labels, title="t-SNE of the latents", path=folder / "t_sne.png"
+    )
     print(f"{text}\nFigures and statistics are in {folder}/.")
 
 
-def encode(model: fk.latent.SetFlow, points: np.ndarray, mask: np.ndarray | None, size: int = 256) -> np.ndarray:
+def encode(
+    model: fk.latent.SetFlow,
+    points: np.ndarray,
+    mask: np.ndarray | None,
+    size: int = 256,
+) -> np.ndarray:
     """The latents `(b, k, c)` of all clouds, some at a time."""
     some = eqx.filter_jit(lambda points, mask: jax.vmap(model.encode)(points, mask))
     parts = [slice(start, start + size) for start in range(0, len(points), size)]
-    return np.concatenate([np.asarray(some(points[p], None if mask is None else mask[p])) for p in parts])
+    return np.concatenate(
+        [np.asarray(some(points[p], None if mask is None else mask[p])) for p in parts]
+    )
 
 
-def as_vectors(latents: np.ndarray, num_points: int, mask: np.ndarray | None, pooling: str) -> tuple[np.ndarray, str]:
+def as_vectors(
+    latents: np.ndarray, num_points: int, mask: np.ndarray | None, pooling: str
+) -> tuple[np.ndarray, str]:
     """One vector for every cloud, and how it was made. Latents of points that are masked out do not count."""
     number = latents.shape[1]
     local = number == num_points and number > 1
@@ -80,22 +93,39 @@ def as_vectors(latents: np.ndarray, num_points: int, mask: np.ndarray | None, po
 
 def statistics(vectors: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     """Moments of every dimension, overall and by class, and the fraction of the variance that is between classes."""
-    as_lists = lambda moments: {name: np.asarray(values).tolist() for name, values in moments._asdict().items()}
+    as_lists = lambda moments: {
+        name: np.asarray(values).tolist() for name, values in moments._asdict().items()
+    }
     overall = fk.metrics.latent_statistics(vectors)
     if labels is None:
         return {"overall": as_lists(overall), "classes": None, "between": None}
     classes = fk.metrics.latent_statistics(vectors, labels, int(np.max(labels)) + 1)
     counts = np.asarray(classes.count)[:, None]
-    squares = np.where(counts > 0, counts * (np.asarray(classes.mean) - np.asarray(overall.mean)) ** 2, 0)
+    squares = np.where(
+        counts > 0,
+        counts * (np.asarray(classes.mean) - np.asarray(overall.mean)) ** 2,
+        0,
+    )
     variance = np.asarray(overall.variance)
     between = np.sum(squares, 0) / len(vectors) / np.where(variance > 0, variance, 1)
-    return {"overall": as_lists(overall), "classes": as_lists(classes), "between": between.tolist()}
+    return {
+        "overall": as_lists(overall),
+        "classes": as_lists(classes),
+        "between": between.tolist(),
+    }
 
 
 def report(numbers: dict[str, Any]) -> str:
     """The statistics as text: a table over dimensions for all clouds, then one for each class."""
     classes, between = numbers["classes"], numbers["between"]
-    lines = ["All clouds" + ("" if between is None else "; between: part of the variance that is between classes")]
+    lines = [
+        "All clouds"
+        + (
+            ""
+            if between is None
+            else "; between: part of the variance that is between classes"
+        )
+    ]
     lines += table(numbers["overall"], between)
     if classes is None:
         return "\n".join(lines) + "\n"
@@ -118,7 +148,11 @@ def table(moments: dict[str, Any], between: list[float] | None) -> list[str]:
 
 def draw_statistics(numbers: dict[str, Any], path: Path) -> None:
     overall, classes = numbers["overall"], numbers["classes"]
-    by_class = [] if classes is None else [np.asarray(classes[name]) for name in ("mean", "std")]
+    by_class = (
+        []
+        if classes is None
+        else [np.asarray(classes[name]) for name in ("mean", "std")]
+    )
     moments = [np.asarray(overall[name]) for name in ("mean", "std")]
     fk.plotting.latent_statistics(*moments, *by_class, path=path)
 
@@ -126,7 +160,11 @@ def draw_statistics(numbers: dict[str, Any], path: Path) -> None:
 def t_sne(vectors: np.ndarray, config: Config) -> np.ndarray:
     """A map `(b, 2)` in which clouds with similar latents are neighbours."""
     perplexity = min(config.perplexity, max(1.0, (len(vectors) - 1) / 3))
-    options = {"perplexity": perplexity, "max_iter": config.num_iterations, "random_state": config.seed}
+    options = {
+        "perplexity": perplexity,
+        "max_iter": config.num_iterations,
+        "random_state": config.seed,
+    }
     return TSNE(2, init="pca", **options).fit_transform(np.asarray(vectors, np.float64))
 
 

@@ -50,7 +50,16 @@ class Config:
 
     dim: Literal["1d", "2d", "both"] = "both"
     """On the line, in the plane, or both."""
-    models: tuple[str, ...] = ("decoder", "ae", "vae", "vae_beta", "fm", "meanflow", "facm", "backflow")
+    models: tuple[str, ...] = (
+        "decoder",
+        "ae",
+        "vae",
+        "vae_beta",
+        "fm",
+        "meanflow",
+        "facm",
+        "backflow",
+    )
     """Names of these and `improved_meanflow`, with spaces or commas between them."""
     epochs: int = 200
     """How often each model sees as many examples as there are."""
@@ -61,7 +70,9 @@ class Config:
     which are brought to [-1, 1]."""
     num_samples: int = 500
     """Examples to learn from."""
-    coupling: Literal["independent", "assignment", "entropic", "unbalanced", "reweighted"] = "independent"
+    coupling: Literal[
+        "independent", "assignment", "entropic", "unbalanced", "reweighted"
+    ] = "independent"
     """How flows pair noise and data: at random, by optimal transport of the batch, exact or entropic, or by unbalanced
     transport, without and with weights that undo what it does to the data."""
     vae_beta: float = 10.0
@@ -126,16 +137,27 @@ class Model(NamedTuple):
     """Which of them are meant for this model."""
 
 
-def feed_forward(config: Config, in_size: int, out_size: int, *, key: jax.Array, reverse: bool = False):
+def feed_forward(
+    config: Config,
+    in_size: int,
+    out_size: int,
+    *,
+    key: jax.Array,
+    reverse: bool = False,
+):
     sizes = config.hidden_sizes[::-1] if reverse else config.hidden_sizes
-    return fk.nn.FeedForward(in_size, out_size, hidden_sizes=sizes, activation=jax.nn.relu, key=key)
+    return fk.nn.FeedForward(
+        in_size, out_size, hidden_sizes=sizes, activation=jax.nn.relu, key=key
+    )
 
 
 def build_decoder(config: Config, size: int, *, key: jax.Array) -> fk.latent.Decoder:
     return fk.latent.Decoder(feed_forward(config, size, size, key=key))
 
 
-def build_autoencoder(config: Config, size: int, *, key: jax.Array) -> fk.latent.Autoencoder:
+def build_autoencoder(
+    config: Config, size: int, *, key: jax.Array
+) -> fk.latent.Autoencoder:
     ekey, dkey = jr.split(key)
     encoder = feed_forward(config, size, size, key=ekey, reverse=True)
     return fk.latent.Autoencoder(encoder, feed_forward(config, size, size, key=dkey))
@@ -149,7 +171,11 @@ def build_vae(config: Config, size: int, *, key: jax.Array) -> fk.latent.VAE:
 
 def network(config: Config, size: int, num_times: int, *, key: jax.Array) -> fk.nn.MLP:
     times = fk.nn.RawTime(num_times)
-    options = {"hidden_sizes": config.hidden_sizes, "activation": jax.nn.relu, "time_embedding": times}
+    options = {
+        "hidden_sizes": config.hidden_sizes,
+        "activation": jax.nn.relu,
+        "time_embedding": times,
+    }
     return fk.nn.MLP(size, **options, key=key)
 
 
@@ -163,30 +189,48 @@ def build_flow_map(config: Config, size: int, *, key: jax.Array) -> few_step.Flo
 
 def flow_loss(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """The loss of a flow or a flow map with the coupling that the configuration names."""
-    return lambda config, model, x1, key: function(model, x1, coupling=COUPLINGS[config.coupling], key=key, **options)
+    return lambda config, model, x1, key: function(
+        model, x1, coupling=COUPLINGS[config.coupling], key=key, **options
+    )
 
 
-def apply_decoder(model: Any, z: jax.Array, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+def apply_decoder(
+    model: Any, z: jax.Array, x: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
     del x, key
     return {"output": jax.vmap(model.decoder)(z)}
 
 
-def apply_autoencoder(model: Any, z: jax.Array, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+def apply_autoencoder(
+    model: Any, z: jax.Array, x: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
     """The latents of a VAE are draws: these are what should follow the prior."""
     if isinstance(model, fk.latent.VAE):
-        latents = jax.vmap(lambda x, key: model.encode(x, key=key))(x, jr.split(key, len(x)))
+        latents = jax.vmap(lambda x, key: model.encode(x, key=key))(
+            x, jr.split(key, len(x))
+        )
     else:
         latents = jax.vmap(model.encode)(x)
-    return apply_decoder(model, z, x, key) | {"latents": latents, "decoded": jax.vmap(model.decoder)(latents)}
+    return apply_decoder(model, z, x, key) | {
+        "latents": latents,
+        "decoded": jax.vmap(model.decoder)(latents),
+    }
 
 
-def apply_flow(flow: fk.Flow, z: jax.Array, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+def apply_flow(
+    flow: fk.Flow, z: jax.Array, x: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
     """Paths, and one step of Euler's method, which a flow promises nothing about."""
     del x, key
-    return {"paths": solve(flow, z), "one_step": z + jax.vmap(lambda x0: flow(0.0, x0))(z)}
+    return {
+        "paths": solve(flow, z),
+        "one_step": z + jax.vmap(lambda x0: flow(0.0, x0))(z),
+    }
 
 
-def apply_flow_map(flow_map: few_step.FlowMap, z: jax.Array, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+def apply_flow_map(
+    flow_map: few_step.FlowMap, z: jax.Array, x: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
     """Paths of the velocity, jumps in one step and in two, and jumps back to the noise and from there to the data."""
     del key
     middle, latents = jump(flow_map, 0.0, 0.5, z), jump(flow_map, 1.0, 0.0, x)
@@ -202,7 +246,11 @@ def apply_flow_map(flow_map: few_step.FlowMap, z: jax.Array, x: jax.Array, key: 
 def solve(flow: fk.Flow, z: jax.Array) -> jax.Array:
     """Paths `(n, t, d)` at `TIMES`."""
     saveat = dfx.SaveAt(ts=jnp.asarray(TIMES))
-    options: Any = {"solver": dfx.Midpoint(), "num_steps": len(TIMES) - 1, "saveat": saveat}
+    options: Any = {
+        "solver": dfx.Midpoint(),
+        "num_steps": len(TIMES) - 1,
+        "saveat": saveat,
+    }
     paths: Any = jax.vmap(lambda x0: fk.integrate(flow, x0, **options).ys)(z)
     return paths
 
@@ -228,7 +276,9 @@ def vae_beta_loss(config: Config, model: Any, x1: jax.Array, key: jax.Array) -> 
 
 
 mean_flow_loss = flow_loss(few_step.mean_flow_loss, **few_step.MEAN_FLOW_TOY)
-improved_mean_flow_loss = flow_loss(few_step.improved_mean_flow_loss, **few_step.MEAN_FLOW_TOY)
+improved_mean_flow_loss = flow_loss(
+    few_step.improved_mean_flow_loss, **few_step.MEAN_FLOW_TOY
+)
 facm_loss = flow_loss(few_step.facm_loss, **few_step.FACM_TOY)
 back_flow_loss = flow_loss(few_step.back_flow_loss, **few_step.BACK_FLOW_TOY)
 
@@ -238,14 +288,34 @@ BACK_FLOW = ("paths", "one_step", "latents", "decoded")
 
 MODELS = {
     "decoder": Model("decoder", build_decoder, decoder_loss, apply_decoder, DECODER),
-    "ae": Model("autoencoder", build_autoencoder, autoencoder_loss, apply_autoencoder, AUTOENCODER),
+    "ae": Model(
+        "autoencoder",
+        build_autoencoder,
+        autoencoder_loss,
+        apply_autoencoder,
+        AUTOENCODER,
+    ),
     "vae": Model("VAE", build_vae, vae_loss, apply_autoencoder, AUTOENCODER),
-    "vae_beta": Model("beta-VAE", build_vae, vae_beta_loss, apply_autoencoder, AUTOENCODER),
-    "fm": Model("flow matching", build_flow, flow_loss(fk.flow_matching_loss), apply_flow, FLOW),
-    "meanflow": Model("MeanFlow", build_flow_map, mean_flow_loss, apply_flow_map, MEAN_FLOW),
-    "improved_meanflow": Model("improved MeanFlow", build_flow_map, improved_mean_flow_loss, apply_flow_map, MEAN_FLOW),
+    "vae_beta": Model(
+        "beta-VAE", build_vae, vae_beta_loss, apply_autoencoder, AUTOENCODER
+    ),
+    "fm": Model(
+        "flow matching", build_flow, flow_loss(fk.flow_matching_loss), apply_flow, FLOW
+    ),
+    "meanflow": Model(
+        "MeanFlow", build_flow_map, mean_flow_loss, apply_flow_map, MEAN_FLOW
+    ),
+    "improved_meanflow": Model(
+        "improved MeanFlow",
+        build_flow_map,
+        improved_mean_flow_loss,
+        apply_flow_map,
+        MEAN_FLOW,
+    ),
     "facm": Model("FACM", build_flow_map, facm_loss, apply_flow_map, FLOW),
-    "backflow": Model("BackFlow", build_flow_map, back_flow_loss, apply_flow_map, BACK_FLOW),
+    "backflow": Model(
+        "BackFlow", build_flow_map, back_flow_loss, apply_flow_map, BACK_FLOW
+    ),
 }
 
 
@@ -265,9 +335,17 @@ class Scene(NamedTuple):
     """The same without a coupling, as the decoder is."""
 
 
-def key_of(config: Config, purpose: Literal["scene", "models", "judgement"], number: int) -> jax.Array:
+def key_of(
+    config: Config, purpose: Literal["scene", "models", "judgement"], number: int
+) -> jax.Array:
     """One for each purpose and number, no two of them alike."""
-    keys = dict(zip(("scene", "models", "judgement"), jr.split(jr.key(config.seed), 3), strict=True))
+    keys = dict(
+        zip(
+            ("scene", "models", "judgement"),
+            jr.split(jr.key(config.seed), 3),
+            strict=True,
+        )
+    )
     return jr.fold_in(keys[purpose], number)
 
 
@@ -287,15 +365,23 @@ def make_scene(config: Config, dim: str) -> Scene:
 
 def find_sampler(config: Config, dim: str) -> Callable[..., Any]:
     """`(num, *, key) -> (num, d)` for the data that are named."""
-    name, toys = (config.data_1d, fk.data.TOYS_1D) if dim == "1d" else (config.data_2d, fk.data.TOYS_2D)
+    name, toys = (
+        (config.data_1d, fk.data.TOYS_1D)
+        if dim == "1d"
+        else (config.data_2d, fk.data.TOYS_2D)
+    )
     if name in toys:
         return toys[name]
     if dim == "1d" or not name.endswith(".csv"):
         file = "" if dim == "1d" else " or the path of a .csv file,"
-        raise ValueError(f"--data-{dim} must be one of {', '.join(toys)},{file} got {name!r}.")
+        raise ValueError(
+            f"--data-{dim} must be one of {', '.join(toys)},{file} got {name!r}."
+        )
     points = fk.data.load_csv(name)
     if points.shape[1] != 2:
-        raise ValueError(f"--data-2d needs points in the plane, but {name} has {points.shape[1]} columns; keep two.")
+        raise ValueError(
+            f"--data-2d needs points in the plane, but {name} has {points.shape[1]} columns; keep two."
+        )
     return ft.partial(fk.data.resample, fk.data.fit_unit_box(points)[0])
 
 
@@ -318,13 +404,17 @@ def main(config: Config) -> None:
             series = {name: recorded(result, name) for name, result in results.items()}
             draw_models(series, metrics[dim], dim, scene, output)
             # Drawn by other processes, while the models of the next dimension are trained.
-            drawings.append((dim, *submit_frames(pool, series, dim, scene, config, output)))
+            drawings.append(
+                (dim, *submit_frames(pool, series, dim, scene, config, output))
+            )
         print("Drawing the frames ...", flush=True)
         gifs = []
         for dim, paths, parts in drawings:
             for part in parts:
                 part.result()
-            gifs.append(pool.submit(write_gif, paths, output / f"comparison_{dim}", config.fps))
+            gifs.append(
+                pool.submit(write_gif, paths, output / f"comparison_{dim}", config.fps)
+            )
         for gif in gifs:
             gif.result()
     metrics["seconds"] = time.perf_counter() - start
@@ -337,7 +427,9 @@ def chosen_models(config: Config) -> list[str]:
     names = [name for part in config.models for name in part.split(",") if name]
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
-        raise ValueError(f"--models must be some of {', '.join(MODELS)}, got {' '.join(config.models)!r}.")
+        raise ValueError(
+            f"--models must be some of {', '.join(MODELS)}, got {' '.join(config.models)!r}."
+        )
     return list(dict.fromkeys(names))
 
 
@@ -345,11 +437,17 @@ def check(config: Config, names: list[str], dim: str, scene: Scene) -> None:
     """Wrong options are errors before anything is trained: every loss is traced."""
     for name in ("epochs", "num_inference", "num_judged", "frame_every", "dpi"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}."
+            )
     if config.num_workers < 0:
-        raise ValueError(f"--num-workers must not be negative, got {config.num_workers}; 0 draws in this process.")
+        raise ValueError(
+            f"--num-workers must not be negative, got {config.num_workers}; 0 draws in this process."
+        )
     if not 0 < config.learning_rate < float("inf"):
-        raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}.")
+        raise ValueError(
+            f"--learning-rate must be positive, got {config.learning_rate}."
+        )
     if not 0 < config.fps <= 50:
         raise ValueError(f"--fps must be positive and at most 50, got {config.fps}.")
     if not max(config.batch_size, config.num_inference) <= config.num_samples:
@@ -359,7 +457,9 @@ def check(config: Config, names: list[str], dim: str, scene: Scene) -> None:
         )
     for name in names:
         build = lambda key, name=name: MODELS[name].build(config, SIZES[dim], key=key)
-        loss = lambda batch, key, name=name, build=build: MODELS[name].loss(config, build(key), batch, key)
+        loss = lambda batch, key, name=name, build=build: MODELS[name].loss(
+            config, build(key), batch, key
+        )
         eqx.filter_eval_shape(loss, scene.data[: config.batch_size], jr.key(0))
 
 
@@ -372,13 +472,24 @@ def open_output(config: Config) -> Path:
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise ValueError(f"--output: the folder {output} cannot be written to ({error.strerror}).") from error
+        raise ValueError(
+            f"--output: the folder {output} cannot be written to ({error.strerror})."
+        ) from error
     if not record.exists() and any(output.iterdir()):
-        raise ValueError(f"--output: the folder {output} holds something else; name a new one.")
+        raise ValueError(
+            f"--output: the folder {output} holds something else; name a new one."
+        )
     found = json.loads(record.read_text()) if record.exists() else given
     if found != given and any(output.glob("checkpoints/*/*/[0-9]*")):
-        different = [f"{name} is {found.get(name)} there and {given[name]} here" for name in given]
-        different = [text for text, name in zip(different, given, strict=True) if found.get(name) != given[name]]
+        different = [
+            f"{name} is {found.get(name)} there and {given[name]} here"
+            for name in given
+        ]
+        different = [
+            text
+            for text, name in zip(different, given, strict=True)
+            if found.get(name) != given[name]
+        ]
         raise ValueError(
             f"--output: {output} holds models of another configuration ({'; '.join(different)}). Nothing was changed: "
             "name another folder, or give the options as they were."
@@ -389,11 +500,17 @@ def open_output(config: Config) -> Path:
 
 def stored(config: Config) -> dict[str, Any]:
     """What all models of a folder share, as JSON has it."""
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in FREE
+    }
     return json.loads(json.dumps(values))
 
 
-def train(name: str, dim: str, scene: Scene, config: Config, output: Path) -> fk.training.FitResult:
+def train(
+    name: str, dim: str, scene: Scene, config: Config, output: Path
+) -> fk.training.FitResult:
     """One model; what it makes of the scene is recorded after every epoch."""
     print(f"{MODELS[name].title}, {dim}", flush=True)
     model = MODELS[name]
@@ -410,7 +527,10 @@ def train(name: str, dim: str, scene: Scene, config: Config, output: Path) -> fk
         num_steps=config.epochs * steps,
         steps_per_call=steps,
         checkpoints=fk.training.Checkpoints(
-            output / "checkpoints" / dim / name, every=config.epochs * steps, keep=1, config=described
+            output / "checkpoints" / dim / name,
+            every=config.epochs * steps,
+            keep=1,
+            config=described,
         ),
         callbacks=[recorder(model, scene, akey)],
         key=tkey,
@@ -418,7 +538,9 @@ def train(name: str, dim: str, scene: Scene, config: Config, output: Path) -> fk
 
 
 @eqx.filter_jit
-def apply(function: Callable[..., Any], model: Any, z: jax.Array, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+def apply(
+    function: Callable[..., Any], model: Any, z: jax.Array, x: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
     """Compiled once for all models that are built and applied alike."""
     return function(model, z, x, key)
 
@@ -429,9 +551,13 @@ def recorder(entry: Model, scene: Scene, key: jax.Array) -> Callable[..., Any]:
 
     def callback(state, step):
         del step
-        arrays = jax.block_until_ready(apply(entry.apply, state.ema, scene.z, scene.x, key))
+        arrays = jax.block_until_ready(
+            apply(entry.apply, state.ema, scene.z, scene.x, key)
+        )
         before, last[0] = last[0], time.perf_counter()
-        return {name: arrays[name] for name in entry.arrays} | {"seconds": last[0] - before}
+        return {name: arrays[name] for name in entry.arrays} | {
+            "seconds": last[0] - before
+        }
 
     return callback
 
@@ -448,14 +574,22 @@ def final_model(output: Path, name: str, dim: str) -> Any:
 
 def restore(described: dict[str, Any]) -> Any:
     """A model as a checkpoint describes it."""
-    options = {name: value for name, value in described.items() if name not in ("model", "size")}
-    return MODELS[described["model"]].build(Config(**options), described["size"], key=jr.key(0))
+    options = {
+        name: value
+        for name, value in described.items()
+        if name not in ("model", "size")
+    }
+    return MODELS[described["model"]].build(
+        Config(**options), described["size"], key=jr.key(0)
+    )
 
 
 # -- judgement
 
 
-def judge(results: dict[str, fk.training.FitResult], dim: str, scene: Scene, config: Config) -> dict[str, Any]:
+def judge(
+    results: dict[str, fk.training.FitResult], dim: str, scene: Scene, config: Config
+) -> dict[str, Any]:
     """Distances between samples and fresh data, latents and the prior, paths and one-step maps."""
     parts = -(-config.num_judged // config.num_inference)
     draw = lambda key: scene.sampler(parts * config.num_inference, key=key)
@@ -469,31 +603,51 @@ def judge(results: dict[str, fk.training.FitResult], dim: str, scene: Scene, con
         "models": {},
     }
     # In parts of the size that the programs are compiled for.
-    z, x = (array.reshape(parts, config.num_inference, -1) for array in (prior[0], draw(akey)))
+    z, x = (
+        array.reshape(parts, config.num_inference, -1)
+        for array in (prior[0], draw(akey))
+    )
     for name, result in results.items():
         entry, inputs = MODELS[name], zip(z, x, jr.split(akey, parts), strict=True)
         draws = [apply(entry.apply, result.ema, *some) for some in inputs]
-        arrays = {array: np.concatenate([draw[array] for draw in draws]) for array in entry.arrays}
+        arrays = {
+            array: np.concatenate([draw[array] for draw in draws])
+            for array in entry.arrays
+        }
         seconds = float(np.sum(result.history["seconds"].values))
-        metrics["models"][name] = {**measure(arrays, fresh, prior[1]), "seconds": seconds}
+        metrics["models"][name] = {
+            **measure(arrays, fresh, prior[1]),
+            "seconds": seconds,
+        }
     return metrics
 
 
-def measure(arrays: dict[str, np.ndarray], fresh: jax.Array, prior: jax.Array) -> dict[str, Any]:
+def measure(
+    arrays: dict[str, np.ndarray], fresh: jax.Array, prior: jax.Array
+) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     samples = arrays["paths"][:, -1] if "paths" in arrays else arrays["output"]
     numbers["w2"] = w2(samples, fresh)
-    numbers["mean"], numbers["std"] = np.mean(samples, 0).tolist(), np.std(samples, 0).tolist()
+    numbers["mean"], numbers["std"] = (
+        np.mean(samples, 0).tolist(),
+        np.std(samples, 0).tolist(),
+    )
     if "one_step" in arrays:
         gaps = np.linalg.norm(samples - arrays["one_step"], axis=-1)
         numbers["w2_one_step"] = w2(arrays["one_step"], fresh)
-        numbers["path_to_one_step"] = {"mean": float(np.mean(gaps)), "std": float(np.std(gaps))}
+        numbers["path_to_one_step"] = {
+            "mean": float(np.mean(gaps)),
+            "std": float(np.std(gaps)),
+        }
     if "two_steps" in arrays:
         numbers["w2_two_steps"] = w2(arrays["two_steps"][:, -1], fresh)
     if "latents" in arrays:
         latents = arrays["latents"]
         numbers["latent_w2"] = w2(latents, prior)
-        numbers["latent_mean"], numbers["latent_std"] = np.mean(latents, 0).tolist(), np.std(latents, 0).tolist()
+        numbers["latent_mean"], numbers["latent_std"] = (
+            np.mean(latents, 0).tolist(),
+            np.std(latents, 0).tolist(),
+        )
     return numbers
 
 
@@ -504,23 +658,33 @@ def w2(x: Any, y: Any) -> float:
 # -- figures
 
 
-def panel(arrays: dict[str, Any], scene: Scene) -> fk.plotting.Paths | fk.plotting.LatentMap:
+def panel(
+    arrays: dict[str, Any], scene: Scene
+) -> fk.plotting.Paths | fk.plotting.LatentMap:
     """One model at one time of its training."""
     if "paths" in arrays:
         paths, one_step = arrays["paths"], arrays["one_step"]
-        return fk.plotting.Paths(TIMES, paths, target=scene.x, one_step=one_step, coupling=scene.pairs)
+        return fk.plotting.Paths(
+            TIMES, paths, target=scene.x, one_step=one_step, coupling=scene.pairs
+        )
     infer = (scene.z, arrays["output"])
     if "latents" not in arrays:
         return fk.plotting.LatentMap(train=scene.random_pairs, infer=infer)
-    x, latents, decoded = (array[:NUM_CODES] for array in (scene.x, arrays["latents"], arrays["decoded"]))
-    return fk.plotting.LatentMap(infer=infer, encode=(x, latents), decode=(latents, decoded))
+    x, latents, decoded = (
+        array[:NUM_CODES] for array in (scene.x, arrays["latents"], arrays["decoded"])
+    )
+    return fk.plotting.LatentMap(
+        infer=infer, encode=(x, latents), decode=(latents, decoded)
+    )
 
 
 def panels(title: str, arrays: dict[str, Any], scene: Scene) -> dict[str, Any]:
     """One model from all sides."""
     sides: dict[str, Any] = {title: panel(arrays, scene)}
     if "two_steps" in arrays:
-        sides["in two steps"] = fk.plotting.Paths(np.linspace(0, 1, 3), arrays["two_steps"], target=scene.x)
+        sides["in two steps"] = fk.plotting.Paths(
+            np.linspace(0, 1, 3), arrays["two_steps"], target=scene.x
+        )
     if "latents" in arrays:
         latents = arrays["latents"]
         sides["encode"] = fk.plotting.LatentMap(encode=(scene.x, latents))
@@ -530,44 +694,93 @@ def panels(title: str, arrays: dict[str, Any], scene: Scene) -> dict[str, Any]:
     return sides
 
 
-def limits(series: dict[str, dict[str, np.ndarray]], scene: Scene) -> tuple[float, float]:
+def limits(
+    series: dict[str, dict[str, np.ndarray]], scene: Scene
+) -> tuple[float, float]:
     """The same for all panels and frames: room for noise, data and most of the latents."""
-    latents = [arrays["latents"][-1] for arrays in series.values() if "latents" in arrays]
-    low = min(float(np.min(a)) for a in (scene.z, scene.x, *(np.quantile(a, 0.02) for a in latents)))
-    high = max(float(np.max(a)) for a in (scene.z, scene.x, *(np.quantile(a, 0.98) for a in latents)))
+    latents = [
+        arrays["latents"][-1] for arrays in series.values() if "latents" in arrays
+    ]
+    low = min(
+        float(np.min(a))
+        for a in (scene.z, scene.x, *(np.quantile(a, 0.02) for a in latents))
+    )
+    high = max(
+        float(np.max(a))
+        for a in (scene.z, scene.x, *(np.quantile(a, 0.98) for a in latents))
+    )
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
 
 
-def draw_models(series: dict[str, Any], metrics: dict[str, Any], dim: str, scene: Scene, output: Path) -> None:
+def draw_models(
+    series: dict[str, Any],
+    metrics: dict[str, Any],
+    dim: str,
+    scene: Scene,
+    output: Path,
+) -> None:
     for name, arrays in series.items():
         numbers = metrics["models"][name]
         title = f"W2 to the data {numbers['w2']:.2f} (floor {metrics['w2_floor']:.2f})"
         if "latent_w2" in numbers:
             title += f", latents to N(0, 1) {numbers['latent_w2']:.2f} (floor {metrics['latent_w2_floor']:.2f})"
-        sides = panels(MODELS[name].title, {key: values[-1] for key, values in arrays.items()}, scene)
+        sides = panels(
+            MODELS[name].title,
+            {key: values[-1] for key, values in arrays.items()},
+            scene,
+        )
         fk.plotting.comparison(
-            sides, limits=limits(series, scene), title=title, path=output / f"{name}_{dim}_visualization.png"
+            sides,
+            limits=limits(series, scene),
+            title=title,
+            path=output / f"{name}_{dim}_visualization.png",
         )
 
 
 def make_pool(config: Config) -> cf.Executor:
     if config.num_workers == 0:
         return cf.ThreadPoolExecutor(1)
-    return cf.ProcessPoolExecutor(config.num_workers, mp_context=multiprocessing.get_context("spawn"))
+    return cf.ProcessPoolExecutor(
+        config.num_workers, mp_context=multiprocessing.get_context("spawn")
+    )
 
 
 def submit_frames(
-    pool: cf.Executor, series: dict[str, Any], dim: str, scene: Scene, config: Config, output: Path
+    pool: cf.Executor,
+    series: dict[str, Any],
+    dim: str,
+    scene: Scene,
+    config: Config,
+    output: Path,
 ) -> tuple[list[Path], list[cf.Future]]:
     """Hands the frames to the pool, in as many parts as it has workers."""
-    epochs = sorted({*range(config.frame_every, config.epochs + 1, config.frame_every), config.epochs})
+    epochs = sorted(
+        {
+            *range(config.frame_every, config.epochs + 1, config.frame_every),
+            config.epochs,
+        }
+    )
     shown = jax.tree.map(np.asarray, scene._replace(sampler=None))
     bounds = limits(series, scene)
     parts = []
     for part in np.array_split(epochs, max(config.num_workers, 1)):
         if len(part):
-            chosen = {name: {key: a[part - 1] for key, a in arrays.items()} for name, arrays in series.items()}
-            parts.append(pool.submit(draw_frames, part.tolist(), chosen, shown, bounds, dim, config.dpi, output))
+            chosen = {
+                name: {key: a[part - 1] for key, a in arrays.items()}
+                for name, arrays in series.items()
+            }
+            parts.append(
+                pool.submit(
+                    draw_frames,
+                    part.tolist(),
+                    chosen,
+                    shown,
+                    bounds,
+                    dim,
+                    config.dpi,
+                    output,
+                )
+            )
     return [frame_path(output, "comparison", dim, epoch) for epoch in epochs], parts
 
 
@@ -576,7 +789,13 @@ def frame_path(output: Path, name: str, dim: str, epoch: int) -> Path:
 
 
 def draw_frames(
-    epochs: Sequence[int], series: dict[str, Any], scene: Scene, bounds: Any, dim: str, dpi: int, output: Path
+    epochs: Sequence[int],
+    series: dict[str, Any],
+    scene: Scene,
+    bounds: Any,
+    dim: str,
+    dpi: int,
+    output: Path,
 ) -> None:
     """Frames of all models, and of each model what is cut out of them."""
     for name in ("comparison", *series):
@@ -584,12 +803,27 @@ def draw_frames(
 
     def frames():
         for i, epoch in enumerate(epochs):
-            at = {name: {key: values[i] for key, values in arrays.items()} for name, arrays in series.items()}
-            yield f"epoch {epoch}", {MODELS[name].title: panel(arrays, scene) for name, arrays in at.items()}
+            at = {
+                name: {key: values[i] for key, values in arrays.items()}
+                for name, arrays in series.items()
+            }
+            yield (
+                f"epoch {epoch}",
+                {
+                    MODELS[name].title: panel(arrays, scene)
+                    for name, arrays in at.items()
+                },
+            )
 
-    for epoch, frame in zip(epochs, fk.plotting.comparison_frames(frames(), limits=bounds, dpi=dpi), strict=True):
+    for epoch, frame in zip(
+        epochs,
+        fk.plotting.comparison_frames(frames(), limits=bounds, dpi=dpi),
+        strict=True,
+    ):
         # With 256 colours, found quickly: what takes longest in writing a GIF is to find them.
-        image = frame.image.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        image = frame.image.quantize(
+            method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+        )
         image.save(frame_path(output, "comparison", dim, epoch))
         for name in series:
             frame.panels[MODELS[name].title].save(frame_path(output, name, dim, epoch))

@@ -82,13 +82,16 @@ def main(config: Config) -> None:
     for name in names if config.dataset == "all" else [config.dataset]:
         start = time.perf_counter()
         # A key of its own, so that a data set does not depend on which others are made.
-        sets = make(name, images, config, key=jr.fold_in(jr.key(config.seed), names.index(name)))
+        sets = make(
+            name, images, config, key=jr.fold_in(jr.key(config.seed), names.index(name))
+        )
         made = time.perf_counter() - start
         path = output / f"{name}.npz"
         fk.data.save_npz(path, sets)
         draw(sets, path.with_suffix(".png"))
         print(
-            f"{path}: points {sets.points.shape}, {path.stat().st_size / 1e6:.0f} MB, made in {made:.1f} s", flush=True
+            f"{path}: points {sets.points.shape}, {path.stat().st_size / 1e6:.0f} MB, made in {made:.1f} s",
+            flush=True,
         )
 
 
@@ -97,14 +100,20 @@ def load_images(config: Config) -> fk.data.Images:
     if config.images == "mnist":
         return fk.data.load_mnist().train
     split = fk.data.load_digits(seed=config.seed)
-    return fk.data.Images(*(np.concatenate(parts) for parts in zip(*split, strict=True)))
+    return fk.data.Images(
+        *(np.concatenate(parts) for parts in zip(*split, strict=True))
+    )
 
 
-def make(name: str, images: fk.data.Images, config: Config, *, key: jax.Array) -> fk.data.PosedSets | fk.data.Scenes:
+def make(
+    name: str, images: fk.data.Images, config: Config, *, key: jax.Array
+) -> fk.data.PosedSets | fk.data.Scenes:
     if name in CLOUDS:
         turns = np.arange(config.num_sets) % len(images.images)
         chosen = fk.data.Images(images.images[turns], images.labels[turns])
-        return fk.data.image_clouds(chosen, config.num_points, weighted=config.weighted, **CLOUDS[name], key=key)
+        return fk.data.image_clouds(
+            chosen, config.num_points, weighted=config.weighted, **CLOUDS[name], key=key
+        )
     return fk.data.scenes(
         images,
         config.num_scenes,
@@ -121,7 +130,12 @@ def draw(sets: fk.data.PosedSets | fk.data.Scenes, path: Path) -> None:
     if isinstance(sets, fk.data.PosedSets):
         fk.plotting.point_clouds(sets.points[:36], path=path)
     else:
-        fk.plotting.point_clouds(sets.points[:16], sets.mask[:16], point_labels=sets.object_ids[:16], path=path)
+        fk.plotting.point_clouds(
+            sets.points[:16],
+            sets.mask[:16],
+            point_labels=sets.object_ids[:16],
+            path=path,
+        )
 
 
 if __name__ == "__main__":

@@ -18,10 +18,19 @@ class ModelConfig:
     """Dimension of the points; taken from the data."""
     num_classes: int = 0
     """Classes that the prior is conditioned on; taken from the data with `--class-conditional`."""
-    encoder: Literal["point-net", "set-transformer", "dgcnn", "slot-attention", "cross-attention", "gmm"] = "point-net"
+    encoder: Literal[
+        "point-net",
+        "set-transformer",
+        "dgcnn",
+        "slot-attention",
+        "cross-attention",
+        "gmm",
+    ] = "point-net"
     """What maps a cloud to latents: one for the cloud (point-net), one for each point (set-transformer, dgcnn), or
     `num_latents` (the others)."""
-    pooling: Literal["none", "max", "mean", "max-mean", "attention", "pma", "set2set"] = "none"
+    pooling: Literal[
+        "none", "max", "mean", "max-mean", "attention", "pma", "set2set"
+    ] = "none"
     """Reduces the latents of any encoder but point-net to a single one."""
     latent_size: int = 16
     """Size of a latent."""
@@ -29,7 +38,9 @@ class ModelConfig:
     """Number of latents of encoders that give several; of Gaussians, for gmm."""
     encoder_sizes: Sequence[int] = (64, 128, 256)
     """Widths of point-net."""
-    backbone: Literal["adaln-mlp", "dit", "cross-attention", "concat-squash"] = "adaln-mlp"
+    backbone: Literal["adaln-mlp", "dit", "cross-attention", "concat-squash"] = (
+        "adaln-mlp"
+    )
     """The conditional network that moves the points."""
     conditioner: Literal["auto", "broadcast", "per-point", "pool", "select"] = "auto"
     """How latents reach the points; auto is broadcast for one latent, per-point for one each, pool for several. The
@@ -62,8 +73,12 @@ def build(config: ModelConfig, *, key: jax.Array = jr.key(0)) -> fk.latent.SetFl
     """The model: every part by its name."""
     ekey, fkey, pkey = jr.split(key, 3)
     path = {"linear": fk.LinearPath, "cosine": fk.CosinePath}[config.path]()
-    prediction = {"velocity": fk.Velocity, "noise": fk.Noise, "target": fk.Target}[config.prediction]()
-    flow = fk.Flow(build_backbone(config, key=fkey), path, prediction, head=build_head(config))
+    prediction = {"velocity": fk.Velocity, "noise": fk.Noise, "target": fk.Target}[
+        config.prediction
+    ]()
+    flow = fk.Flow(
+        build_backbone(config, key=fkey), path, prediction, head=build_head(config)
+    )
     return fk.latent.SetFlow(
         build_encoder(config, key=ekey),
         flow,
@@ -74,7 +89,11 @@ def build(config: ModelConfig, *, key: jax.Array = jr.key(0)) -> fk.latent.SetFl
 
 
 def build_head(config: ModelConfig) -> fk.AbstractHead:
-    return fk.PointHead() if config.num_components == 1 else fk.MixtureHead(config.num_components)
+    return (
+        fk.PointHead()
+        if config.num_components == 1
+        else fk.MixtureHead(config.num_components)
+    )
 
 
 def features(config: ModelConfig) -> fk.nn.AbstractFeatures | None:
@@ -83,15 +102,26 @@ def features(config: ModelConfig) -> fk.nn.AbstractFeatures | None:
 
 def build_encoder(config: ModelConfig, *, key: jax.Array) -> fk.nn.AbstractEncoder:
     ekey, pkey = jr.split(key)
-    d, c, k = config.in_size, config.latent_size * (2 if config.variational else 1), config.num_latents
+    d, c, k = (
+        config.in_size,
+        config.latent_size * (2 if config.variational else 1),
+        config.num_latents,
+    )
     inputs = {"features": features(config), "key": ekey}
     encoders = {
-        "point-net": lambda: fk.nn.PointNet(d, c, hidden_sizes=config.encoder_sizes, **inputs),
+        "point-net": lambda: fk.nn.PointNet(
+            d, c, hidden_sizes=config.encoder_sizes, **inputs
+        ),
         "set-transformer": lambda: fk.nn.SetTransformer(d, c, **inputs),
         "dgcnn": lambda: fk.nn.DGCNN(d, c, **inputs),
         "slot-attention": lambda: fk.nn.SlotAttention(d, c, num_slots=k, **inputs),
-        "cross-attention": lambda: fk.nn.CrossAttentionEncoder(d, c, num_latents=k, **inputs),
-        "gmm": lambda: fk.nn.Chained(fk.nn.GMMFeaturizer(d, num_components=k), fk.nn.SetTransformer(d, c, **inputs)),
+        "cross-attention": lambda: fk.nn.CrossAttentionEncoder(
+            d, c, num_latents=k, **inputs
+        ),
+        "gmm": lambda: fk.nn.Chained(
+            fk.nn.GMMFeaturizer(d, num_components=k),
+            fk.nn.SetTransformer(d, c, **inputs),
+        ),
     }
     encoder = encoders[config.encoder]()
     if config.pooling == "none":
@@ -113,19 +143,29 @@ def build_backbone(config: ModelConfig, *, key: jax.Array) -> fk.nn.AbstractCRN:
     options: dict[str, Any] = {
         "width_size": config.width_size,
         "depth": config.depth,
-        "out_size": d if config.num_components == 1 else fk.MixtureHead(config.num_components).out_size(d),
+        "out_size": d
+        if config.num_components == 1
+        else fk.MixtureHead(config.num_components).out_size(d),
         "features": features(config),
         "key": bkey,
     }
-    if config.backbone == "cross-attention":  # whose points attend to the latents themselves
-        return fk.nn.CrossAttentionCRN(d, c, num_tokens=32 if is_global(config) else 1, **options)
+    if (
+        config.backbone == "cross-attention"
+    ):  # whose points attend to the latents themselves
+        return fk.nn.CrossAttentionCRN(
+            d, c, num_tokens=32 if is_global(config) else 1, **options
+        )
     conditioners = {
         "broadcast": fk.nn.Broadcast,
         "per-point": fk.nn.PerPoint,
         "pool": fk.nn.Pool,
         "select": lambda: fk.nn.Select(d, c, key=ckey),
     }
-    backbones = {"adaln-mlp": fk.nn.AdaLNMLP, "dit": fk.nn.DiT, "concat-squash": fk.nn.ConcatSquashMLP}
+    backbones = {
+        "adaln-mlp": fk.nn.AdaLNMLP,
+        "dit": fk.nn.DiT,
+        "concat-squash": fk.nn.ConcatSquashMLP,
+    }
     name = conditioner_of(config)
     if name in ("per-point", "select") and config.backbone != "concat-squash":
         options["cond_size"] = 64  # of every point, where others have one for the cloud
@@ -136,7 +176,13 @@ def conditioner_of(config: ModelConfig) -> str:
     """The one asked for, or what suits the number of latents."""
     if config.conditioner != "auto":
         return config.conditioner
-    return "broadcast" if is_global(config) else "per-point" if is_local(config) else "pool"
+    return (
+        "broadcast"
+        if is_global(config)
+        else "per-point"
+        if is_local(config)
+        else "pool"
+    )
 
 
 def is_global(config: ModelConfig) -> bool:
@@ -172,4 +218,8 @@ def build_prior(config: ModelConfig, *, key: jax.Array) -> fk.AbstractDistributi
 
 def class_condition(labels: Any, model: ModelConfig) -> jax.Array | None:
     """Labels as the condition of the prior, `(b, 1, num_classes)`; `None` if it has none."""
-    return None if model.num_classes == 0 else jax.nn.one_hot(labels, model.num_classes)[:, None]
+    return (
+        None
+        if model.num_classes == 0
+        else jax.nn.one_hot(labels, model.num_classes)[:, None]
+    )

@@ -27,7 +27,13 @@ import jax.random as jr
 import numpy as np
 import optax
 import tyro
-from point_cloud_models import build, class_condition, has_trainable_prior, is_local, ModelConfig
+from point_cloud_models import (
+    build,
+    class_condition,
+    has_trainable_prior,
+    is_local,
+    ModelConfig,
+)
 
 import flowkit as fk
 
@@ -143,22 +149,35 @@ def load(config: Config) -> Data:
     if config.data == "digits":
         data = load_digits(config)
     else:
-        train, test = load_images(config) if config.data in {*MNIST_POSES, *SCENE_POSES} else load_file(config)
+        train, test = (
+            load_images(config)
+            if config.data in {*MNIST_POSES, *SCENE_POSES}
+            else load_file(config)
+        )
         data = Data(train, *halves(test, config.seed))
     cut = lambda sets, size: jax.tree.map(lambda leaf: leaf[:size], sets)
     train = cut(data.train, config.max_samples)
     if config.class_conditional and train.labels is None:
-        raise ValueError(f"--class-conditional needs labels, which {config.data} does not have.")
-    return Data(train, cut(data.seen, config.test_samples), cut(data.other, config.test_samples))
+        raise ValueError(
+            f"--class-conditional needs labels, which {config.data} does not have."
+        )
+    return Data(
+        train, cut(data.seen, config.test_samples), cut(data.other, config.test_samples)
+    )
 
 
 def load_digits(config: Config) -> Data:
     tkey, hkey = jr.split(jr.key(config.seed))
     options = {"test_fraction": config.test_fraction, "seed": config.seed}
-    train = fk.data.digits(config.num_points, draws=config.draws, **options, key=tkey).train
+    train = fk.data.digits(
+        config.num_points, draws=config.draws, **options, key=tkey
+    ).train
     test = fk.data.digits(config.num_points, draws=2, **options, key=hkey).test
     half = len(test.points) // 2
-    return Data(train, *(jax.tree.map(lambda leaf, i=i: leaf[i : i + half], test) for i in (0, half)))
+    return Data(
+        train,
+        *(jax.tree.map(lambda leaf, i=i: leaf[i : i + half], test) for i in (0, half)),
+    )
 
 
 def load_images(config: Config) -> tuple[fk.data.PointSets, fk.data.PointSets]:
@@ -167,11 +186,17 @@ def load_images(config: Config) -> tuple[fk.data.PointSets, fk.data.PointSets]:
     tkey, hkey = jr.split(jr.key(config.seed))
     if config.data in MNIST_POSES:
         poses = MNIST_POSES[config.data]
-        test_images = jax.tree.map(lambda leaf: leaf[: config.test_samples], images.test)
+        test_images = jax.tree.map(
+            lambda leaf: leaf[: config.test_samples], images.test
+        )
         train = fk.data.image_clouds(images.train, **poses, key=tkey)
-        return train.sets(), fk.data.image_clouds(test_images, 2 * config.num_points, **poses, key=hkey).sets()
+        return train.sets(), fk.data.image_clouds(
+            test_images, 2 * config.num_points, **poses, key=hkey
+        ).sets()
     poses = SCENE_POSES[config.data]
-    train = fk.data.scenes(images.train, config.max_samples or NUM_SCENES, **poses, key=tkey)
+    train = fk.data.scenes(
+        images.train, config.max_samples or NUM_SCENES, **poses, key=tkey
+    )
     return train.sets(), fk.data.scenes(
         images.test, config.test_samples, 2 * config.num_points, **poses, key=hkey
     ).sets()
@@ -180,23 +205,39 @@ def load_images(config: Config) -> tuple[fk.data.PointSets, fk.data.PointSets]:
 def load_file(config: Config) -> tuple[fk.data.PointSets, fk.data.PointSets]:
     sets, _ = fk.data.normalize(fk.data.load_npz(config.data))
     test_fraction, labels = config.test_fraction, sets.labels
-    train, test = fk.data.train_test_split(sets, test_fraction=test_fraction, seed=config.seed, stratify=labels)
-    if test.points.shape[1] > 2 * config.num_points:  # judged with as many points as in training
-        test = fk.data.subsample(test, np.random.default_rng(config.seed), num_points=2 * config.num_points)
+    train, test = fk.data.train_test_split(
+        sets, test_fraction=test_fraction, seed=config.seed, stratify=labels
+    )
+    if (
+        test.points.shape[1] > 2 * config.num_points
+    ):  # judged with as many points as in training
+        test = fk.data.subsample(
+            test, np.random.default_rng(config.seed), num_points=2 * config.num_points
+        )
     return train, test
 
 
-def halves(sets: fk.data.PointSets, seed: int) -> tuple[fk.data.PointSets, fk.data.PointSets]:
+def halves(
+    sets: fk.data.PointSets, seed: int
+) -> tuple[fk.data.PointSets, fk.data.PointSets]:
     """Half of the points of each cloud, and the other half."""
-    valid: np.ndarray = np.ones(sets.points.shape[:2], bool) if sets.mask is None else sets.mask
-    order = np.argsort(np.where(valid, np.random.default_rng(seed).random(valid.shape), 2), axis=1)
+    valid: np.ndarray = (
+        np.ones(sets.points.shape[:2], bool) if sets.mask is None else sets.mask
+    )
+    order = np.argsort(
+        np.where(valid, np.random.default_rng(seed).random(valid.shape), 2), axis=1
+    )
     points = np.take_along_axis(sets.points, order[..., None], axis=1)
     half = valid.shape[1] // 2
     if sets.mask is None:
-        return sets._replace(points=points[:, :half]), sets._replace(points=points[:, half : 2 * half])
+        return sets._replace(points=points[:, :half]), sets._replace(
+            points=points[:, half : 2 * half]
+        )
     rank, first = np.arange(valid.shape[1]), valid.sum(axis=1, keepdims=True) // 2
     masks = rank < first, (rank >= first) & (rank < 2 * first)
-    return sets._replace(points=points, mask=masks[0]), sets._replace(points=points, mask=masks[1])
+    return sets._replace(points=points, mask=masks[0]), sets._replace(
+        points=points, mask=masks[1]
+    )
 
 
 def training_batches(train: fk.data.PointSets, config: Config):
@@ -212,7 +253,12 @@ def training_batches(train: fk.data.PointSets, config: Config):
             batch = step(batch, rng)
         return batch
 
-    return fk.data.batches(train, config.batch_size, seed=config.seed, transform=transform if steps else None)
+    return fk.data.batches(
+        train,
+        config.batch_size,
+        seed=config.seed,
+        transform=transform if steps else None,
+    )
 
 
 # -- training
@@ -224,25 +270,53 @@ def main(config: Config) -> None:
     labels: Any = data.train.labels
     num_classes = int(labels.max()) + 1 if config.class_conditional else 0
     if config.guidance != 1 and (num_classes == 0 or config.class_dropout == 0):
-        raise ValueError("--guidance needs --class-conditional and a --class-dropout above 0.")
-    model_config = dataclasses.replace(config.model, in_size=data.train.points.shape[-1], num_classes=num_classes)
+        raise ValueError(
+            "--guidance needs --class-conditional and a --class-dropout above 0."
+        )
+    model_config = dataclasses.replace(
+        config.model, in_size=data.train.points.shape[-1], num_classes=num_classes
+    )
     config = dataclasses.replace(config, model=model_config)
     mkey, tkey, ekey = jr.split(jr.key(config.seed + 1), 3)
-    model = build(config.model, key=mkey) if config.start_from is None else final_model(Path(config.start_from))[0]
+    model = (
+        build(config.model, key=mkey)
+        if config.start_from is None
+        else final_model(Path(config.start_from))[0]
+    )
     results = train(model, data, config, key=tkey)
-    seconds = sum(elapsed(result.history["seconds"].values) for result in results.values())
+    seconds = sum(
+        elapsed(result.history["seconds"].values) for result in results.values()
+    )
     histories = [result.history for result in results.values()]
     *_, last = results.values()
     steps = {name: int(result.state.step) for name, result in results.items()}
-    judge(last.ema, histories[0], data, config, output, {"steps": steps, "seconds": seconds}, key=ekey)
+    judge(
+        last.ema,
+        histories[0],
+        data,
+        config,
+        output,
+        {"steps": steps, "seconds": seconds},
+        key=ekey,
+    )
 
 
-def train(model, data: Data, config: Config, *, key: jax.Array) -> dict[str, fk.training.FitResult]:
+def train(
+    model, data: Data, config: Config, *, key: jax.Array
+) -> dict[str, fk.training.FitResult]:
     """The stages that were asked for, each from where the one before ended."""
     fkey, ekey = jr.split(key)
-    names = {"joint": ("joint", "prior"), "two-stage": ("flow", "prior")}.get(config.stages, (config.stages,))
-    stages = [flow_stage(name, data, config, key=ekey) for name in names if name != "prior"]
-    if "prior" in names and config.prior_steps > 0 and has_trainable_prior(config.model):
+    names = {"joint": ("joint", "prior"), "two-stage": ("flow", "prior")}.get(
+        config.stages, (config.stages,)
+    )
+    stages = [
+        flow_stage(name, data, config, key=ekey) for name in names if name != "prior"
+    ]
+    if (
+        "prior" in names
+        and config.prior_steps > 0
+        and has_trainable_prior(config.model)
+    ):
         stages.append(prior_stage(data, config))
     return fk.training.fit_stages(
         stages,
@@ -253,7 +327,9 @@ def train(model, data: Data, config: Config, *, key: jax.Array) -> dict[str, fk.
     )
 
 
-def flow_stage(name: str, data: Data, config: Config, *, key: jax.Array) -> fk.training.Stage:
+def flow_stage(
+    name: str, data: Data, config: Config, *, key: jax.Array
+) -> fk.training.Stage:
     """Encoder and flow; in the joint stage the prior too, which learns from the latents without moving the encoder."""
     joint = name == "joint"
     couplings = {
@@ -267,14 +343,18 @@ def flow_stage(name: str, data: Data, config: Config, *, key: jax.Array) -> fk.t
         "vae_kl_weight": config.vae_kl_weight,
         "marginal_kl_weight": config.marginal_kl_weight,
         "coupling": couplings[config.coupling],
-        "times": {"uniform": fk.uniform, "late": fk.LogitNormal(1.0, 1.0)}[config.times],
+        "times": {"uniform": fk.uniform, "late": fk.LogitNormal(1.0, 1.0)}[
+            config.times
+        ],
         "block": config.block,
     }
 
     def loss(model, batch, key):
         drop_key, key = jr.split(key)
         cond = dropped_classes(batch.labels, config, drop_key) if joint else None
-        return fk.latent.set_flow_loss(model, batch.points, mask=batch.mask, cond=cond, key=key, **options)
+        return fk.latent.set_flow_loss(
+            model, batch.points, mask=batch.mask, cond=cond, key=key, **options
+        )
 
     return fk.training.Stage(
         name,
@@ -282,16 +362,29 @@ def flow_stage(name: str, data: Data, config: Config, *, key: jax.Array) -> fk.t
         config.num_steps,
         build_optimizer(config),
         None if joint else lambda model: (model.encoder, model.flow),
-        batches=training_batches(data.train if config.model.num_classes else data.train._replace(labels=None), config),
-        callbacks=[fk.training.Every(interval(config), call) for call in (evaluation(data, key), stopwatch())],
+        batches=training_batches(
+            data.train
+            if config.model.num_classes
+            else data.train._replace(labels=None),
+            config,
+        ),
+        callbacks=[
+            fk.training.Every(interval(config), call)
+            for call in (evaluation(data, key), stopwatch())
+        ],
     )
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
     """A warm-up and a cosine decay for either, and clipped gradients."""
-    momentum: Any = {"default": fk.training.DEFAULT_MOMENTUM, "doubled": fk.training.DOUBLED_MOMENTUM}[config.momentum]
+    momentum: Any = {
+        "default": fk.training.DEFAULT_MOMENTUM,
+        "doubled": fk.training.DOUBLED_MOMENTUM,
+    }[config.momentum]
     warm_up = min(200, config.num_steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm_up, config.num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warm_up, config.num_steps
+    )
     if config.optimizer == "adam":
         optimizer = optax.adam(schedule, **momentum)
     else:  # updates of the size of Adam's, so that one learning rate suits both
@@ -303,7 +396,9 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
 def dropped_classes(labels: Any, config: Config, key: jax.Array) -> jax.Array | None:
     """The condition of the prior in training: now and then it is left out."""
     cond = class_condition(labels, config.model)
-    return None if cond is None else fk.drop_condition(cond, config.class_dropout, key=key)
+    return (
+        None if cond is None else fk.drop_condition(cond, config.class_dropout, key=key)
+    )
 
 
 def prior_stage(data: Data, config: Config) -> fk.training.Stage:
@@ -313,7 +408,9 @@ def prior_stage(data: Data, config: Config) -> fk.training.Stage:
     def loss(model, batch, key):
         latents, labels = batch
         drop_key, key = jr.split(key)
-        return fk.latent.prior_loss(model.prior, latents, dropped_classes(labels, config, drop_key), key=key)
+        return fk.latent.prior_loss(
+            model.prior, latents, dropped_classes(labels, config, drop_key), key=key
+        )
 
     return fk.training.Stage(
         "prior",
@@ -329,7 +426,11 @@ def prior_stage(data: Data, config: Config) -> fk.training.Stage:
 
 
 def grid_mask(config: Config) -> fk.latent.GridMask | None:
-    return fk.latent.GridMask(config.grid_size, config.grid_mask_probability) if config.grid_mask else None
+    return (
+        fk.latent.GridMask(config.grid_size, config.grid_mask_probability)
+        if config.grid_mask
+        else None
+    )
 
 
 def interval(config: Config) -> int:
@@ -342,7 +443,9 @@ def encode(model: fk.latent.SetFlow, points: Any, mask: Any) -> jax.Array:
     return jax.vmap(model.encode)(points, mask)
 
 
-def encode_all(model: fk.latent.SetFlow, sets: fk.data.PointSets, config: Config, size: int = 512) -> jax.Array:
+def encode_all(
+    model: fk.latent.SetFlow, sets: fk.data.PointSets, config: Config, size: int = 512
+) -> jax.Array:
     """The latents of all clouds, each seen as in training: by `num_points` of its points."""
     rng = np.random.default_rng(config.seed)
     latents = []
@@ -356,13 +459,29 @@ def encode_all(model: fk.latent.SetFlow, sets: fk.data.PointSets, config: Config
 
 def checkpoints(config: Config) -> fk.training.Checkpoints:
     """Where the stages are saved."""
-    return fk.training.Checkpoints(Path(config.output) / "checkpoints", every=interval(config), config=stored(config))
+    return fk.training.Checkpoints(
+        Path(config.output) / "checkpoints",
+        every=interval(config),
+        config=stored(config),
+    )
 
 
 def stored(config: Config) -> dict[str, Any]:
     """What a run must share with the one that it goes on from."""
-    free = ("num_steps", "prior_steps", "checkpoint_every", "stages", "test_samples", "guidance", "output")
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+    free = (
+        "num_steps",
+        "prior_steps",
+        "checkpoint_every",
+        "stages",
+        "test_samples",
+        "guidance",
+        "output",
+    )
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in free
+    }
 
 
 def restore(config: dict) -> fk.latent.SetFlow:
@@ -373,13 +492,26 @@ def restore(config: dict) -> fk.latent.SetFlow:
 def final_model(output: Path) -> tuple[fk.latent.SetFlow, Config]:
     """The model of the last stage that was trained in a folder, and the configuration of its run."""
     folder = next(
-        (path for stage in ("prior", "joint", "flow") if (path := output / "checkpoints" / stage).is_dir()), None
+        (
+            path
+            for stage in ("prior", "joint", "flow")
+            if (path := output / "checkpoints" / stage).is_dir()
+        ),
+        None,
     )
     if folder is None:
-        raise FileNotFoundError(f"{output} holds no checkpoints; run examples/point_clouds.py first.")
+        raise FileNotFoundError(
+            f"{output} holds no checkpoints; run examples/point_clouds.py first."
+        )
     configs = []
-    model = fk.training.restore_model(folder, lambda config: configs.append(config) or restore(config))
-    options = {**configs[0], "output": str(output), "model": ModelConfig(**configs[0]["model"])}
+    model = fk.training.restore_model(
+        folder, lambda config: configs.append(config) or restore(config)
+    )
+    options = {
+        **configs[0],
+        "output": str(output),
+        "model": ModelConfig(**configs[0]["model"]),
+    }
     return model, Config(**options)
 
 
@@ -411,8 +543,13 @@ def evaluation(data: Data, key: jax.Array):
     def callback(state, step):
         del step
         explained = explained_velocity(state.ema, data, key)
-        values = reconstruct(state.ema, hundred, key, num_steps=10, solver=fk.RK4()).values
-        return {"explained_velocity": explained.total, "chamfer": mean_chamfer(values, None, hundred.other)}
+        values = reconstruct(
+            state.ema, hundred, key, num_steps=10, solver=fk.RK4()
+        ).values
+        return {
+            "explained_velocity": explained.total,
+            "chamfer": mean_chamfer(values, None, hundred.other),
+        }
 
     return callback
 
@@ -422,19 +559,31 @@ def first(sets: fk.data.PointSets, size: int) -> fk.data.PointSets:
 
 
 @eqx.filter_jit
-def explained_velocity(model: fk.latent.SetFlow, data: Data, key: jax.Array) -> fk.ExplainedVelocity:
+def explained_velocity(
+    model: fk.latent.SetFlow, data: Data, key: jax.Array
+) -> fk.ExplainedVelocity:
     """Of the points that the encoder has not seen; of those that it has if each has a latent of its own."""
     latents = encode(model, data.seen.points, data.seen.mask)
     judged = data.seen if latents.shape[1] == data.seen.points.shape[1] else data.other
-    return fk.explained_velocity(model.flow, judged.points, latents, mask=judged.mask, key=key)
+    return fk.explained_velocity(
+        model.flow, judged.points, latents, mask=judged.mask, key=key
+    )
 
 
-def reconstruct(model: fk.latent.SetFlow, data: Data, key: jax.Array, num_points: int | None = None, **options):
+def reconstruct(
+    model: fk.latent.SetFlow,
+    data: Data,
+    key: jax.Array,
+    num_points: int | None = None,
+    **options,
+):
     """Clouds from the latents of those that are seen."""
     seen = data.seen
     latents = encode(model, seen.points, seen.mask)
     shape = (num_points or seen.points.shape[1], seen.points.shape[2])
-    return fk.sample(model.flow, shape, num_samples=len(latents), cond=latents, key=key, **options)
+    return fk.sample(
+        model.flow, shape, num_samples=len(latents), cond=latents, key=key, **options
+    )
 
 
 def mean_chamfer(points: Any, mask: Any, other: fk.data.PointSets) -> float:
@@ -446,12 +595,21 @@ def mean_chamfer(points: Any, mask: Any, other: fk.data.PointSets) -> float:
 CHAMFER = eqx.filter_jit(jax.vmap(fk.metrics.chamfer))
 """Of pairs of clouds."""
 
-SOLVER: dict[str, Any] = {"stepsize_controller": dfx.PIDController(rtol=1e-3, atol=1e-3)}
+SOLVER: dict[str, Any] = {
+    "stepsize_controller": dfx.PIDController(rtol=1e-3, atol=1e-3)
+}
 """A tolerance far below the distances between points, for clouds that are judged or drawn."""
 
 
 def judge(
-    model: fk.latent.SetFlow, history: dict, data: Data, config: Config, output: Path, metrics: dict, *, key: jax.Array
+    model: fk.latent.SetFlow,
+    history: dict,
+    data: Data,
+    config: Config,
+    output: Path,
+    metrics: dict,
+    *,
+    key: jax.Array,
 ) -> None:
     """Numbers and figures, on held-out clouds."""
     rkey, skey, vkey, fkey = jr.split(key, 4)
@@ -464,7 +622,9 @@ def judge(
         "chamfer_floor": mean_chamfer(data.seen.points, data.seen.mask, data.other),
         "chamfer_shuffled": mean_chamfer(samples.values, None, shuffled),
         "explained_velocity": float(explained.total),
-        "explained_velocity_per_time": [round(float(value), 4) for value in explained.r2],
+        "explained_velocity_per_time": [
+            round(float(value), 4) for value in explained.r2
+        ],
         "steps_per_sample": float(jnp.mean(samples.stats.accepted)),
     }
     if not is_local(config.model):
@@ -472,28 +632,46 @@ def judge(
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     draw(model, history, data, config, output, key=fkey)
-    fk.plotting.explained_velocity(explained.times, explained.r2, path=output / "explained_velocity.png")
+    fk.plotting.explained_velocity(
+        explained.times, explained.r2, path=output / "explained_velocity.png"
+    )
     print(json.dumps(metrics, indent=2))
     print(f"Figures, metrics and checkpoints are in {output}/.")
 
 
-def scores(model: fk.latent.SetFlow, data: Data, config: Config, *, key: jax.Array) -> dict[str, float]:
+def scores(
+    model: fk.latent.SetFlow, data: Data, config: Config, *, key: jax.Array
+) -> dict[str, float]:
     """Generated collections against the held-out one, the mean over several; the floor are training clouds."""
     gkey, tkey = jr.split(key)
     other = data.other
     num, num_points = other.points.shape[:2]
-    generated = generate(model, data.train.labels, config, num_points, NNA_DRAWS * num, key=gkey)
+    generated = generate(
+        model, data.train.labels, config, num_points, NNA_DRAWS * num, key=gkey
+    )
     chosen = np.asarray(jr.permutation(tkey, len(data.train.points)))[: NNA_DRAWS * num]
     some_train = jax.tree.map(lambda leaf: leaf[chosen], data.train)
     if some_train.points.shape[1] > num_points:
-        some_train = fk.data.subsample(some_train, np.random.default_rng(config.seed), num_points=num_points)
+        some_train = fk.data.subsample(
+            some_train, np.random.default_rng(config.seed), num_points=num_points
+        )
 
     def mean_scores(sets: fk.data.PointSets) -> dict[str, float]:
         starts = range(0, len(sets.points) - num + 1, num)
-        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + num], sets) for i in starts]
+        parts = [
+            jax.tree.map(lambda leaf, i=i: leaf[i : i + num], sets) for i in starts
+        ]
         options: Any = {"mask_reference": other.mask}
-        values = [fk.metrics.set_scores(part.points, other.points, mask_samples=part.mask, **options) for part in parts]
-        return {name: float(np.mean([getattr(value, name) for value in values])) for name in ("one_nna", "coverage")}
+        values = [
+            fk.metrics.set_scores(
+                part.points, other.points, mask_samples=part.mask, **options
+            )
+            for part in parts
+        ]
+        return {
+            name: float(np.mean([getattr(value, name) for value in values]))
+            for name in ("one_nna", "coverage")
+        }
 
     ours, floor = mean_scores(fk.data.PointSets(generated)), mean_scores(some_train)
     return {
@@ -504,49 +682,79 @@ def scores(model: fk.latent.SetFlow, data: Data, config: Config, *, key: jax.Arr
     }
 
 
-def generate(model, labels, config: Config, num_points: int, num: int, *, key: jax.Array) -> np.ndarray:
+def generate(
+    model, labels, config: Config, num_points: int, num: int, *, key: jax.Array
+) -> np.ndarray:
     """Clouds from the prior; of a class-conditional one, with classes as frequent as in training."""
     lkey, skey = jr.split(key)
     cond = None
     if config.model.num_classes:
-        cond = class_condition(jr.choice(lkey, jnp.asarray(labels), (num,)), config.model)
+        cond = class_condition(
+            jr.choice(lkey, jnp.asarray(labels), (num,)), config.model
+        )
     if config.guidance != 1:
         model = guide(model, config.guidance)
-    return np.asarray(model.sample(num_points, num_samples=num, cond=cond, key=skey, **SOLVER).values)
+    return np.asarray(
+        model.sample(num_points, num_samples=num, cond=cond, key=skey, **SOLVER).values
+    )
 
 
 def guide(model: fk.latent.SetFlow, scale: float) -> fk.latent.SetFlow:
     """The model with a guided prior; without a class, zeros stand in the place of its one-hot vector."""
     prior: Any = model.prior
-    return eqx.tree_at(lambda model: model.prior.flow, model, fk.guided(prior.flow, scale))
+    return eqx.tree_at(
+        lambda model: model.prior.flow, model, fk.guided(prior.flow, scale)
+    )
 
 
-def draw(model, history, data: Data, config: Config, output: Path, *, key: jax.Array) -> None:
+def draw(
+    model, history, data: Data, config: Config, output: Path, *, key: jax.Array
+) -> None:
     """The figures. Clouds are drawn with more points than the model was trained on."""
     rkey, skey, mkey = jr.split(key, 3)
     panels = {
         "loss": ["loss"],
-        "components (log scale)": [name for name in history if name.endswith(("_loss", "_kl"))],
+        "components (log scale)": [
+            name for name in history if name.endswith(("_loss", "_kl"))
+        ],
         "chamfer": [name for name in history if name == "chamfer"],
-        "explained velocity": [name for name in history if name == "explained_velocity"],
+        "explained velocity": [
+            name for name in history if name == "explained_velocity"
+        ],
     }
-    fk.plotting.loss_trajectory(history, panels=panels, path=output / "loss_trajectory.png")
+    fk.plotting.loss_trajectory(
+        history, panels=panels, path=output / "loss_trajectory.png"
+    )
     some = data._replace(seen=first(data.seen, 16), other=first(data.other, 16))
     points, mask, _ = some.seen
     # A local model moves the points that it encodes, so it draws as many.
-    values = reconstruct(model, some, rkey, None if is_local(config.model) else FIGURE_POINTS, **SOLVER).values
-    inputs = points if mask is None else [cloud[seen] for cloud, seen in zip(points, mask, strict=True)]
-    fk.plotting.reconstructions(inputs, values, up=config.up_axis, path=output / "samples.png")
+    values = reconstruct(
+        model, some, rkey, None if is_local(config.model) else FIGURE_POINTS, **SOLVER
+    ).values
+    inputs = (
+        points
+        if mask is None
+        else [cloud[seen] for cloud, seen in zip(points, mask, strict=True)]
+    )
+    fk.plotting.reconstructions(
+        inputs, values, up=config.up_axis, path=output / "samples.png"
+    )
     if not is_local(config.model):
-        generated = generate(model, data.train.labels, config, FIGURE_POINTS, 36, key=skey)
-        fk.plotting.point_clouds(generated, up=config.up_axis, path=output / "unconditional_samples.png")
+        generated = generate(
+            model, data.train.labels, config, FIGURE_POINTS, 36, key=skey
+        )
+        fk.plotting.point_clouds(
+            generated, up=config.up_axis, path=output / "unconditional_samples.png"
+        )
     if config.grid_mask and points.shape[-1] == 2:
         hide = fk.latent.GridMask(config.grid_size, config.grid_mask_probability)
         visible = jax.vmap(lambda points, mask, key: hide(points, mask, key=key))(
             points, mask, jr.split(mkey, len(points))
         )
         path = output / "masked_training_examples.png"
-        fk.plotting.masked_examples(points[:8], visible[:8], grid_size=config.grid_size, path=path)
+        fk.plotting.masked_examples(
+            points[:8], visible[:8], grid_size=config.grid_size, path=path
+        )
 
 
 if __name__ == "__main__":

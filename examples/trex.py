@@ -53,7 +53,9 @@ def check_least(config: Any, group: str, **least: int) -> None:
     for name, value in least.items():
         if getattr(config, name) < value:
             option = f"--{group}.{name.replace('_', '-')}"
-            raise ValueError(f"{option} must be at least {value}, got {getattr(config, name)}.")
+            raise ValueError(
+                f"{option} must be at least {value}, got {getattr(config, name)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +120,27 @@ class TrainingConfig:
     """How many such sets a distance is averaged over."""
 
     def __post_init__(self):
-        check_least(self, "training", num_steps=1, map_steps=0, reflow_steps=0, num_pairs=1, batch_size=1)
-        check_least(self, "training", num_judged=1, num_draws=2, steps_per_call=1, checkpoint_every=1)
+        check_least(
+            self,
+            "training",
+            num_steps=1,
+            map_steps=0,
+            reflow_steps=0,
+            num_pairs=1,
+            batch_size=1,
+        )
+        check_least(
+            self,
+            "training",
+            num_judged=1,
+            num_draws=2,
+            steps_per_call=1,
+            checkpoint_every=1,
+        )
         if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"--training.learning-rate must be positive, got {self.learning_rate}.")
+            raise ValueError(
+                f"--training.learning-rate must be positive, got {self.learning_rate}."
+            )
         if (self.map_steps or self.reflow_steps) and self.num_pairs < self.batch_size:
             raise ValueError(
                 f"--training.num-pairs must be at least --training.batch-size, {self.batch_size}; got {self.num_pairs}."
@@ -148,7 +167,14 @@ class VisualizationConfig:
     """Half the width of what is shown; more for data that reach further."""
 
     def __post_init__(self):
-        check_least(self, "visualization", num_sampling_steps=5, num_points=1, num_particles=1, num_frames=2)
+        check_least(
+            self,
+            "visualization",
+            num_sampling_steps=5,
+            num_points=1,
+            num_particles=1,
+            num_frames=2,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +212,25 @@ def load(config: DataConfig) -> Callable[..., jax.Array]:
     if config.name in fk.data.TOYS_2D:
         toy = fk.data.TOYS_2D[config.name]
         if noise and "noise" not in inspect.signature(toy).parameters:
-            raise ValueError(f"--data.noise is not for {config.name}, whose width is its own; leave it out.")
+            raise ValueError(
+                f"--data.noise is not for {config.name}, whose width is its own; leave it out."
+            )
         return lambda num, *, key: toy(num, **noise, key=key)
     if not Path(config.name).is_file():
         known = ", ".join(fk.data.TOYS_2D)
-        raise ValueError(f"--data.name must be a CSV file that exists or one of {known}, got {config.name!r}.")
-    points, _ = fk.data.fit_unit_box(fk.data.load_csv(config.name, config.columns or None))
+        raise ValueError(
+            f"--data.name must be a CSV file that exists or one of {known}, got {config.name!r}."
+        )
+    points, _ = fk.data.fit_unit_box(
+        fk.data.load_csv(config.name, config.columns or None)
+    )
     if points.shape[1] != 2:
-        raise ValueError(f"{config.name} has {points.shape[1]} columns; name two with --data.columns.")
-    return lambda num, *, key: fk.data.resample(points, num, **{"noise": 0.02} | noise, key=key)
+        raise ValueError(
+            f"{config.name} has {points.shape[1]} columns; name two with --data.columns."
+        )
+    return lambda num, *, key: fk.data.resample(
+        points, num, **{"noise": 0.02} | noise, key=key
+    )
 
 
 class Network(eqx.Module):
@@ -204,7 +240,11 @@ class Network(eqx.Module):
     mlp: fk.nn.MLP
 
     def __call__(self, t, x, cond=None):
-        seen = x if self.features is None else jnp.concatenate([x, self.features(x[None])[0]])
+        seen = (
+            x
+            if self.features is None
+            else jnp.concatenate([x, self.features(x[None])[0]])
+        )
         return self.mlp(t, seen)
 
 
@@ -212,13 +252,21 @@ def build(config: ModelConfig, *, key: jax.Array) -> few_step.FlowMap:
     fkey, mkey, *tkeys = jr.split(key, 4)
     num, features = config.num_frequencies, None
     if num > 0:
-        features = fk.nn.FourierFeatures(2, num_frequencies=num, scale=config.frequency_scale, key=fkey)
+        features = fk.nn.FourierFeatures(
+            2, num_frequencies=num, scale=config.frequency_scale, key=fkey
+        )
     if config.time == "sinusoidal":
         embeddings = [fk.nn.SinusoidalTime(config.time_size, scale=1.0)]
     else:
         embeddings = [fk.nn.LearnedTime(config.time_size, key=key) for key in tkeys]
     times = fk.nn.TwoTimes(*embeddings)
-    mlp = fk.nn.MLP(2 + 2 * num, 2, hidden_sizes=tuple(config.hidden_sizes), time_embedding=times, key=mkey)
+    mlp = fk.nn.MLP(
+        2 + 2 * num,
+        2,
+        hidden_sizes=tuple(config.hidden_sizes),
+        time_embedding=times,
+        key=mkey,
+    )
     return few_step.FlowMap(Network(features, mlp))
 
 
@@ -233,7 +281,10 @@ def keys_of(config: Config) -> jax.Array:
 def train(config: Config) -> None:
     sampler = load(config.data)
     dkey, mkey, tkey, jkey, pkey, _ = keys_of(config)
-    data, model = sampler(config.data.num_samples, key=dkey), build(config.model, key=mkey)
+    data, model = (
+        sampler(config.data.num_samples, key=dkey),
+        build(config.model, key=mkey),
+    )
     results = fk.training.fit_stages(
         stages(config, pkey),
         model,
@@ -245,11 +296,25 @@ def train(config: Config) -> None:
         callbacks=[fk.training.Every(config.training.checkpoint_every, stopwatch())],
         key=tkey,
     )
-    seconds = elapsed(np.concatenate([result.history["seconds"].values for result in results.values()]))
-    metrics = {"steps": {name: int(result.state.step) for name, result in results.items()}, "seconds": seconds}
+    seconds = elapsed(
+        np.concatenate(
+            [result.history["seconds"].values for result in results.values()]
+        )
+    )
+    metrics = {
+        "steps": {name: int(result.state.step) for name, result in results.items()},
+        "seconds": seconds,
+    }
     print("Measuring the distance from fresh data ...", flush=True)
-    metrics |= judge({name: result.ema for name, result in results.items()}, sampler, config, key=jkey)
-    (Path(config.output) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    metrics |= judge(
+        {name: result.ema for name, result in results.items()},
+        sampler,
+        config,
+        key=jkey,
+    )
+    (Path(config.output) / "metrics.json").write_text(
+        json.dumps(metrics, indent=2) + "\n"
+    )
     print(json.dumps(metrics, indent=2))
     print(f"Metrics and checkpoints are in {config.output}/.")
 
@@ -260,36 +325,73 @@ def stages(config: Config, key: jax.Array) -> list[fk.training.Stage]:
 
     def pairs(model):
         options = {"solver": dfx.Midpoint(), "num_steps": 15, "key": key}
-        return few_step.reflow_pairs(few_step.velocity_of(model), (2,), training.num_pairs, **options)
+        return few_step.reflow_pairs(
+            few_step.velocity_of(model), (2,), training.num_pairs, **options
+        )
 
     def flow_loss(model, x1, key):
         return fk.flow_matching_loss(few_step.velocity_of(model), x1, key=key)
 
     def reflow_loss(model, pairs, key):
-        return fk.flow_matching_loss(few_step.velocity_of(model), pairs.x1, coupling=fk.Paired(pairs.x0), key=key)
+        return fk.flow_matching_loss(
+            few_step.velocity_of(model), pairs.x1, coupling=fk.Paired(pairs.x0), key=key
+        )
 
     def map_loss(model, pairs, key):
-        return few_step.mean_flow_loss(model, pairs.x1, coupling=fk.Paired(pairs.x0), key=key)
+        return few_step.mean_flow_loss(
+            model, pairs.x1, coupling=fk.Paired(pairs.x0), key=key
+        )
 
     losses = {"flow": flow_loss, "reflow": reflow_loss, "map": map_loss}
-    steps = {"flow": training.num_steps, "reflow": training.reflow_steps, "map": training.map_steps}
+    steps = {
+        "flow": training.num_steps,
+        "reflow": training.reflow_steps,
+        "map": training.map_steps,
+    }
     made: list[fk.training.Stage] = []
     for name in STAGES:
         if name == "flow" or steps[name] > 0:
-            optimizer = optax.adam(optax.cosine_decay_schedule(training.learning_rate, max(steps[name], 1)))
-            own = {} if name == "flow" else {"batches": pairs, "batch_size": training.batch_size}
-            made.append(fk.training.Stage(name, losses[name], steps[name], optimizer, **own))
+            optimizer = optax.adam(
+                optax.cosine_decay_schedule(training.learning_rate, max(steps[name], 1))
+            )
+            own = (
+                {}
+                if name == "flow"
+                else {"batches": pairs, "batch_size": training.batch_size}
+            )
+            made.append(
+                fk.training.Stage(name, losses[name], steps[name], optimizer, **own)
+            )
     return made
 
 
 def checkpoints(config: Config) -> fk.training.Checkpoints:
     """All of them are kept, for the explorer. A run is told from others by what decides on its data and model."""
     every = config.training.checkpoint_every
-    free = ("num_steps", "map_steps", "reflow_steps", "steps_per_call", "checkpoint_every", "num_judged", "num_draws")
-    training = {name: value for name, value in dataclasses.asdict(config.training).items() if name not in free}
-    stored = {"data": dataclasses.asdict(config.data), "model": dataclasses.asdict(config.model), "training": training}
+    free = (
+        "num_steps",
+        "map_steps",
+        "reflow_steps",
+        "steps_per_call",
+        "checkpoint_every",
+        "num_judged",
+        "num_draws",
+    )
+    training = {
+        name: value
+        for name, value in dataclasses.asdict(config.training).items()
+        if name not in free
+    }
+    stored = {
+        "data": dataclasses.asdict(config.data),
+        "model": dataclasses.asdict(config.model),
+        "training": training,
+    }
     return fk.training.Checkpoints(
-        Path(config.output) / "checkpoints", every=every, keep=1000, config=stored | {"seed": config.seed}
+        Path(config.output) / "checkpoints",
+        every=every,
+        keep=1000,
+        config=stored | {"seed": config.seed},
     )
 
 
@@ -309,7 +411,11 @@ def elapsed(seconds: np.ndarray) -> float:
 
 
 def judge(
-    models: dict[str, few_step.FlowMap], sampler: Callable[..., jax.Array], config: Config, *, key: jax.Array
+    models: dict[str, few_step.FlowMap],
+    sampler: Callable[..., jax.Array],
+    config: Config,
+    *,
+    key: jax.Array,
 ) -> dict[str, float]:
     """W2 between generated points and fresh data, and between two fresh sets, the floor; means over several draws."""
     num, draws = config.training.num_judged, config.training.num_draws
@@ -320,20 +426,37 @@ def judge(
 
     def measure(name: str, clouds: Any) -> np.ndarray:
         with ThreadPoolExecutor() as pool:  # assignments are solved on the host
-            distances = np.asarray([float(one) for one in pool.map(fk.metrics.w2, clouds, fresh[:draws])])
-        metrics.update({name: float(np.mean(distances)), f"{name}_standard_error": standard_error(distances)})
+            distances = np.asarray(
+                [float(one) for one in pool.map(fk.metrics.w2, clouds, fresh[:draws])]
+            )
+        metrics.update(
+            {
+                name: float(np.mean(distances)),
+                f"{name}_standard_error": standard_error(distances),
+            }
+        )
         return distances
 
     def ends(model: few_step.FlowMap, **options: Any) -> jax.Array:
         flow = few_step.velocity_of(model)
-        return fk.sample(flow, (2,), num_samples=draws * num, key=gkey, **options).values.reshape(draws, num, 2)
+        return fk.sample(
+            flow, (2,), num_samples=draws * num, key=gkey, **options
+        ).values.reshape(draws, num, 2)
 
-    floors, distances = measure("w2_floor", fresh[draws:]), measure("w2", ends(models["flow"], **solver(config)))
+    floors, distances = (
+        measure("w2_floor", fresh[draws:]),
+        measure("w2", ends(models["flow"], **solver(config))),
+    )
     metrics["w2_over_floor"] = ratio = metrics["w2"] / metrics["w2_floor"]
-    metrics["w2_over_floor_standard_error"] = standard_error(distances - ratio * floors) / metrics["w2_floor"]
+    metrics["w2_over_floor_standard_error"] = (
+        standard_error(distances - ratio * floors) / metrics["w2_floor"]
+    )
     if "reflow" in models:
         measure("w2_reflow", ends(models["reflow"], **solver(config)))
-        measure("w2_reflow_one_euler_step", ends(models["reflow"], solver=dfx.Euler(), num_steps=1))
+        measure(
+            "w2_reflow_one_euler_step",
+            ends(models["reflow"], solver=dfx.Euler(), num_steps=1),
+        )
     if "map" in models:
         one = few_step.sample(models["map"], (2,), num_samples=draws * num, key=gkey)
         measure("w2_one_step", one.reshape(draws, num, 2))
@@ -341,7 +464,10 @@ def judge(
 
 
 def solver(config: Config) -> dict[str, Any]:
-    return {"solver": SOLVERS[config.visualization.solver], "num_steps": config.visualization.num_sampling_steps}
+    return {
+        "solver": SOLVERS[config.visualization.solver],
+        "num_steps": config.visualization.num_sampling_steps,
+    }
 
 
 # -- figures
@@ -363,15 +489,23 @@ def visualize(config: Config) -> None:
 
     print("Drawing figures ...", flush=True)
     points = paths["flow"][: options.num_points]
-    fk.plotting.samples_2d(target, points[:, -1], limits=window, path=output / "comparison.png")
-    fk.plotting.snapshots(times, points, target=target, limits=window, path=output / "trajectory.png")
+    fk.plotting.samples_2d(
+        target, points[:, -1], limits=window, path=output / "comparison.png"
+    )
+    fk.plotting.snapshots(
+        times, points, target=target, limits=window, path=output / "trajectory.png"
+    )
     arrows = {"points": target, "resolution": options.grid_size}
     fk.plotting.vector_field(flow, window, **arrows, path=output / "vector_field.png")
     if "map" in models:
-        one = jax.vmap(lambda x: few_step.jump(models["map"], 0.0, 1.0, x))(x0[: options.num_points])
+        one = jax.vmap(lambda x: few_step.jump(models["map"], 0.0, 1.0, x))(
+            x0[: options.num_points]
+        )
         fk.plotting.samples_2d(target, one, limits=window, path=output / "one_step.png")
     if "reflow" in models:
-        paths["reflow"] = paths_of(few_step.velocity_of(models["reflow"]), x0, times, config)
+        paths["reflow"] = paths_of(
+            few_step.velocity_of(models["reflow"]), x0, times, config
+        )
         draw_reflow(times, paths, target, config, window, output / "reflow.png")
     draw_curvature(times, paths, output / "curvature.png")
 
@@ -379,15 +513,30 @@ def visualize(config: Config) -> None:
     chosen = np.round(np.linspace(0, len(times) - 1, options.num_frames)).astype(int)
     chosen = np.append(chosen, [len(times) - 1] * 4)  # stands still
     clouds = [(f"t = {times[k]:.2f}", points[:, k]) for k in chosen]
-    frames = (fk.plotting.point_clouds([target, xs], titles=["data", text], limits=window) for text, xs in clouds)
+    frames = (
+        fk.plotting.point_clouds([target, xs], titles=["data", text], limits=window)
+        for text, xs in clouds
+    )
     fk.plotting.animate(frames, output / "flow.gif", dpi=150)
-    some, behind = paths["flow"][: options.num_particles], {"target": target[:500], "limits": (-2 * half, 2 * half)}
-    frames = (fk.plotting.trajectories(times[:k], some[:, :k], **behind) for k in np.maximum(chosen + 1, 2))
+    some, behind = (
+        paths["flow"][: options.num_particles],
+        {"target": target[:500], "limits": (-2 * half, 2 * half)},
+    )
+    frames = (
+        fk.plotting.trajectories(times[:k], some[:, :k], **behind)
+        for k in np.maximum(chosen + 1, 2)
+    )
     fk.plotting.animate(frames, output / "particles.gif", dpi=80)
     heat = {"resolution": 50, "limits": window}
-    frames = (fk.plotting.density_2d({"data": target, text: xs}, **heat) for text, xs in clouds)
+    frames = (
+        fk.plotting.density_2d({"data": target, text: xs}, **heat)
+        for text, xs in clouds
+    )
     fk.plotting.animate(frames, output / "density.gif", dpi=80)
-    frames = (fk.plotting.vector_field(flow, window, (float(times[k]),), **arrows) for k in chosen)
+    frames = (
+        fk.plotting.vector_field(flow, window, (float(times[k]),), **arrows)
+        for k in chosen
+    )
     fk.plotting.animate(frames, output / "field.gif", dpi=80)
 
     write_explorer(x0[:500], times, target, config, window, title=data_config.name)
@@ -398,12 +547,16 @@ def restore(output: Path) -> tuple[dict[str, few_step.FlowMap], DataConfig]:
     """The models that a folder holds, by stage, and the data that they were trained on."""
     stored: list[dict[str, Any]] = []
     models = {
-        name: fk.training.restore_model(output / "checkpoints" / name, lambda config: rebuild(config, stored))
+        name: fk.training.restore_model(
+            output / "checkpoints" / name, lambda config: rebuild(config, stored)
+        )
         for name in STAGES
         if saved_steps(output, name)
     }
     if "flow" not in models:
-        raise FileNotFoundError(f"{output} holds no checkpoints; run `python examples/trex.py train` first.")
+        raise FileNotFoundError(
+            f"{output} holds no checkpoints; run `python examples/trex.py train` first."
+        )
     return models, DataConfig(**stored[0]["data"])
 
 
@@ -423,15 +576,33 @@ def solve(flow: fk.Flow, x0: jax.Array, options: dict[str, Any]) -> Any:
     return jax.vmap(lambda x0: fk.integrate(flow, x0, **options).ys)(x0)
 
 
-def paths_of(flow: fk.Flow, x0: jax.Array, times: np.ndarray, config: Config) -> np.ndarray:
+def paths_of(
+    flow: fk.Flow, x0: jax.Array, times: np.ndarray, config: Config
+) -> np.ndarray:
     """Where the flow carries every point, `(n, t, 2)`."""
-    return np.asarray(solve(flow, x0, solver(config) | {"saveat": dfx.SaveAt(ts=jnp.asarray(times, x0.dtype))}))
+    return np.asarray(
+        solve(
+            flow,
+            x0,
+            solver(config) | {"saveat": dfx.SaveAt(ts=jnp.asarray(times, x0.dtype))},
+        )
+    )
 
 
-def draw_reflow(times: np.ndarray, paths: dict, target: np.ndarray, config: Config, window: Any, path: Path) -> None:
+def draw_reflow(
+    times: np.ndarray,
+    paths: dict,
+    target: np.ndarray,
+    config: Config,
+    window: Any,
+    path: Path,
+) -> None:
     """The paths of the flow beside the straighter ones."""
     num = config.visualization.num_particles
-    panels = {name: fk.plotting.Paths(times, points[:num], target=target) for name, points in paths.items()}
+    panels = {
+        name: fk.plotting.Paths(times, points[:num], target=target)
+        for name, points in paths.items()
+    }
     fk.plotting.comparison(panels, limits=(2 * window[0], 2 * window[1]), path=path)
 
 
@@ -441,26 +612,49 @@ def draw_curvature(times: np.ndarray, paths: dict[str, np.ndarray], path: Path) 
     for name, points in paths.items():
         bend = np.diff(points, n=2, axis=1) / (times[1] - times[0]) ** 2
         axes.plot(times[1:-1], np.linalg.norm(bend, axis=-1).mean(0), label=name)
-    axes.set(xlabel="time  (0 noise, 1 data)", ylabel="mean |d²x/dt²|", title="curvature of the paths")
+    axes.set(
+        xlabel="time  (0 noise, 1 data)",
+        ylabel="mean |d²x/dt²|",
+        title="curvature of the paths",
+    )
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def write_explorer(
-    x0: jax.Array, times: np.ndarray, target: np.ndarray, config: Config, window: Any, **options
+    x0: jax.Array,
+    times: np.ndarray,
+    target: np.ndarray,
+    config: Config,
+    window: Any,
+    **options,
 ) -> None:
     """A page with a stage for each checkpoint of the flow."""
     if importlib.util.find_spec("plotly") is None:
         print('No explorer.html without plotly: `pip install "flowkit-jax[explorer]"`.')
         return
-    output, shown = Path(config.output), times[np.unique(np.linspace(0, len(times) - 1, 41).astype(int))]
-    folder, build_model = output / "checkpoints" / "flow", lambda config: rebuild(config, [])
+    output, shown = (
+        Path(config.output),
+        times[np.unique(np.linspace(0, len(times) - 1, 41).astype(int))],
+    )
+    folder, build_model = (
+        output / "checkpoints" / "flow",
+        lambda config: rebuild(config, []),
+    )
     made = []
     for step in saved_steps(output, "flow"):
-        flow = few_step.velocity_of(fk.training.restore_model(folder, build_model, step=step))
-        made.append(fk.plotting.ExplorerStage(f"step {step}", shown, paths_of(flow, x0, shown, config), flow))
-    fk.plotting.explorer(made, target=target, limits=window, path=output / "explorer.html", **options)
+        flow = few_step.velocity_of(
+            fk.training.restore_model(folder, build_model, step=step)
+        )
+        made.append(
+            fk.plotting.ExplorerStage(
+                f"step {step}", shown, paths_of(flow, x0, shown, config), flow
+            )
+        )
+    fk.plotting.explorer(
+        made, target=target, limits=window, path=output / "explorer.html", **options
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ from flowkit._heads import (
     PointHead as PointHead,
 )
 from flowkit._integrate import encode as encode, integrate as integrate, RK4 as RK4
-from flowkit._likelihood import log_prob as log_prob, sample_and_log_prob as sample_and_log_prob
+from flowkit._likelihood import (
+    log_prob as log_prob,
+    sample_and_log_prob as sample_and_log_prob,
+)
 from flowkit._losses import (
     Errors as Errors,
     explained_velocity as explained_velocity,
@@ -104,7 +107,16 @@ if _TYPE_CHECKING:
         training as training,
     )
 
-_LOADED_ON_FIRST_USE = ("data", "few_step", "latent", "metrics", "nn", "plotting", "testing", "training")
+_LOADED_ON_FIRST_USE = (
+    "data",
+    "few_step",
+    "latent",
+    "metrics",
+    "nn",
+    "plotting",
+    "testing",
+    "training",
+)
 
 
 def __getattr__(name):

@@ -15,7 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from flowkit._checks import check_rows
 from flowkit._couplings import check_batches, Pairing
-from flowkit._transport import sinkhorn, soft_minima, solve_assignment, squared_costs, squared_distances
+from flowkit._transport import (
+    sinkhorn,
+    soft_minima,
+    solve_assignment,
+    squared_costs,
+    squared_distances,
+)
 from flowkit._types import Cond, FloatArray, is_traced, Number, PRNGKey
 
 
@@ -66,16 +72,27 @@ class EntropicCoupling(eqx.Module):
     max_iterations: int = 1000
     tolerance: float = 1e-3
 
-    def __init__(self, epsilon: Number = 0.05, max_iterations: int = 1000, tolerance: Number = 1e-3):
+    def __init__(
+        self,
+        epsilon: Number = 0.05,
+        max_iterations: int = 1000,
+        tolerance: Number = 1e-3,
+    ):
         _check_sinkhorn(epsilon, max_iterations, tolerance)
-        self.epsilon, self.max_iterations, self.tolerance = float(epsilon), max_iterations, float(tolerance)
+        self.epsilon, self.max_iterations, self.tolerance = (
+            float(epsilon),
+            max_iterations,
+            float(tolerance),
+        )
 
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
         """The plan of a batch, to see how diffuse it is."""
         check_batches(x0, x1)
         return _solve(x0, x1, self, (math.inf, math.inf))
 
-    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+    def __call__(
+        self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
+    ) -> Pairing:
         del cond
         log_probs = _sharp(self.plan(x0, x1), "lower `epsilon`")
         return Pairing(source=jr.categorical(key, log_probs, axis=1))
@@ -130,7 +147,9 @@ class UnbalancedCoupling(eqx.Module):
     ):
         _check_sinkhorn(epsilon, max_iterations, tolerance)
         if not (rho0 > 0 and rho1 > 0):
-            raise ValueError(f"`rho0` and `rho1` must be positive, `math.inf` to hold a marginal; got {rho0}, {rho1}.")
+            raise ValueError(
+                f"`rho0` and `rho1` must be positive, `math.inf` to hold a marginal; got {rho0}, {rho1}."
+            )
         if not weight_power >= 0 or not max_weight >= 1:
             raise ValueError(
                 "`weight_power` must not be negative and `max_weight` at least 1, the weight of an average example; "
@@ -145,21 +164,30 @@ class UnbalancedCoupling(eqx.Module):
         check_batches(x0, x1)
         return _solve(x0, x1, self, (self.rho1, self.rho0))
 
-    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+    def __call__(
+        self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
+    ) -> Pairing:
         del cond
         rkey, ckey = jr.split(key)
         log_probs = _sharp(
-            self.plan(x0, x1), "lower `epsilon`, or raise `rho0` and `rho1` if few examples have all mass"
+            self.plan(x0, x1),
+            "lower `epsilon`, or raise `rho0` and `rho1` if few examples have all mass",
         )
         probs = jnp.sum(jnp.exp(log_probs), axis=1)
         num = probs.shape[0]
         # One place in each of B equal parts: a row of probability p is met B p times, rounded up or down.
-        places = (jnp.arange(num, dtype=probs.dtype) + jr.uniform(rkey, (), probs.dtype)) / num
-        rows = jnp.minimum(jnp.searchsorted(jnp.cumsum(probs), places, side="right"), num - 1)
+        places = (
+            jnp.arange(num, dtype=probs.dtype) + jr.uniform(rkey, (), probs.dtype)
+        ) / num
+        rows = jnp.minimum(
+            jnp.searchsorted(jnp.cumsum(probs), places, side="right"), num - 1
+        )
         source = jr.categorical(ckey, log_probs[rows], axis=1)
         if self.weight_power == 0:
             return Pairing(source, rows)
-        weights = jnp.minimum((num * probs[rows]) ** -self.weight_power, self.max_weight)
+        weights = jnp.minimum(
+            (num * probs[rows]) ** -self.weight_power, self.max_weight
+        )
         return Pairing(source, rows, weights)
 
 
@@ -192,19 +220,30 @@ class ConditionalAssignment(eqx.Module):
 
     def __init__(self, candidates: Number = 0.05, weight: Number | None = None):
         if not 0 < candidates < 1:
-            raise ValueError(f"`candidates` must be in (0, 1), a part of all pairs such as 0.05; got {candidates}.")
+            raise ValueError(
+                f"`candidates` must be in (0, 1), a part of all pairs such as 0.05; got {candidates}."
+            )
         if weight is not None and not 0 <= weight < math.inf:
             raise ValueError(f"`weight` must be finite and not negative; got {weight}.")
-        self.candidates, self.weight = float(candidates), None if weight is None else float(weight)
+        self.candidates, self.weight = (
+            float(candidates),
+            None if weight is None else float(weight),
+        )
 
-    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+    def __call__(
+        self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
+    ) -> Pairing:
         del key
         check_batches(x0, x1)
         check_rows("cond", cond, x1.shape[0], "example of `x1`")
         if not jax.tree.leaves(cond):
-            raise ValueError("`cond` holds no condition to compare; use `fk.assignment` for pairs without one.")
+            raise ValueError(
+                "`cond` holds no condition to compare; use `fk.assignment` for pairs without one."
+            )
         failure = "`x0`, `x1` or `cond` holds NaN or infinity, so there is no assignment; check the data."
-        return Pairing(source=solve_assignment(self._cost(x0, x1, cond), failure=failure))
+        return Pairing(
+            source=solve_assignment(self._cost(x0, x1, cond), failure=failure)
+        )
 
     @eqx.filter_jit
     def _cost(self, x0, x1, cond) -> Float[Array, "batch batch"]:
@@ -237,7 +276,9 @@ class ConditionalAssignment(eqx.Module):
         # A pair is a candidate for weights up to this one.
         gain = jnp.diag(cost)[:, None] - cost
         always, own = (differences <= 0) & (gain >= 0), jnp.eye(num, dtype=bool)
-        limits = jnp.where(always | own, jnp.inf, gain / jnp.where(differences > 0, differences, 1))
+        limits = jnp.where(
+            always | own, jnp.inf, gain / jnp.where(differences > 0, differences, 1)
+        )
         limits = jnp.sort(jnp.where(same & (limits >= 0), limits, -1), axis=None)
         chosen = limits[round((1 - self.candidates) * num**2)]
         largest = jnp.max(limits, where=jnp.isfinite(limits), initial=0)
@@ -246,17 +287,25 @@ class ConditionalAssignment(eqx.Module):
 
 def _check_sinkhorn(epsilon: Number, max_iterations: int, tolerance: Number) -> None:
     if not 0 < epsilon < math.inf:
-        raise ValueError(f"`epsilon` must be positive and finite, a part of the spread such as 0.05; got {epsilon}.")
+        raise ValueError(
+            f"`epsilon` must be positive and finite, a part of the spread such as 0.05; got {epsilon}."
+        )
     if max_iterations < 1 or not tolerance > 0:
-        raise ValueError(f"`max_iterations` and `tolerance` must be positive; got {max_iterations} and {tolerance}.")
+        raise ValueError(
+            f"`max_iterations` and `tolerance` must be positive; got {max_iterations} and {tolerance}."
+        )
 
 
 @eqx.filter_jit
-def _solve(x0, x1, options: EntropicCoupling | UnbalancedCoupling, rho: tuple[float, float]) -> Plan:
+def _solve(
+    x0, x1, options: EntropicCoupling | UnbalancedCoupling, rho: tuple[float, float]
+) -> Plan:
     """The plan with the options of a coupling; `rho` is of rows and columns, relative to the spread."""
     cost = squared_costs(x1, x0)
     num, spread = cost.shape[0], jnp.maximum(jnp.mean(cost), jnp.finfo(cost.dtype).tiny)
-    if not math.isinf(min(rho)):  # moving one of the batches changes no balanced plan, but an unbalanced one
+    if not math.isinf(
+        min(rho)
+    ):  # moving one of the batches changes no balanced plan, but an unbalanced one
         middle = jnp.mean(x1, axis=0)
         cost = squared_distances(x1 - middle, x0 - middle)
     cost /= spread  # so that `rho` is of its unit
@@ -273,9 +322,13 @@ def _solve(x0, x1, options: EntropicCoupling | UnbalancedCoupling, rho: tuple[fl
     log_plan = (f[:, None] + g - cost) / epsilon - 2 * math.log(num)
     log_mass = logsumexp(log_plan)
     log_probs = log_plan - log_mass
-    log_product = logsumexp(log_probs, axis=1, keepdims=True) + logsumexp(log_probs, axis=0)
+    log_product = logsumexp(log_probs, axis=1, keepdims=True) + logsumexp(
+        log_probs, axis=0
+    )
     information = jnp.sum(jnp.exp(log_probs) * (log_probs - log_product))
-    return Plan(log_probs, jnp.exp(log_mass), num * jnp.exp(-information), error, iterations)
+    return Plan(
+        log_probs, jnp.exp(log_mass), num * jnp.exp(-information), error, iterations
+    )
 
 
 def _sharp(plan: Plan, fix: str) -> Float[Array, "batch batch"]:

@@ -43,27 +43,38 @@ def mean_over_batch(
 def check_block(block: int | None, num: int) -> None:
     """Raises for blocks that do not divide the batch."""
     if block is not None and (block < 1 or num % block != 0):
-        raise ValueError(f"`block` must be positive and divide the batch of {num}, got {block}.")
+        raise ValueError(
+            f"`block` must be positive and divide the batch of {num}, got {block}."
+        )
 
 
 def batch_size(examples: PyTree[Any]) -> int:
     """The length of the leading axis of the arrays."""
-    return next(leaf.shape[0] for leaf in jax.tree.leaves(examples) if eqx.is_array(leaf))
+    return next(
+        leaf.shape[0] for leaf in jax.tree.leaves(examples) if eqx.is_array(leaf)
+    )
 
 
-def _apply(fn: Callable, shared: PyTree[Any], examples: PyTree[Any]) -> tuple[Float[Array, " b"], PyTree[Any]]:
+def _apply(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any]
+) -> tuple[Float[Array, " b"], PyTree[Any]]:
     return eqx.filter_vmap(ft.partial(fn, shared))(examples)
 
 
 def _split(examples: PyTree[Any], block: int) -> PyTree[Any]:
     # Consecutive examples go to different blocks: a batch sharded over devices stays sharded within each block,
     # whereas a plain reshape to (blocks, block) would gather it onto every device.
-    split = lambda leaf: jnp.swapaxes(jnp.reshape(leaf, (block, -1, *leaf.shape[1:])), 0, 1)
+    split = lambda leaf: jnp.swapaxes(
+        jnp.reshape(leaf, (block, -1, *leaf.shape[1:])), 0, 1
+    )
     return jax.tree.map(split, examples)
 
 
 def _merge(blocks: PyTree[Any]) -> PyTree[Any]:
-    return jax.tree.map(lambda leaf: jnp.reshape(jnp.swapaxes(leaf, 0, 1), (-1, *leaf.shape[2:])), blocks)
+    return jax.tree.map(
+        lambda leaf: jnp.reshape(jnp.swapaxes(leaf, 0, 1), (-1, *leaf.shape[2:])),
+        blocks,
+    )
 
 
 @eqx.filter_custom_vjp
@@ -93,7 +104,9 @@ def _blocked_sum_fwd(perturbed, shared_and_examples, fn, block):
     def step(gradient, example):
         diff_example, fixed_example = example
         value_and_grad = jax.value_and_grad(block_sum, has_aux=True)
-        (value, aux), (d_shared, d_example) = value_and_grad((diff_shared, diff_example), fixed_example)
+        (value, aux), (d_shared, d_example) = value_and_grad(
+            (diff_shared, diff_example), fixed_example
+        )
         return jax.tree.map(jnp.add, gradient, d_shared), (value, d_example, aux)
 
     start = jax.tree.map(jnp.zeros_like, diff_shared)

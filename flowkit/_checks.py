@@ -15,7 +15,9 @@ def check_rows(name: str, tree: Any, num: int, of: str, hint: str = "") -> None:
     """Raises unless `tree` holds arrays with a leading axis of `num`, and nothing else."""
     for leaf in jax.tree.leaves(tree):
         if not eqx.is_array(leaf):
-            raise ValueError(f"`{name}` must hold arrays with {num} rows, one per {of}, but holds {leaf!r}{hint}.")
+            raise ValueError(
+                f"`{name}` must hold arrays with {num} rows, one per {of}, but holds {leaf!r}{hint}."
+            )
         if leaf.shape[:1] != (num,):
             raise ValueError(
                 f"`{name}` must have {num} rows, one per {of}, but holds an array of shape {leaf.shape}{hint}."
@@ -25,9 +27,13 @@ def check_rows(name: str, tree: Any, num: int, of: str, hint: str = "") -> None:
 def check_data(name: str, x: Any, mask: Any = None) -> None:
     """Raises for empty batches, masks that do not fit; for known values also for non-finite data and empty clouds."""
     if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"`{name}` must be a non-empty batch (batch, ...) of arrays, got shape {x.shape}.")
+        raise ValueError(
+            f"`{name}` must be a non-empty batch (batch, ...) of arrays, got shape {x.shape}."
+        )
     if mask is not None and mask.shape != x.shape[:2]:
-        raise ValueError(f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, got {mask.shape}.")
+        raise ValueError(
+            f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, got {mask.shape}."
+        )
     check_mask("mask", mask)
     _check_finite(name, x, mask)
 
@@ -41,35 +47,63 @@ def check_example(name: str, x: Any, mask: Any = None) -> None:
 
 
 def _check_finite(name: str, x: Any, mask: Any) -> None:
-    if not is_traced(x, mask) and not np.all(np.isfinite(x if mask is None else np.asarray(x)[np.asarray(mask)])):
-        raise ValueError(f"`{name}` holds NaN or infinity at valid entries; remove or mask them.")
+    if not is_traced(x, mask) and not np.all(
+        np.isfinite(x if mask is None else np.asarray(x)[np.asarray(mask)])
+    ):
+        raise ValueError(
+            f"`{name}` holds NaN or infinity at valid entries; remove or mask them."
+        )
 
 
 def check_mask(name: str, mask: Any) -> None:
     """Raises for a known mask, of one cloud or of many, that leaves a cloud without any valid point."""
-    if mask is not None and not is_traced(mask) and not np.all(np.any(np.asarray(mask), axis=-1)):
-        raise ValueError(f"`{name}` leaves a cloud without any valid point; remove empty clouds.")
+    if (
+        mask is not None
+        and not is_traced(mask)
+        and not np.all(np.any(np.asarray(mask), axis=-1))
+    ):
+        raise ValueError(
+            f"`{name}` leaves a cloud without any valid point; remove empty clouds."
+        )
 
 
-def check_sampling(shape: tuple[int, ...], num_samples: int, cond: Any, cond_axes: int | None, mask: Any) -> None:
+def check_sampling(
+    shape: tuple[int, ...],
+    num_samples: int,
+    cond: Any,
+    cond_axes: int | None,
+    mask: Any,
+) -> None:
     """Raises where the arguments of a batch sampler do not fit together."""
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
     if 0 in shape:
         raise ValueError(f"`shape` must not have an empty axis, got {shape}.")
     if cond_axes not in (0, None):
-        raise ValueError(f"`cond_axes` must be 0 (one condition per sample) or None (one for all), got {cond_axes}.")
+        raise ValueError(
+            f"`cond_axes` must be 0 (one condition per sample) or None (one for all), got {cond_axes}."
+        )
     if cond_axes == 0:
-        check_rows("cond", cond, num_samples, "sample", "; to share one condition, give `cond_axes=None`")
+        check_rows(
+            "cond",
+            cond,
+            num_samples,
+            "sample",
+            "; to share one condition, give `cond_axes=None`",
+        )
     if mask is not None and mask.shape != (num_samples, *shape[:1]):
-        raise ValueError(f"`mask` must have shape {(num_samples, *shape[:1])}, got {mask.shape}.")
+        raise ValueError(
+            f"`mask` must have shape {(num_samples, *shape[:1])}, got {mask.shape}."
+        )
     check_mask("mask", mask)
 
 
 def check_time(name: str, t: Any) -> None:
     """Raises for a known time outside [0, 1]."""
     if not is_traced(t) and not 0 <= t <= 1:
-        raise ValueError(f"`{name}` must be in [0, 1] (0 is noise, 1 is data), got {t}.")
+        raise ValueError(
+            f"`{name}` must be in [0, 1] (0 is noise, 1 is data), got {t}."
+        )
 
 
 def accepts(fn: Callable, name: str) -> bool:
@@ -78,5 +112,7 @@ def accepts(fn: Callable, name: str) -> bool:
         parameters = inspect.signature(fn).parameters
     except ValueError:  # built-in callables have no signature
         return False
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    takes_any = any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
     return name in parameters or takes_any

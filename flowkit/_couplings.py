@@ -33,7 +33,9 @@ class Pairing(NamedTuple):
 
 Coupling: TypeAlias = Callable[..., Pairing]
 
-NO_ASSIGNMENT = "`x0` or `x1` holds NaN or infinity, so there is no assignment; check the data."
+NO_ASSIGNMENT = (
+    "`x0` or `x1` holds NaN or infinity, so there is no assignment; check the data."
+)
 
 
 class ChainedCouplings(eqx.Module):
@@ -53,7 +55,9 @@ class ChainedCouplings(eqx.Module):
 
     def __check_init__(self):
         if not self.couplings:
-            raise ValueError("`couplings` must hold at least one coupling, for instance `fk.independent`.")
+            raise ValueError(
+                "`couplings` must hold at least one coupling, for instance `fk.independent`."
+            )
         if any(isinstance(coupling, Paired) for coupling in self.couplings[1:]):
             raise ValueError(
                 "`couplings` holds `fk.Paired` behind another coupling, which may move the data away from their noise; "
@@ -70,12 +74,24 @@ class ChainedCouplings(eqx.Module):
         key: PRNGKey,
     ) -> Pairing:
         rows, weights, moved = jnp.arange(x1.shape[0]), None, False
-        for coupling, ckey in zip(self.couplings, jr.split(key, len(self.couplings)), strict=True):
+        for coupling, ckey in zip(
+            self.couplings, jr.split(key, len(self.couplings)), strict=True
+        ):
             pairing = call_coupling(coupling, x0, (x1, cond, mask), key=ckey)
-            x0, (x1, cond, mask, rows, weights) = _apply(pairing, x0, (x1, cond, mask, rows, weights))
+            x0, (x1, cond, mask, rows, weights) = _apply(
+                pairing, x0, (x1, cond, mask, rows, weights)
+            )
             factors, moved = pairing.weights, moved or pairing.data is not None
-            weights = weights if factors is None else factors if weights is None else weights * factors
-        return Pairing(data=rows if moved else None, weights=weights, x0=jnp.asarray(x0))
+            weights = (
+                weights
+                if factors is None
+                else factors
+                if weights is None
+                else weights * factors
+            )
+        return Pairing(
+            data=rows if moved else None, weights=weights, x0=jnp.asarray(x0)
+        )
 
 
 class Paired(eqx.Module):
@@ -105,23 +121,37 @@ class Paired(eqx.Module):
     x0: Float[Array, "batch ..."]
     beta: float | Array = 0.0
 
-    def __init__(self, x0: Float[AnyArray, "batch ..."], beta: Number | Float[Array, ""] = 0.0):
+    def __init__(
+        self, x0: Float[AnyArray, "batch ..."], beta: Number | Float[Array, ""] = 0.0
+    ):
         if not is_traced(beta) and not 0 <= beta <= 1:
-            raise ValueError(f"`beta` must be in [0, 1], the part of the variance that is fresh; got {beta}.")
+            raise ValueError(
+                f"`beta` must be in [0, 1], the part of the variance that is fresh; got {beta}."
+            )
         self.x0 = jnp.asarray(x0)
         self.beta = float(beta) if isinstance(beta, Number) else beta
 
-    def __call__(self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+    def __call__(
+        self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
+    ) -> Pairing:
         del cond, key
         if self.x0.shape != x1.shape:
-            raise ValueError(f"`x0` of the pairs must have the shape {x1.shape} of the data, got {self.x0.shape}.")
-        if isinstance(self.beta, float) and self.beta == 0:  # then the fresh noise need not even be drawn
+            raise ValueError(
+                f"`x0` of the pairs must have the shape {x1.shape} of the data, got {self.x0.shape}."
+            )
+        if (
+            isinstance(self.beta, float) and self.beta == 0
+        ):  # then the fresh noise need not even be drawn
             return Pairing(x0=self.x0.astype(x0.dtype))
         beta = jnp.asarray(self.beta, x0.dtype)
-        return Pairing(x0=jnp.sqrt(1 - beta) * self.x0.astype(x0.dtype) + jnp.sqrt(beta) * x0)
+        return Pairing(
+            x0=jnp.sqrt(1 - beta) * self.x0.astype(x0.dtype) + jnp.sqrt(beta) * x0
+        )
 
 
-def pair(coupling: Coupling, x0: FloatArray, data: tuple[Any, ...], *, key: PRNGKey) -> tuple[Array, Any, Array | None]:
+def pair(
+    coupling: Coupling, x0: FloatArray, data: tuple[Any, ...], *, key: PRNGKey
+) -> tuple[Array, Any, Array | None]:
     """The source and the data as a coupling pairs them, and the factors of the loss.
 
     **Arguments:** `data` is `(x1, cond, mask)`; the rows of all of it are taken alike.
@@ -131,7 +161,13 @@ def pair(coupling: Coupling, x0: FloatArray, data: tuple[Any, ...], *, key: PRNG
 
 
 def reorder_source(
-    coupling: Coupling, x0: FloatArray, x1: FloatArray, cond: Cond, mask: Any, *, key: PRNGKey
+    coupling: Coupling,
+    x0: FloatArray,
+    x1: FloatArray,
+    cond: Cond,
+    mask: Any,
+    *,
+    key: PRNGKey,
 ) -> Float[Array, "batch ..."]:
     """The source as a coupling pairs it, which may do nothing else."""
     pairing = call_coupling(coupling, x0, (x1, cond, mask), key=key)
@@ -143,33 +179,47 @@ def reorder_source(
     return _apply(pairing, x0, ())[0]
 
 
-def call_coupling(coupling: Coupling, x0: FloatArray, data: tuple[Any, Any, Any], *, key: PRNGKey) -> Pairing:
+def call_coupling(
+    coupling: Coupling, x0: FloatArray, data: tuple[Any, Any, Any], *, key: PRNGKey
+) -> Pairing:
     """What a coupling returns, given the mask if it takes one."""
     x1, cond, mask = data
     masks = {"mask": mask} if accepts(coupling, "mask") else {}
     pairing = coupling(x0, x1, cond, key=key, **masks)
     if pairing.x0 is not None and pairing.x0.shape != x0.shape:
-        raise ValueError(f"`coupling` returned a source of shape {pairing.x0.shape} in place of {x0.shape}.")
+        raise ValueError(
+            f"`coupling` returned a source of shape {pairing.x0.shape} in place of {x0.shape}."
+        )
     return pairing
 
 
-def _apply(pairing: Pairing, x0: FloatArray, data: tuple[Any, ...]) -> tuple[Array, Any]:
+def _apply(
+    pairing: Pairing, x0: FloatArray, data: tuple[Any, ...]
+) -> tuple[Array, Any]:
     """The source and the rows of the data that belong together."""
     source = jnp.asarray(x0) if pairing.x0 is None else pairing.x0.astype(x0.dtype)
     return _take(source, pairing.source), _take(data, pairing.data)
 
 
 def _take(tree: Any, rows: Array | None) -> Any:
-    return tree if rows is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tree)
+    return (
+        tree
+        if rows is None
+        else jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tree)
+    )
 
 
-def independent(x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+def independent(
+    x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
+) -> Pairing:
     """Pairs as they were drawn: the default."""
     del x0, x1, cond, key
     return Pairing()
 
 
-def assignment(x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey) -> Pairing:
+def assignment(
+    x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
+) -> Pairing:
     r"""Exact optimal transport of the batch: the permutation $\pi$ minimising $\sum_i \|x_{0,\pi(i)} - x_{1,i}\|^2$.
 
     The source is permuted and the data keep their order, so nothing is dropped and every label stays with its
@@ -187,19 +237,29 @@ def assignment(x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKe
     check_batches(x0, x1)
     if x1[0].size == 1:
         return Pairing(source=_sorted_alike(jnp.ravel(x0), jnp.ravel(x1)))
-    return Pairing(source=solve_assignment(squared_costs(x1, x0), failure=NO_ASSIGNMENT))
+    return Pairing(
+        source=solve_assignment(squared_costs(x1, x0), failure=NO_ASSIGNMENT)
+    )
 
 
-def _sorted_alike(x0: Float[Array, " batch"], x1: Float[Array, " batch"]) -> Int[Array, " batch"]:
+def _sorted_alike(
+    x0: Float[Array, " batch"], x1: Float[Array, " batch"]
+) -> Int[Array, " batch"]:
     """The order of `x0` in which it has the ranks of `x1`."""
     x0, x1 = jax.lax.stop_gradient((x0, x1))
-    return jnp.zeros(x0.shape, jnp.int32).at[jnp.argsort(x1)].set(jnp.argsort(x0).astype(jnp.int32))
+    return (
+        jnp.zeros(x0.shape, jnp.int32)
+        .at[jnp.argsort(x1)]
+        .set(jnp.argsort(x0).astype(jnp.int32))
+    )
 
 
 def check_batches(x0: FloatArray, x1: FloatArray) -> None:
     """Raises for batches that no plan can be made of."""
     if x0.shape != x1.shape:
-        raise ValueError(f"`x0` and `x1` must be batches of equal shape, got {x0.shape} and {x1.shape}.")
+        raise ValueError(
+            f"`x0` and `x1` must be batches of equal shape, got {x0.shape} and {x1.shape}."
+        )
     if x1.shape[:1] in ((), (0,), (1,)):
         raise ValueError(
             f"`x1` has shape {x1.shape}, too small a batch for a plan: give at least two examples, or use "

@@ -68,14 +68,22 @@ class Normal(AbstractDistribution):
     def log_prob(self, x: FloatArray) -> Float[Array, ""]:
         x = jnp.asarray(x)
         self._check_shape(x.shape)
-        log_std = math.log(self.std) if isinstance(self.std, float) else jnp.log(self.std)
-        terms = -0.5 * ((x - self.mean) / self.std) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+        log_std = (
+            math.log(self.std) if isinstance(self.std, float) else jnp.log(self.std)
+        )
+        terms = (
+            -0.5 * ((x - self.mean) / self.std) ** 2
+            - log_std
+            - 0.5 * math.log(2 * math.pi)
+        )
         return jnp.sum(terms)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         mean, std = jnp.shape(self.mean), jnp.shape(self.std)
         if jnp.broadcast_shapes(shape, mean, std) != shape:
-            raise ValueError(f"`mean` and `std` of shapes {mean} and {std} do not broadcast to {shape}.")
+            raise ValueError(
+                f"`mean` and `std` of shapes {mean} and {std} do not broadcast to {shape}."
+            )
 
 
 class GaussianMixture(AbstractDistribution):
@@ -103,7 +111,9 @@ class GaussianMixture(AbstractDistribution):
     ):
         means = jnp.asarray(means)
         if means.ndim != 2 or 0 in means.shape:
-            raise ValueError(f"`means` must have shape (k, d) with k, d >= 1, got {means.shape}.")
+            raise ValueError(
+                f"`means` must have shape (k, d) with k, d >= 1, got {means.shape}."
+            )
         num, size = means.shape
         covariances = jnp.asarray(covariances, means.dtype)
         if covariances.shape == (num, size, size):
@@ -115,13 +125,23 @@ class GaussianMixture(AbstractDistribution):
                 f"`covariances` must have shape {(num, size, size)}, or hold standard deviations of shape (), {(num,)} "
                 f"or {(num, size)}; got {covariances.shape}."
             )
-        weights = jnp.ones(num, means.dtype) if weights is None else jnp.asarray(weights, means.dtype)
+        weights = (
+            jnp.ones(num, means.dtype)
+            if weights is None
+            else jnp.asarray(weights, means.dtype)
+        )
         if weights.shape != (num,):
-            raise ValueError(f"`weights` must have shape {(num,)}, one per component, got {weights.shape}.")
+            raise ValueError(
+                f"`weights` must have shape {(num,)}, one per component, got {weights.shape}."
+            )
         if not is_traced(weights) and not np.all(np.asarray(weights) > 0):
             raise ValueError(f"`weights` must be positive, got {weights}.")
-        if not is_traced(lower) and not np.all(np.diagonal(np.asarray(lower), axis1=1, axis2=2) > 0):
-            raise ValueError("`covariances` must be positive definite, standard deviations positive.")
+        if not is_traced(lower) and not np.all(
+            np.diagonal(np.asarray(lower), axis1=1, axis2=2) > 0
+        ):
+            raise ValueError(
+                "`covariances` must be positive definite, standard deviations positive."
+            )
         self.logits = jnp.log(weights)
         self.means = means
         index = jnp.arange(size)
@@ -151,7 +171,9 @@ class GaussianMixture(AbstractDistribution):
         self._check_event(shape)
         component = jr.categorical(ckey, self.logits, shape=rows)
         noise = jr.normal(nkey, shape, self.means.dtype)
-        return self.means[component] + jnp.einsum("...ij,...j->...i", self.cholesky[component], noise)
+        return self.means[component] + jnp.einsum(
+            "...ij,...j->...i", self.cholesky[component], noise
+        )
 
     def log_prob(self, x: FloatArray) -> Float[Array, ""]:
         x = jnp.asarray(x)
@@ -164,7 +186,11 @@ class GaussianMixture(AbstractDistribution):
         whitened = whiten(self.cholesky, x - self.means)
         size = x.shape[0]
         log_det = jnp.trace(self.factors, axis1=-2, axis2=-1)
-        terms = -0.5 * jnp.sum(whitened**2, axis=-1) - log_det - 0.5 * size * math.log(2 * math.pi)
+        terms = (
+            -0.5 * jnp.sum(whitened**2, axis=-1)
+            - log_det
+            - 0.5 * size * math.log(2 * math.pi)
+        )
         return jsp.special.logsumexp(jax.nn.log_softmax(self.logits) + terms)
 
     def _check_event(self, shape: tuple[int, ...]) -> None:
@@ -189,22 +215,30 @@ class Empirical(AbstractDistribution):
     def __init__(self, data: FloatArray):
         data = jnp.asarray(data)
         if data.ndim == 0 or data.shape[0] == 0:
-            raise ValueError(f"`data` must have at least one row, got shape {data.shape}.")
+            raise ValueError(
+                f"`data` must have at least one row, got shape {data.shape}."
+            )
         self.data = data
 
     def sample(self, shape: tuple[int, ...], *, key: PRNGKey) -> Float[Array, "..."]:
         event = self.data.shape[1:]
         rows = shape[: len(shape) - len(event)]
         if rows + event != shape:
-            raise ValueError(f"`shape` must end in the event {event} of the data, got {shape}.")
+            raise ValueError(
+                f"`shape` must end in the event {event} of the data, got {shape}."
+            )
         return self.data[jr.randint(key, rows, 0, self.data.shape[0])]
 
     def log_prob(self, x: FloatArray) -> Float[Array, ""]:
         del x
-        raise ValueError("finite data has no density; use `fk.marginal(data, path, t)` at a time t < 1.")
+        raise ValueError(
+            "finite data has no density; use `fk.marginal(data, path, t)` at a time t < 1."
+        )
 
 
-def _solve_lower(lower: Float[Array, "d d"], x: Float[Array, " d"]) -> Float[Array, " d"]:
+def _solve_lower(
+    lower: Float[Array, "d d"], x: Float[Array, " d"]
+) -> Float[Array, " d"]:
     """Solves $L y = x$ for a lower-triangular factor."""
     return jsp.linalg.solve_triangular(lower, x, lower=True)
 

@@ -56,7 +56,10 @@ class Flow(eqx.Module):
         self.path = path
         self.prediction = prediction
         self.head = head
-        self.takes_mask, self.takes_key = accepts(network, "mask"), accepts(network, "key")
+        self.takes_mask, self.takes_key = (
+            accepts(network, "mask"),
+            accepts(network, "key"),
+        )
 
     @property
     def t_start(self) -> float:
@@ -124,7 +127,9 @@ class Flow(eqx.Module):
         """What the network returns at `(t, x)`, for the `head` to read; zero at masked points."""
         x = jnp.asarray(x)
         keywords = network_keywords(self, mask, key)
-        value = jnp.asarray(self.network(_checked_time(t, x), x, cond, **keywords), x.dtype)
+        value = jnp.asarray(
+            self.network(_checked_time(t, x), x, cond, **keywords), x.dtype
+        )
         return value if mask is None else zero_masked(value, mask)
 
 
@@ -141,7 +146,9 @@ def network_keywords(of: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
 def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
     """`x` with the rows of masked points set to zero, whatever they hold."""
     if x.ndim == 0 or mask.shape != x.shape[:1]:
-        raise ValueError(f"`mask` must have shape {x.shape[:1]}, one entry per row of `x`, got {mask.shape}.")
+        raise ValueError(
+            f"`mask` must have shape {x.shape[:1]}, one entry per row of `x`, got {mask.shape}."
+        )
     return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - 1)), x, 0)
 
 

@@ -14,7 +14,13 @@ from flowkit._heads import PointHead
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 
 
-def guided(flow: Flow, scale: float, *, null: Cond = None, interval: tuple[float, float] = (0.0, 1.0)) -> Flow:
+def guided(
+    flow: Flow,
+    scale: float,
+    *,
+    null: Cond = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Flow:
     r"""A flow with classifier-free guidance, for samplers.
 
     $$v_\omega(t, x, c) = v(t, x, \varnothing) + \omega \left(v(t, x, c) - v(t, x, \varnothing)\right)$$
@@ -44,10 +50,18 @@ def guided(flow: Flow, scale: float, *, null: Cond = None, interval: tuple[float
     Applying Guidance in a Limited Interval, 2024 (arXiv 2404.07724), for the interval.
     """
     if not isinstance(flow.head, PointHead):
-        raise ValueError(f"`flow` must have the head `fk.PointHead()` to be guided, got {flow.head!r}.")
+        raise ValueError(
+            f"`flow` must have the head `fk.PointHead()` to be guided, got {flow.head!r}."
+        )
     if not 0 <= interval[0] <= interval[1] <= 1:
-        raise ValueError(f"`interval` must be two times in [0, 1] in their order, got {interval}.")
-    return Flow(_Guided(flow, jnp.asarray(scale, float), null, interval), flow.path, flow.prediction)
+        raise ValueError(
+            f"`interval` must be two times in [0, 1] in their order, got {interval}."
+        )
+    return Flow(
+        _Guided(flow, jnp.asarray(scale, float), null, interval),
+        flow.path,
+        flow.prediction,
+    )
 
 
 class _Guided(eqx.Module):
@@ -59,11 +73,20 @@ class _Guided(eqx.Module):
     interval: tuple[float, float] = eqx.field(static=True)
 
     def __call__(
-        self, t: Scalar, x: FloatArray, cond: Cond = None, mask: Mask | None = None, key: PRNGKey | None = None
+        self,
+        t: Scalar,
+        x: FloatArray,
+        cond: Cond = None,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
         if cond is None:
-            raise ValueError("`cond` is missing; a guided flow needs the condition that it leaves out.")
-        both = jax.tree.map(lambda *rows: jnp.stack(rows), cond, null_of(cond, self.null))
+            raise ValueError(
+                "`cond` is missing; a guided flow needs the condition that it leaves out."
+            )
+        both = jax.tree.map(
+            lambda *rows: jnp.stack(rows), cond, null_of(cond, self.null)
+        )
         output = lambda cond: self.flow.output(t, x, cond, mask=mask, key=key)
         conditional, unconditional = jax.vmap(output)(both)
         inside = (self.interval[0] <= t) & (t <= self.interval[1])
@@ -78,7 +101,9 @@ def null_of(cond: Cond, null: Cond) -> Cond:
     return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), null, cond)
 
 
-def drop_condition(cond: Cond, probability: float = 0.1, *, null: Cond = None, key: PRNGKey) -> Cond:
+def drop_condition(
+    cond: Cond, probability: float = 0.1, *, null: Cond = None, key: PRNGKey
+) -> Cond:
     """A batch of conditions in which each is replaced by `null` with the given probability, for training.
 
     ```python
@@ -100,9 +125,15 @@ def drop_condition(cond: Cond, probability: float = 0.1, *, null: Cond = None, k
         raise ValueError(f"`probability` must be in [0, 1], got {probability}.")
     leaves = jax.tree.leaves(cond)
     if not leaves:
-        raise ValueError("`cond` holds no arrays; leave out the call where there is no condition.")
+        raise ValueError(
+            "`cond` holds no arrays; leave out the call where there is no condition."
+        )
     num = leaves[0].shape[0]
     check_rows("cond", cond, num, "example")
     dropped = jr.bernoulli(key, probability, (num,))
-    keep = lambda row, none: jnp.where(jnp.reshape(dropped, (num,) + (1,) * (row.ndim - 1)), none, row)
-    return jax.tree.map(keep, cond, null_of(jax.tree.map(lambda leaf: leaf[0], cond), null))
+    keep = lambda row, none: jnp.where(
+        jnp.reshape(dropped, (num,) + (1,) * (row.ndim - 1)), none, row
+    )
+    return jax.tree.map(
+        keep, cond, null_of(jax.tree.map(lambda leaf: leaf[0], cond), null)
+    )

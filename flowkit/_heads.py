@@ -31,7 +31,9 @@ class AbstractHead(eqx.Module):
         """The prediction, the shape of `x`."""
 
     @abc.abstractmethod
-    def error(self, output: FloatArray, target: FloatArray, mask: Mask | None = None) -> Float[Array, ""]:
+    def error(
+        self, output: FloatArray, target: FloatArray, mask: Mask | None = None
+    ) -> Float[Array, ""]:
         """What training minimises for one example, the mean over its valid points."""
 
 
@@ -42,14 +44,20 @@ class PointHead(AbstractHead):
 
     def mean(self, output: FloatArray, x: FloatArray) -> Float[Array, "..."]:
         if output.shape != x.shape:
-            raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {output.shape}.")
+            raise ValueError(
+                f"`network` must return the shape of `x`, {x.shape}, but returned {output.shape}."
+            )
         return jnp.asarray(output)
 
-    def error(self, output: FloatArray, target: FloatArray, mask: Mask | None = None) -> Float[Array, ""]:
+    def error(
+        self, output: FloatArray, target: FloatArray, mask: Mask | None = None
+    ) -> Float[Array, ""]:
         square = (self.mean(output, target) - target) ** 2
         if mask is None:
             return jnp.mean(square)
-        return _mean_over_points(jnp.mean(jnp.reshape(square, (square.shape[0], -1)), axis=-1), mask)
+        return _mean_over_points(
+            jnp.mean(jnp.reshape(square, (square.shape[0], -1)), axis=-1), mask
+        )
 
 
 class Components(NamedTuple):
@@ -95,7 +103,9 @@ class MixtureHead(AbstractHead):
 
     def __check_init__(self):
         if self.num_components < 1:
-            raise ValueError(f"`num_components` must be at least 1, got {self.num_components}.")
+            raise ValueError(
+                f"`num_components` must be at least 1, got {self.num_components}."
+            )
         if not self.min_std > 0:
             raise ValueError(f"`min_std` must be positive, got {self.min_std}.")
 
@@ -112,7 +122,9 @@ class MixtureHead(AbstractHead):
                 f"vectors of size {size}, but returned {output.shape}; build it with `out_size=head.out_size({size})`."
             )
         logits, means, log_std = jnp.split(output, (num, num * (size + 1)), axis=-1)
-        means = jnp.reshape(means, (*means.shape[:-1], num, size)) + jnp.asarray(_places(num, size), means.dtype)
+        means = jnp.reshape(means, (*means.shape[:-1], num, size)) + jnp.asarray(
+            _places(num, size), means.dtype
+        )
         std = jnp.sqrt(jnp.exp(2 * log_std[..., 0]) + self.min_std**2)
         return Components(jax.nn.log_softmax(logits), means, std)
 
@@ -120,18 +132,27 @@ class MixtureHead(AbstractHead):
         log_weights, means, _ = self._components(output, x)
         return jnp.sum(jnp.exp(log_weights)[..., None] * means, axis=-2)
 
-    def error(self, output: FloatArray, target: FloatArray, mask: Mask | None = None) -> Float[Array, ""]:
+    def error(
+        self, output: FloatArray, target: FloatArray, mask: Mask | None = None
+    ) -> Float[Array, ""]:
         log_weights, means, std = self._components(output, target)
-        squares = jnp.sum((jnp.asarray(target)[..., None, :] - means) ** 2, axis=-1) / std[..., None] ** 2
+        squares = (
+            jnp.sum((jnp.asarray(target)[..., None, :] - means) ** 2, axis=-1)
+            / std[..., None] ** 2
+        )
         constant = target.shape[-1] * (jnp.log(std) + 0.5 * math.log(2 * math.pi))
         values = constant - jsp.special.logsumexp(log_weights - 0.5 * squares, axis=-1)
         if mask is None:
             return jnp.mean(values)
-        return _mean_over_points(jnp.mean(jnp.reshape(values, (values.shape[0], -1)), axis=-1), mask)
+        return _mean_over_points(
+            jnp.mean(jnp.reshape(values, (values.shape[0], -1)), axis=-1), mask
+        )
 
     def _components(self, output: FloatArray, x: FloatArray) -> Components:
         if x.ndim == 0 or output.shape[:-1] != x.shape[:-1]:
-            raise ValueError(f"`network` must return a vector for each of `x`, {x.shape}, but returned {output.shape}.")
+            raise ValueError(
+                f"`network` must return a vector for each of `x`, {x.shape}, but returned {output.shape}."
+            )
         return self.components(output, x.shape[-1])
 
 
@@ -143,4 +164,6 @@ def _places(num: int, size: int) -> np.ndarray:
 
 def _mean_over_points(values: Float[Array, " n"], mask: Mask) -> Float[Array, ""]:
     # Selected, not multiplied: what stands at a masked point may be infinite.
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1)
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(
+        jnp.sum(mask, dtype=values.dtype), 1
+    )

@@ -146,10 +146,16 @@ def solver_options(
         if num_steps < 1:
             raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
         if controller is not DEFAULT_CONTROLLER:
-            raise ValueError("give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid.")
+            raise ValueError(
+                "give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid."
+            )
     elif isinstance(controller, dfx.ConstantStepSize):
-        raise ValueError("give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`.")
-    elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(solver, _NO_ERROR_ESTIMATE):
+        raise ValueError(
+            "give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`."
+        )
+    elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(
+        solver, _NO_ERROR_ESTIMATE
+    ):
         raise ValueError(
             f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
             "accept every step; give `num_steps`, or a solver such as `diffrax.Tsit5()`."
@@ -159,7 +165,9 @@ def solver_options(
 
 @eqx.filter_jit
 def _integrate(velocity, x0, cond, t0, t1, options, saveat, adjoint, throw):
-    return solve(velocity, x0, cond, t0, t1, options, saveat=saveat, adjoint=adjoint, throw=throw)
+    return solve(
+        velocity, x0, cond, t0, t1, options, saveat=saveat, adjoint=adjoint, throw=throw
+    )
 
 
 def solve(
@@ -212,7 +220,9 @@ class MaskedVelocity(eqx.Module):
                 "`mask` was given, but the velocity field does not take one; add a `mask=None` argument to it."
             )
 
-    def __call__(self, t: Scalar, x: FloatArray, cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Scalar, x: FloatArray, cond: Cond = None
+    ) -> Float[Array, "..."]:
         return zero_masked(self.velocity(t, x, cond, mask=self.mask), self.mask)
 
 
@@ -221,7 +231,9 @@ def end_of(velocity: VelocityField) -> float:
     return velocity.t_end if isinstance(velocity, Flow) else 1.0
 
 
-def jump_to_data(velocity: VelocityField, x: Array, cond: Cond, mask: Mask | None) -> Array:
+def jump_to_data(
+    velocity: VelocityField, x: Array, cond: Cond, mask: Mask | None
+) -> Array:
     """From the last time of a flow to its prediction of the data, if that is before `t = 1`."""
     if end_of(velocity) == 1:
         return x
@@ -232,8 +244,17 @@ def _traced_tolerances(controller: Any) -> Any:
     """The controller with its tolerances as arrays: a Python number would be a constant of the program."""
 
     def convert(path, leaf):
-        named = path and getattr(path[-1], "name", None) in ("rtol", "atol", "dtmin", "dtmax")
+        named = path and getattr(path[-1], "name", None) in (
+            "rtol",
+            "atol",
+            "dtmin",
+            "dtmax",
+        )
         # From a Python float, so that it takes the type of the state.
-        return jnp.asarray(float(leaf)) if named and isinstance(leaf, float | int) else leaf
+        return (
+            jnp.asarray(float(leaf))
+            if named and isinstance(leaf, float | int)
+            else leaf
+        )
 
     return jax.tree_util.tree_map_with_path(convert, controller)

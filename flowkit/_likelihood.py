@@ -29,7 +29,15 @@ from flowkit._integrate import (
     solve,
     solver_options,
 )
-from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey, Scalar, VelocityField
+from flowkit._types import (
+    AnyArray,
+    Cond,
+    FloatArray,
+    Mask,
+    PRNGKey,
+    Scalar,
+    VelocityField,
+)
 
 
 def log_prob(
@@ -69,7 +77,9 @@ def log_prob(
     """
     options = solver_options(solver, num_steps, stepsize_controller, max_steps)
     if num_probes is not None and (num_probes < 1 or key is None):
-        raise ValueError(f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}.")
+        raise ValueError(
+            f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}."
+        )
     _check_source(source, mask)
     x1 = jnp.asarray(x1)
     check_example("x1", x1, mask)
@@ -105,8 +115,21 @@ def sample_and_log_prob(
     check_sampling(shape, num_samples, cond, cond_axes, mask)
     _check_source(source, mask)
     if num_probes is not None and num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, or None for the exact trace, got {num_probes}.")
-    return _sample_and_log_prob(flow, shape, num_samples, key, num_probes, cond, cond_axes, source, mask, options)
+        raise ValueError(
+            f"`num_probes` must be at least 1, or None for the exact trace, got {num_probes}."
+        )
+    return _sample_and_log_prob(
+        flow,
+        shape,
+        num_samples,
+        key,
+        num_probes,
+        cond,
+        cond_axes,
+        source,
+        mask,
+        options,
+    )
 
 
 class _WithDivergence(eqx.Module):
@@ -115,7 +138,9 @@ class _WithDivergence(eqx.Module):
     velocity: VelocityField
     probes: Float[Array, "probes ..."] | None
 
-    def __call__(self, t: Scalar, state: tuple[Array, Array], cond: Cond = None) -> tuple[Array, Array]:
+    def __call__(
+        self, t: Scalar, state: tuple[Array, Array], cond: Cond = None
+    ) -> tuple[Array, Array]:
         x, _ = state
         v, derivative = jax.linearize(lambda x: self.velocity(t, x, cond), x)
         probes = _basis(x) if self.probes is None else self.probes
@@ -127,18 +152,30 @@ def _basis(x: Array) -> Float[Array, "size ..."]:
     return jnp.reshape(jnp.eye(x.size, dtype=x.dtype), (x.size, *x.shape))
 
 
-def _with_divergence(flow: VelocityField, x: Array, mask, key, num_probes) -> _WithDivergence:
+def _with_divergence(
+    flow: VelocityField, x: Array, mask, key, num_probes
+) -> _WithDivergence:
     velocity = flow if mask is None else MaskedVelocity(flow, mask)
-    probes = None if key is None else jr.rademacher(key, (num_probes, *x.shape), x.dtype)
+    probes = (
+        None if key is None else jr.rademacher(key, (num_probes, *x.shape), x.dtype)
+    )
     return _WithDivergence(velocity, probes)
 
 
 def _check_source(source: AbstractDistribution, mask: Any) -> None:
-    if mask is not None and isinstance(source, Normal) and max(jnp.ndim(source.mean), jnp.ndim(source.std)) > 1:
-        raise ValueError("`source` must be the same for all points if there is a `mask`: `mean` and `std` () or (d,).")
+    if (
+        mask is not None
+        and isinstance(source, Normal)
+        and max(jnp.ndim(source.mean), jnp.ndim(source.std)) > 1
+    ):
+        raise ValueError(
+            "`source` must be the same for all points if there is a `mask`: `mean` and `std` () or (d,)."
+        )
 
 
-def _source_log_prob(source: AbstractDistribution, x: Array, mask: Array | None) -> Float[Array, ""]:
+def _source_log_prob(
+    source: AbstractDistribution, x: Array, mask: Array | None
+) -> Float[Array, ""]:
     if mask is None:
         return source.log_prob(x)
     return jnp.sum(jnp.where(mask, jax.vmap(source.log_prob)(x), 0))
@@ -156,7 +193,9 @@ def _log_prob(flow, x1, cond, key, num_probes, source, mask, options):
 
 
 @eqx.filter_jit
-def _sample_and_log_prob(flow, shape, num_samples, key, num_probes, cond, cond_axes, source, mask, options):
+def _sample_and_log_prob(
+    flow, shape, num_samples, key, num_probes, cond, cond_axes, source, mask, options
+):
     flow = eqx.nn.inference_mode(flow)
     skey, pkey = jr.split(key)
     x0 = source.sample((num_samples, *shape), key=skey)
@@ -169,6 +208,8 @@ def _sample_and_log_prob(flow, shape, num_samples, key, num_probes, cond, cond_a
         start = x0, jnp.zeros((), x0.dtype)
         solution = solve(velocity, start, cond, t0, t1, options)
         x1, change = end_state(solution)
-        return jump_to_data(flow, x1, cond, mask), _source_log_prob(source, x0, mask) - change
+        return jump_to_data(flow, x1, cond, mask), _source_log_prob(
+            source, x0, mask
+        ) - change
 
     return eqx.filter_vmap(one, in_axes=(0, cond_axes, 0, 0))(x0, cond, mask, keys)

@@ -119,7 +119,19 @@ def flow_matching_loss(
     _check(x1, cond, mask, targets)
     check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
-    return _loss(flow, x1, cond, key, source, coupling, times, tuple(targets), weighting, mask, block)
+    return _loss(
+        flow,
+        x1,
+        cond,
+        key,
+        source,
+        coupling,
+        times,
+        tuple(targets),
+        weighting,
+        mask,
+        block,
+    )
 
 
 def flow_matching_errors(
@@ -140,7 +152,19 @@ def flow_matching_errors(
     _check(x1, cond, mask, targets)
     check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
-    return _errors(flow, x1, cond, key, source, coupling, times, tuple(targets), weighting, mask, block)
+    return _errors(
+        flow,
+        x1,
+        cond,
+        key,
+        source,
+        coupling,
+        times,
+        tuple(targets),
+        weighting,
+        mask,
+        block,
+    )
 
 
 def explained_velocity(
@@ -182,10 +206,14 @@ def _check(x1, cond, mask, targets) -> None:
     check_data("x1", x1, mask)
     check_rows("cond", cond, x1.shape[0], "example of `x1`")
     if not targets:
-        raise ValueError("`targets` must list at least one prediction, for instance `(fk.Velocity(),)`.")
+        raise ValueError(
+            "`targets` must list at least one prediction, for instance `(fk.Velocity(),)`."
+        )
 
 
-def check_targets(flow: Flow, targets: Sequence[AbstractPrediction], weighting: Weighting | None) -> None:
+def check_targets(
+    flow: Flow, targets: Sequence[AbstractPrediction], weighting: Weighting | None
+) -> None:
     """Raises for targets and weightings of squared errors if the flow is trained by another one."""
     own = len(targets) == 1 and same_prediction(targets[0], flow.prediction)
     if not flow.head.squared and (weighting is not None or not own):
@@ -222,9 +250,15 @@ def draw_examples(flow, x1, cond, key, source, coupling, times, mask) -> Example
 def draw_times(times, num: int, dtype, key) -> Float[Array, " num"]:
     t = times(num, key=key)
     if t.shape != (num,):
-        raise ValueError(f"`times` must return shape {(num,)} when asked for {num} times, but returned {t.shape}.")
+        raise ValueError(
+            f"`times` must return shape {(num,)} when asked for {num} times, but returned {t.shape}."
+        )
     if not stays_inside(times):
-        t = eqx.error_if(t, jnp.any((t < 0) | (t > 1)), "`times` drew a time outside [0, 1] (0 is noise, 1 is data).")
+        t = eqx.error_if(
+            t,
+            jnp.any((t < 0) | (t > 1)),
+            "`times` drew a time outside [0, 1] (0 is noise, 1 is data).",
+        )
     return t.astype(dtype)
 
 
@@ -233,7 +267,9 @@ def _scale(prediction: AbstractPrediction, c: Coefficients) -> Array:
     return a * c.sigma - b * c.alpha
 
 
-def _example_error(targets, weighting, flow: Flow, example: Example) -> Float[Array, ""]:
+def _example_error(
+    targets, weighting, flow: Flow, example: Example
+) -> Float[Array, ""]:
     x0, x1, t, cond, mask, weight, key = example
     end = 1 - CUT if any(target.infinite_end for target in targets) else 1.0
     t = jnp.clip(t, flow.t_start, min(flow.t_end, end))
@@ -269,16 +305,25 @@ class ExampleError(eqx.Module):
 
 
 @eqx.filter_jit
-def _loss(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block):
+def _loss(
+    flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block
+):
     examples = draw_examples(flow, x1, cond, key, source, coupling, times, mask)
-    return mean_over_batch(ExampleError(targets, weighting), flow, examples, block=block)[0]
+    return mean_over_batch(
+        ExampleError(targets, weighting), flow, examples, block=block
+    )[0]
 
 
 @eqx.filter_jit
-def _errors(flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block):
+def _errors(
+    flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block
+):
     examples = draw_examples(flow, x1, cond, key, source, coupling, times, mask)
     error = lambda example: _example_error(targets, weighting, flow, example)
-    return Errors(jax.lax.map(error, examples, batch_size=block or examples.t.shape[0]), examples.t)
+    return Errors(
+        jax.lax.map(error, examples, batch_size=block or examples.t.shape[0]),
+        examples.t,
+    )
 
 
 @eqx.filter_jit
@@ -289,14 +334,24 @@ def _explained_velocity(flow, x1, cond, key, bins, floor, source, coupling, mask
     in_bins = ft.partial(jax.ops.segment_sum, segment_ids=index, num_segments=bins)
 
     def target_and_validity(example: Example):
-        target = Velocity().evaluate(flow.path.coefficients(example.t), example.x0, example.x1)
-        valid = jnp.ones(target.shape[:1], bool) if example.mask is None else example.mask
-        return target, jnp.broadcast_to(jnp.reshape(valid, valid.shape + (1,) * (target.ndim - 1)), target.shape)
+        target = Velocity().evaluate(
+            flow.path.coefficients(example.t), example.x0, example.x1
+        )
+        valid = (
+            jnp.ones(target.shape[:1], bool) if example.mask is None else example.mask
+        )
+        return target, jnp.broadcast_to(
+            jnp.reshape(valid, valid.shape + (1,) * (target.ndim - 1)), target.shape
+        )
 
     def features(example: Example):
         target, valid = target_and_validity(example)
-        per_feature = lambda value: jnp.sum(jnp.reshape(value, (-1, value.shape[-1])), axis=0)
-        return per_feature(jnp.where(valid, target, 0)), per_feature(valid.astype(target.dtype))
+        per_feature = lambda value: jnp.sum(
+            jnp.reshape(value, (-1, value.shape[-1])), axis=0
+        )
+        return per_feature(jnp.where(valid, target, 0)), per_feature(
+            valid.astype(target.dtype)
+        )
 
     # The means first, then the squares around them: their difference would lose all digits far from the origin.
     first, count = map(in_bins, jax.vmap(features)(examples))
@@ -307,10 +362,18 @@ def _explained_velocity(flow, x1, cond, key, bins, floor, source, coupling, mask
         x_t = flow.path.interpolate(example.t, example.x0, example.x1)
         total = lambda value: jnp.sum(jnp.where(valid, value**2, 0))
         error = total(flow(example.t, x_t, example.cond, example.mask) - target)
-        exact = jnp.zeros_like(error) if floor is None else total(floor(example.t, x_t, example.cond) - target)
+        exact = (
+            jnp.zeros_like(error)
+            if floor is None
+            else total(floor(example.t, x_t, example.cond) - target)
+        )
         return error - exact, total(target - mean) - exact
 
     error, variance = map(in_bins, jax.vmap(squares)(examples, means[index]))
-    ratio = lambda error, variance: jnp.where(variance > 0, 1 - error / jnp.where(variance > 0, variance, 1), jnp.nan)
+    ratio = lambda error, variance: jnp.where(
+        variance > 0, 1 - error / jnp.where(variance > 0, variance, 1), jnp.nan
+    )
     times = (jnp.arange(bins, dtype=error.dtype) + 0.5) / bins
-    return ExplainedVelocity(times, ratio(error, variance), ratio(jnp.sum(error), jnp.sum(variance)))
+    return ExplainedVelocity(
+        times, ratio(error, variance), ratio(jnp.sum(error), jnp.sum(variance))
+    )

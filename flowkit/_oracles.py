@@ -21,7 +21,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_time
-from flowkit._distributions import AbstractDistribution, Empirical, GaussianMixture, Normal
+from flowkit._distributions import (
+    AbstractDistribution,
+    Empirical,
+    GaussianMixture,
+    Normal,
+)
 from flowkit._flow import Flow
 from flowkit._paths import AbstractPath, as_time, LinearPath
 from flowkit._predictions import AbstractPrediction, Score, Velocity
@@ -49,9 +54,16 @@ def exact_flow(
 
     **Raises:** `ValueError` for any other distribution, and for scores with another source than the standard one.
     """
-    standard = isinstance(source.mean, float) and source.mean == 0 and isinstance(source.std, float) and source.std == 1
+    standard = (
+        isinstance(source.mean, float)
+        and source.mean == 0
+        and isinstance(source.std, float)
+        and source.std == 1
+    )
     if isinstance(prediction, Score) and not standard:
-        raise ValueError("`prediction` Score() is for the standard normal source; use `fk.marginal(...).score`.")
+        raise ValueError(
+            "`prediction` Score() is for the standard normal source; use `fk.marginal(...).score`."
+        )
     if isinstance(distribution, GaussianMixture):
         network = _mixture_network(distribution, path, source, prediction)
     elif isinstance(distribution, Normal):
@@ -82,14 +94,22 @@ def marginal(
     check_time("t", t)
     if isinstance(distribution, Empirical):
         if not is_traced(t) and t == 1:
-            raise ValueError("`t` must be below 1 for finite data, which have no density.")
+            raise ValueError(
+                "`t` must be below 1 for finite data, which have no density."
+            )
         if distribution.data.ndim != 2:
-            raise ValueError(f"`distribution` must hold vectors, data of shape (n, d), got {distribution.data.shape}.")
+            raise ValueError(
+                f"`distribution` must hold vectors, data of shape (n, d), got {distribution.data.shape}."
+            )
         means = distribution.data
         covariances = jnp.zeros((*means.shape, means.shape[1]), means.dtype)
         weights = jnp.ones(means.shape[0], means.dtype)
     elif isinstance(distribution, GaussianMixture):
-        means, covariances, weights = distribution.means, distribution.covariances, distribution.weights
+        means, covariances, weights = (
+            distribution.means,
+            distribution.covariances,
+            distribution.weights,
+        )
     else:
         raise ValueError(
             f"`distribution` must be a GaussianMixture or an Empirical, got {type(distribution).__name__}; one "
@@ -97,8 +117,12 @@ def marginal(
         )
     t = as_time(t, means.dtype)
     alpha, sigma = path.alpha(t), path.sigma(t)
-    noise = jnp.diag(jnp.broadcast_to(jnp.asarray(sigma * source.std) ** 2, means.shape[1:]))
-    return GaussianMixture(alpha * means + sigma * source.mean, alpha**2 * covariances + noise, weights)
+    noise = jnp.diag(
+        jnp.broadcast_to(jnp.asarray(sigma * source.std) ** 2, means.shape[1:])
+    )
+    return GaussianMixture(
+        alpha * means + sigma * source.mean, alpha**2 * covariances + noise, weights
+    )
 
 
 class _MixtureNetwork(eqx.Module):
@@ -112,7 +136,9 @@ class _MixtureNetwork(eqx.Module):
     path: AbstractPath
     prediction: AbstractPrediction
 
-    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Float[Array, ""], x: Float[Array, "..."], cond: Cond = None
+    ) -> Float[Array, "..."]:
         del cond
         return jnp.vectorize(ft.partial(self._row, t), signature="(d)->(d)")(x)
 
@@ -132,12 +158,19 @@ class _MixtureNetwork(eqx.Module):
 
 
 def _mixture_network(
-    mixture: GaussianMixture, path: AbstractPath, source: Normal, prediction: AbstractPrediction
+    mixture: GaussianMixture,
+    path: AbstractPath,
+    source: Normal,
+    prediction: AbstractPrediction,
 ) -> _MixtureNetwork:
-    std = jnp.broadcast_to(jnp.asarray(source.std, mixture.means.dtype), mixture.means.shape[1:])
+    std = jnp.broadcast_to(
+        jnp.asarray(source.std, mixture.means.dtype), mixture.means.shape[1:]
+    )
     variances, bases = jnp.linalg.eigh(mixture.covariances / (std[:, None] * std))
     log_weights = jax.nn.log_softmax(mixture.logits)
-    return _MixtureNetwork(log_weights, mixture.means / std, variances, bases, source, path, prediction)
+    return _MixtureNetwork(
+        log_weights, mixture.means / std, variances, bases, source, path, prediction
+    )
 
 
 class _NormalNetwork(eqx.Module):
@@ -146,7 +179,9 @@ class _NormalNetwork(eqx.Module):
     source: Normal
     prediction: AbstractPrediction
 
-    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Float[Array, ""], x: Float[Array, "..."], cond: Cond = None
+    ) -> Float[Array, "..."]:
         del cond
         c = self.path.coefficients(t)
         mean, std = self.distribution.mean, self.distribution.std
@@ -163,7 +198,9 @@ class _EmpiricalNetwork(eqx.Module):
     source: Normal
     prediction: AbstractPrediction
 
-    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Float[Array, ""], x: Float[Array, "..."], cond: Cond = None
+    ) -> Float[Array, "..."]:
         del cond
         data = self.distribution.data
         rows = x.ndim - data.ndim + 1
@@ -178,7 +215,9 @@ class _EmpiricalNetwork(eqx.Module):
         sigma = jnp.maximum(c.sigma, 1e-5)
         noise = (x - c.alpha * self.distribution.data) / sigma
         deviation = (noise - self.source.mean) / self.source.std
-        gamma = jax.nn.softmax(-0.5 * jnp.sum(deviation**2, axis=range(1, deviation.ndim)))
+        gamma = jax.nn.softmax(
+            -0.5 * jnp.sum(deviation**2, axis=range(1, deviation.ndim))
+        )
         x1 = jnp.tensordot(gamma, self.distribution.data, axes=1)
         x0 = jnp.tensordot(gamma, noise, axes=1)
         return self.prediction.evaluate(c, x0, x1)

@@ -62,7 +62,9 @@ class AbstractPath(eqx.Module):
         _, (d_alpha, d_sigma) = jax.jvp(both, (inside,), (jnp.ones_like(t),))
         return Coefficients(alpha, sigma, d_alpha, d_sigma)
 
-    def interpolate(self, t: Scalar, x0: FloatArray, x1: FloatArray) -> Float[Array, "..."]:
+    def interpolate(
+        self, t: Scalar, x0: FloatArray, x1: FloatArray
+    ) -> Float[Array, "..."]:
         r"""$x_t = \alpha_t x_1 + \sigma_t x_0$, for one pair."""
         check_time("t", t)
         x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
@@ -150,7 +152,10 @@ class VariancePreservingPath(AbstractPath):
     t_end: ClassVar[float] = 1 - 1e-3
 
     def _log_alpha(self, t):
-        return -0.25 * (1 - t) ** 2 * (self.beta_max - self.beta_min) - 0.5 * (1 - t) * self.beta_min
+        return (
+            -0.25 * (1 - t) ** 2 * (self.beta_max - self.beta_min)
+            - 0.5 * (1 - t) * self.beta_min
+        )
 
     def alpha(self, t):
         return jnp.exp(self._log_alpha(t))
@@ -203,5 +208,9 @@ class AffinePath(AbstractPath):
 def as_time(t: Scalar, dtype: jnp.dtype | None = None) -> Float[Array, ""]:
     """A time as a floating-point array."""
     if dtype is None:
-        dtype = t.dtype if isinstance(t, AnyArray) and jnp.issubdtype(t.dtype, jnp.inexact) else None
+        dtype = (
+            t.dtype
+            if isinstance(t, AnyArray) and jnp.issubdtype(t.dtype, jnp.inexact)
+            else None
+        )
     return jnp.asarray(t, dtype or jnp.result_type(float))

@@ -69,30 +69,47 @@ def planned_pairs(
         raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
-    return _pairs(batches, batch_size, source, coupling, num_workers or min(os.cpu_count() or 1, 8), key)
+    return _pairs(
+        batches,
+        batch_size,
+        source,
+        coupling,
+        num_workers or min(os.cpu_count() or 1, 8),
+        key,
+    )
 
 
-def _pairs(batches, batch_size, source, coupling, num_workers, key) -> Generator[Pairs, None, None]:
+def _pairs(
+    batches, batch_size, source, coupling, num_workers, key
+) -> Generator[Pairs, None, None]:
     pool = ThreadPoolExecutor(num_workers)
     ahead: collections.deque[Future[Pairs]] = collections.deque()
     try:
         for step, batch in enumerate(batches):
             x1, cond = _parts(batch, batch_size)
-            ahead.append(pool.submit(_plan, source, coupling, x1, cond, jr.fold_in(key, step)))
+            ahead.append(
+                pool.submit(_plan, source, coupling, x1, cond, jr.fold_in(key, step))
+            )
             if len(ahead) > num_workers:
                 yield from _split(ahead.popleft().result(), batch_size)
         while ahead:
             yield from _split(ahead.popleft().result(), batch_size)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a collector may close this in any thread
+        pool.shutdown(
+            wait=False, cancel_futures=True
+        )  # a collector may close this in any thread
 
 
 def _parts(batch: Any, batch_size: int) -> tuple[Any, Cond]:
     x1, cond = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
     if not eqx.is_array(x1) and not isinstance(x1, np.ndarray):
-        raise ValueError(f"`batches` must give arrays `x1` or tuples `(x1, cond)`, but gave {type(batch)}.")
+        raise ValueError(
+            f"`batches` must give arrays `x1` or tuples `(x1, cond)`, but gave {type(batch)}."
+        )
     if len(x1) == 0 or len(x1) % batch_size:
-        raise ValueError(f"`batch_size` must divide the {len(x1)} examples of a batch of `batches`, got {batch_size}.")
+        raise ValueError(
+            f"`batch_size` must divide the {len(x1)} examples of a batch of `batches`, got {batch_size}."
+        )
     check_rows("cond", cond, len(x1), "example of `batches`")
     return x1, cond
 
@@ -110,7 +127,9 @@ def _plan(source, coupling, x1, cond, key) -> Pairs:
         # Not compiled as a whole, so that the solver is called by this thread and not by one of the device.
         pairing = call_coupling(coupling, x0, (x1, cond, None), key=ckey)
         if pairing.weights is not None:
-            raise ValueError("`coupling` returned weights, which pairs cannot carry; pass it to the loss instead.")
+            raise ValueError(
+                "`coupling` returned weights, which pairs cannot carry; pass it to the loss instead."
+            )
         x0 = x0 if pairing.x0 is None else pairing.x0.astype(x0.dtype)
         source, data = jax.tree.map(np.asarray, (pairing.source, pairing.data))
         return Pairs(_rows(x0, source), _rows(x1, data), _rows(cond, data))

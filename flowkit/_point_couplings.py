@@ -55,7 +55,9 @@ def point_assignment(
     _check_clouds(x0, x1, mask)
 
     def one(x0, x1, mask):
-        columns = solve_assignment(squared_costs(x1, x0), mask, mask, failure=NO_ASSIGNMENT)
+        columns = solve_assignment(
+            squared_costs(x1, x0), mask, mask, failure=NO_ASSIGNMENT
+        )
         return jnp.where(mask, columns, jnp.arange(mask.shape[0], dtype=columns.dtype))
 
     return Pairing(x0=_reorder(x0, jax.vmap(one)(*_centred(x0, x1, mask))))
@@ -83,14 +85,22 @@ class EntropicPointAssignment(eqx.Module):
     max_iterations: int = 100
     num_swaps: int = 20
 
-    def __init__(self, epsilon: Number = 0.01, max_iterations: int = 100, num_swaps: int = 20):
+    def __init__(
+        self, epsilon: Number = 0.01, max_iterations: int = 100, num_swaps: int = 20
+    ):
         if not epsilon > 0:
-            raise ValueError(f"`epsilon` must be positive, a part of the mean cost such as 0.01; got {epsilon}.")
+            raise ValueError(
+                f"`epsilon` must be positive, a part of the mean cost such as 0.01; got {epsilon}."
+            )
         if max_iterations < 1 or num_swaps < 0:
             raise ValueError(
                 f"`max_iterations` must be positive and `num_swaps` not negative; got {max_iterations}, {num_swaps}."
             )
-        self.epsilon, self.max_iterations, self.num_swaps = float(epsilon), max_iterations, num_swaps
+        self.epsilon, self.max_iterations, self.num_swaps = (
+            float(epsilon),
+            max_iterations,
+            num_swaps,
+        )
 
     def __call__(
         self,
@@ -105,7 +115,11 @@ class EntropicPointAssignment(eqx.Module):
         _check_clouds(x0, x1, mask)
         clouds = _centred(x0, x1, mask)
         at_once = max(1, _ENTRIES // x0.shape[1] ** 2)
-        columns = jax.lax.map(lambda cloud: self._permutation(*cloud), clouds, batch_size=min(at_once, x0.shape[0]))
+        columns = jax.lax.map(
+            lambda cloud: self._permutation(*cloud),
+            clouds,
+            batch_size=min(at_once, x0.shape[0]),
+        )
         return Pairing(x0=_reorder(x0, columns))
 
     def _permutation(self, x0, x1, mask):
@@ -121,7 +135,9 @@ class EntropicPointAssignment(eqx.Module):
             tolerance=0.5,
             max_iterations=self.max_iterations,
         )
-        columns = round_to_permutation(potentials.f[:, None] + potentials.g - cost, mask)
+        columns = round_to_permutation(
+            potentials.f[:, None] + potentials.g - cost, mask
+        )
         return improve_by_swaps(x1, x0, columns, mask, self.num_swaps)
 
 
@@ -164,7 +180,9 @@ class AlignedAssignment(eqx.Module):
         assign = lambda x0: reorder_source(self.assignment, x0, x1, cond, mask, key=key)
         x0 = assign(jnp.asarray(x0))
         for _ in range(self.num_rounds):
-            valid_x0, valid_x1, _ = _valid(x0, x1, mask)  # about the origin, not about the means
+            valid_x0, valid_x1, _ = _valid(
+                x0, x1, mask
+            )  # about the origin, not about the means
             x0 = assign(jax.vmap(_rotate)(x0, valid_x0, valid_x1))
         return Pairing(x0=x0)
 
@@ -206,13 +224,18 @@ def superset_pairs(
     dtype = jax.dtypes.canonicalize_dtype(points.dtype)
     pairs = np.empty(points.shape, dtype)
     # Every block has the size of the first, so that one program is compiled: the last one overlaps.
-    starts = [min(start, max(0, len(points) - block)) for start in range(0, len(points), block)]
+    starts = [
+        min(start, max(0, len(points) - block))
+        for start in range(0, len(points), block)
+    ]
     for start in tqdm(starts, desc="pairs", disable=not progress):
         rows = slice(start, start + block)
         nkey, akey = jr.split(jr.fold_in(key, start))
         part = jnp.asarray(points[rows], dtype)
         noise = jr.normal(nkey, part.shape, dtype)
-        pairs[rows] = _assigned(assignment, noise, part, None if mask is None else mask[rows], akey)
+        pairs[rows] = _assigned(
+            assignment, noise, part, None if mask is None else mask[rows], akey
+        )
     return pairs
 
 
@@ -228,7 +251,9 @@ def _check_clouds(x0, x1, mask) -> None:
             "use `fk.assignment`, which pairs whole examples."
         )
     if mask is not None and mask.shape != x1.shape[:2]:
-        raise ValueError(f"`mask` must have shape {x1.shape[:2]}, one entry per point, got {mask.shape}.")
+        raise ValueError(
+            f"`mask` must have shape {x1.shape[:2]}, one entry per point, got {mask.shape}."
+        )
 
 
 def _valid(x0, x1, mask) -> tuple[Array, Array, Array]:
@@ -243,7 +268,10 @@ def _centred(x0, x1, mask) -> tuple[Array, Array, Array]:
     of far-away clouds keep their digits."""
     x0, x1, mask = _valid(x0, x1, mask)
     count = jnp.maximum(jnp.sum(mask, axis=1, dtype=x1.dtype), 1)[:, None, None]
-    x0, x1 = (jnp.where(mask[..., None], x - jnp.sum(x, axis=1, keepdims=True) / count, 0) for x in (x0, x1))
+    x0, x1 = (
+        jnp.where(mask[..., None], x - jnp.sum(x, axis=1, keepdims=True) / count, 0)
+        for x in (x0, x1)
+    )
     return x0, x1, mask
 
 
@@ -255,6 +283,10 @@ def _rotate(x0: Array, valid_x0: Array, valid_x1: Array) -> Array:
     """`x0` turned so that its valid rows fit those of the data best."""
     inner = jnp.matmul(valid_x0.T, valid_x1, precision=jax.lax.Precision.HIGHEST)
     left, _, right = jnp.linalg.svd(inner)
-    proper = jnp.ones(len(inner), inner.dtype).at[-1].set(jnp.sign(jnp.linalg.det(left @ right)))
+    proper = (
+        jnp.ones(len(inner), inner.dtype)
+        .at[-1]
+        .set(jnp.sign(jnp.linalg.det(left @ right)))
+    )
     rotation = jnp.matmul(left * proper, right, precision=jax.lax.Precision.HIGHEST)
     return jnp.matmul(x0, rotation, precision=jax.lax.Precision.HIGHEST)

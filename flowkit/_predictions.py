@@ -48,7 +48,9 @@ class AbstractPrediction(eqx.Module):
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         """The factors `(a, b)` of data and noise."""
 
-    def evaluate(self, c: Coefficients, x0: FloatArray, x1: FloatArray) -> Float[Array, "..."]:
+    def evaluate(
+        self, c: Coefficients, x0: FloatArray, x1: FloatArray
+    ) -> Float[Array, "..."]:
         """$a x_1 + b x_0$, for one pair or for its conditional expectations."""
         a, b = self.row(c)
         return a * jnp.asarray(x1) + b * jnp.asarray(x0)
@@ -134,7 +136,9 @@ def convert(
     """
     value, x = jnp.asarray(value), jnp.asarray(x)
     if value.shape != x.shape:
-        raise ValueError(f"`value` must have the shape of `x`, {x.shape}, got {value.shape}.")
+        raise ValueError(
+            f"`value` must have the shape of `x`, {x.shape}, got {value.shape}."
+        )
     if same_prediction(source, target):
         return value
     check_time("t", t)
@@ -142,7 +146,9 @@ def convert(
     a, b = source.row(c)
     to_a, to_b = target.row(c)
     determinant = c.alpha * b - c.sigma * a
-    return ((to_a * b - to_b * a) * x + (c.alpha * to_b - c.sigma * to_a) * value) / determinant
+    return (
+        (to_a * b - to_b * a) * x + (c.alpha * to_b - c.sigma * to_a) * value
+    ) / determinant
 
 
 def same_prediction(first: AbstractPrediction, second: AbstractPrediction) -> bool:
@@ -151,12 +157,18 @@ def same_prediction(first: AbstractPrediction, second: AbstractPrediction) -> bo
 
 
 def _inside(
-    t: Float[Array, ""], path: AbstractPath, source: AbstractPrediction, target: AbstractPrediction
+    t: Float[Array, ""],
+    path: AbstractPath,
+    source: AbstractPrediction,
+    target: AbstractPrediction,
 ) -> Float[Array, ""]:
     """The nearest time at which the conversion is finite."""
     at_start, at_end = source.singular_start, source.singular_end or target.infinite_end
     if isinstance(source, Velocity):
-        at_start, at_end = at_start | _stands_still(path, 0.0), at_end | _stands_still(path, 1.0)
+        at_start, at_end = (
+            at_start | _stands_still(path, 0.0),
+            at_end | _stands_still(path, 1.0),
+        )
     start = jnp.where(at_start, _FLOOR, 0.0).astype(t.dtype)
     end = jnp.where(at_end, 1 - _FLOOR, 1.0).astype(t.dtype)
     return jnp.clip(t, start, end)

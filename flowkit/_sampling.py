@@ -81,11 +81,15 @@ def sample(
     """
     options = solver_options(solver, num_steps, stepsize_controller, max_steps)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
-    return _sample(flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw)
+    return _sample(
+        flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw
+    )
 
 
 @eqx.filter_jit
-def _sample(flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw):
+def _sample(
+    flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw
+):
     flow = eqx.nn.inference_mode(flow)
     x0 = source.sample((num_samples, *shape), key=key)
 
@@ -94,7 +98,9 @@ def _sample(flow, shape, num_samples, key, cond, cond_axes, source, mask, option
         x0 = x0 if mask is None else zero_masked(x0, mask)
         t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
         solution = solve(velocity, x0, cond, t0, t1, options, throw=throw)
-        return jump_to_data(flow, end_state(solution), cond, mask), statistics(solution, options.solver)
+        return jump_to_data(flow, end_state(solution), cond, mask), statistics(
+            solution, options.solver
+        )
 
     values, stats = eqx.filter_vmap(one, in_axes=(0, cond_axes, 0))(x0, cond, mask)
     return Samples(values, stats)

@@ -17,7 +17,11 @@ from flowkit._types import is_traced, PRNGKey, Scalar
 
 def stays_inside(law: Callable) -> bool:
     """Whether a law is one of these, whose times are in [0, 1] by construction."""
-    return isinstance(law, LogitNormal | ArctanLogNormal | Beta) or law in (uniform, stratified, cosmap)
+    return isinstance(law, LogitNormal | ArctanLogNormal | Beta) or law in (
+        uniform,
+        stratified,
+        cosmap,
+    )
 
 
 def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
@@ -65,7 +69,9 @@ class ArctanLogNormal(eqx.Module):
             raise ValueError(f"`std` must be positive, got {self.std}.")
 
     def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
-        return 1 - 2 / jnp.pi * jnp.arctan(jnp.exp(self.std * jr.normal(key, (num,)) - self.mean))
+        return 1 - 2 / jnp.pi * jnp.arctan(
+            jnp.exp(self.std * jr.normal(key, (num,)) - self.mean)
+        )
 
 
 class Beta(eqx.Module):
@@ -76,7 +82,9 @@ class Beta(eqx.Module):
 
     def __check_init__(self):
         if not is_traced(self.a, self.b) and not (self.a > 0 and self.b > 0):
-            raise ValueError(f"`a` and `b` must be positive, got {self.a} and {self.b}.")
+            raise ValueError(
+                f"`a` and `b` must be positive, got {self.a} and {self.b}."
+            )
 
     def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
         return jr.beta(key, self.a, self.b, (num,))

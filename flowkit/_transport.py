@@ -68,7 +68,9 @@ def solve_assignment(
         rows,
         columns,
         cpu=buffer_callback(solve_in_place, result, vmap_method="broadcast_all"),
-        default=lambda *problem: jax.pure_callback(solve, result, *problem, vmap_method="broadcast_all"),
+        default=lambda *problem: jax.pure_callback(
+            solve, result, *problem, vmap_method="broadcast_all"
+        ),
     )
 
 
@@ -83,11 +85,15 @@ def _reduce(
     is as good as exact here, and several times faster: products that vanish in between are replaced by small numbers.
     """
     valid = rows[:, None] & columns & jnp.isfinite(cost)
-    mean = jnp.sum(jnp.where(valid, cost, 0)) / jnp.maximum(jnp.sum(valid, dtype=cost.dtype), 1)
+    mean = jnp.sum(jnp.where(valid, cost, 0)) / jnp.maximum(
+        jnp.sum(valid, dtype=cost.dtype), 1
+    )
     spread = jnp.maximum(mean - jnp.min(cost, where=valid, initial=jnp.inf), 1e-30)
     inverse = lambda sums: 1 / jnp.maximum(sums, 1e-30)
 
-    def stage(k: Int[Array, ""], potentials: tuple[Array, Array]) -> tuple[Array, Array]:
+    def stage(
+        k: Int[Array, ""], potentials: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
         _, g = potentials
         epsilon = spread * 1e-3 ** ((k + 1).astype(cost.dtype) / _STAGES)
         scores = jnp.where(valid, (g - cost) / epsilon, -jnp.inf)
@@ -104,10 +110,15 @@ def _reduce(
     return cost - jnp.where(rows, f, 0)[:, None] - jnp.where(columns, g, 0)
 
 
-def _solve_on_host(cost: AnyArray, rows: AnyArray, columns: AnyArray, *, failure: str | None) -> np.ndarray:
+def _solve_on_host(
+    cost: AnyArray, rows: AnyArray, columns: AnyArray, *, failure: str | None
+) -> np.ndarray:
     # A callback is handed jax arrays, which must not be computed with in here.
     cost, rows, columns = np.asarray(cost), np.asarray(rows), np.asarray(columns)
-    problems = [cost.reshape(-1, *cost.shape[-2:]), *(mask.reshape(-1, mask.shape[-1]) for mask in (rows, columns))]
+    problems = [
+        cost.reshape(-1, *cost.shape[-2:]),
+        *(mask.reshape(-1, mask.shape[-1]) for mask in (rows, columns)),
+    ]
     solve = ft.partial(_solve_one, failure=failure)
     if len(problems[0]) == 1:
         return solve(*(array[0] for array in problems)).reshape(rows.shape)
@@ -115,7 +126,9 @@ def _solve_on_host(cost: AnyArray, rows: AnyArray, columns: AnyArray, *, failure
         return np.stack(list(pool.map(solve, *problems))).reshape(rows.shape)
 
 
-def _solve_one(cost: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, failure: str | None) -> np.ndarray:
+def _solve_one(
+    cost: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, failure: str | None
+) -> np.ndarray:
     # Imported here: scipy.optimize takes as long to import as jax.
     from scipy.optimize import linear_sum_assignment
 
@@ -124,7 +137,9 @@ def _solve_one(cost: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, failu
     if len(valid_rows) < len(rows) or len(valid_columns) < len(columns):
         cost = cost[np.ix_(valid_rows, valid_columns)]
     if len(valid_rows) == len(valid_columns):
-        with contextlib.suppress(ValueError):  # of NaN, and of rows or columns whose pairs are all forbidden
+        with contextlib.suppress(
+            ValueError
+        ):  # of NaN, and of rows or columns whose pairs are all forbidden
             indices[valid_rows] = valid_columns[linear_sum_assignment(cost)[1]]
             return indices
     if failure is not None:
@@ -195,7 +210,9 @@ def sinkhorn(
         f = minima.rows(state.g, now) / (1 + now / rho[0])
         # The row sums of the plan before this step are a_i exp((f_old - f_new) / epsilon).
         error = jnp.max(jnp.abs(jnp.expm1((state.f - f) / now)))
-        error = jnp.where(falling > decay * epsilon, jnp.inf, error)  # the step before was not at this epsilon yet
+        error = jnp.where(
+            falling > decay * epsilon, jnp.inf, error
+        )  # the step before was not at this epsilon yet
         g = minima.columns(f, now) / (1 + now / rho[1])
         shift = _best_shift(f, g, rho)
         return Potentials(f + shift, g - shift, error, state.iterations + 1)
@@ -207,7 +224,9 @@ def sinkhorn(
         jnp.asarray(jnp.inf, epsilon.dtype),
         jnp.zeros((), int),
     )
-    unfinished = lambda state: (state.error > tolerance) & (state.iterations < max_iterations)
+    unfinished = lambda state: (
+        (state.error > tolerance) & (state.iterations < max_iterations)
+    )
     return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, step, first))
 
 
@@ -215,21 +234,34 @@ def _best_shift(f: Array, g: Array, rho: tuple[float, float]) -> Float[Array, ""
     """The number that, added to `f` and taken from `g`, is best for the dual problem; plans do not see it."""
     if math.isinf(rho[0]) and math.isinf(rho[1]):
         return jnp.zeros((), f.dtype)
-    log_mass = lambda p, r: jnp.zeros((), p.dtype) if math.isinf(r) else logsumexp(-p / r) - math.log(len(p))
+    log_mass = lambda p, r: (
+        jnp.zeros((), p.dtype)
+        if math.isinf(r)
+        else logsumexp(-p / r) - math.log(len(p))
+    )
     return (log_mass(f, rho[0]) - log_mass(g, rho[1])) / (1 / rho[0] + 1 / rho[1])
 
 
-def soft_minima(cost: Float[Array, "n m"], mask_rows: Bool[Array, " n"], mask_columns: Bool[Array, " m"]) -> SoftMinima:
+def soft_minima(
+    cost: Float[Array, "n m"],
+    mask_rows: Bool[Array, " n"],
+    mask_columns: Bool[Array, " m"],
+) -> SoftMinima:
     """The soft minima of a cost matrix in memory, with equal weights of the valid rows and of the valid columns."""
     cost = jax.lax.stop_gradient(cost)
-    log_a, log_b = log_weights(mask_rows, cost.dtype), log_weights(mask_columns, cost.dtype)
+    log_a, log_b = (
+        log_weights(mask_rows, cost.dtype),
+        log_weights(mask_columns, cost.dtype),
+    )
 
     def rows(g: Array, epsilon: Array) -> Array:
         minimum = -epsilon * logsumexp((g - cost) / epsilon + log_b, axis=1)
         return jnp.where(mask_rows, minimum, 0)
 
     def columns(f: Array, epsilon: Array) -> Array:
-        minimum = -epsilon * logsumexp((f[:, None] - cost) / epsilon + log_a[:, None], axis=0)
+        minimum = -epsilon * logsumexp(
+            (f[:, None] - cost) / epsilon + log_a[:, None], axis=0
+        )
         return jnp.where(mask_columns, minimum, 0)
 
     return SoftMinima(rows, columns)
@@ -241,7 +273,9 @@ def log_weights(mask: Bool[Array, " n"], dtype: Any) -> Float[Array, " n"]:
     return jnp.where(mask, -jnp.log(count), -jnp.inf)
 
 
-def round_to_permutation(scores: Float[Array, "n n"], mask: Bool[Array, " n"]) -> Int[Array, " n"]:
+def round_to_permutation(
+    scores: Float[Array, "n n"], mask: Bool[Array, " n"]
+) -> Int[Array, " n"]:
     """A permutation of high scores: of all free pairs the best is taken, again and again.
 
     All pairs that are the best of both their row and their column are taken at once, which comes to the same.
@@ -249,21 +283,29 @@ def round_to_permutation(scores: Float[Array, "n n"], mask: Bool[Array, " n"]) -
     **Returns:** a column for each row; rows that are masked keep their own.
     """
     own = jnp.arange(mask.shape[0], dtype=jnp.int32)
-    scores = jnp.nan_to_num(scores)  # of non-finite data, of which no pair would ever be taken
+    scores = jnp.nan_to_num(
+        scores
+    )  # of non-finite data, of which no pair would ever be taken
 
     def step(state):
         columns, taken = state
         free = jnp.where((columns < 0)[:, None] & ~taken, scores, -jnp.inf)
         best = jnp.argmax(free, axis=1).astype(jnp.int32)
         mutual = (columns < 0) & (jnp.argmax(free, axis=0)[best] == own)
-        return jnp.where(mutual, best, columns), taken.at[jnp.where(mutual, best, len(own))].set(True, mode="drop")
+        return jnp.where(mutual, best, columns), taken.at[
+            jnp.where(mutual, best, len(own))
+        ].set(True, mode="drop")
 
     start = jnp.where(mask, -1, own), ~mask
     return jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), step, start)[0]
 
 
 def improve_by_swaps(
-    x: Float[Array, "n d"], y: Float[Array, "n d"], columns: Int[Array, " n"], mask: Bool[Array, " n"], num_rounds: int
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    columns: Int[Array, " n"],
+    mask: Bool[Array, " n"],
+    num_rounds: int,
 ) -> Int[Array, " n"]:
     r"""Lowers $\sum_i \|x_i - y_{\pi(i)}\|^2$ by exchanging two partners, all pairs at once that suit each other best.
 
@@ -276,11 +318,19 @@ def improve_by_swaps(
         columns, num, _ = state
         z = y[columns]
         crossed = jnp.matmul(
-            jnp.concatenate([x, z], 1), jnp.concatenate([z, x], 1).T, precision=jax.lax.Precision.HIGHEST
+            jnp.concatenate([x, z], 1),
+            jnp.concatenate([z, x], 1).T,
+            precision=jax.lax.Precision.HIGHEST,
         )
         inner = jnp.sum(x * z, axis=1)
-        gain = jnp.where(mask[:, None] & mask, crossed - inner[:, None] - inner, -jnp.inf)
-        best = jnp.where((jnp.max(gain, axis=1) > 0) & mask, jnp.argmax(gain, axis=1).astype(jnp.int32), own)
+        gain = jnp.where(
+            mask[:, None] & mask, crossed - inner[:, None] - inner, -jnp.inf
+        )
+        best = jnp.where(
+            (jnp.max(gain, axis=1) > 0) & mask,
+            jnp.argmax(gain, axis=1).astype(jnp.int32),
+            own,
+        )
         partner = jnp.where(best[best] == own, best, own)
         return columns[partner], num + 1, jnp.any(partner != own)
 

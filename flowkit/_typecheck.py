@@ -1,21 +1,36 @@
-"""Run-time checks of annotations by beartype, set up at the first call of each function instead of on import."""
+"""Run-time checks of annotations by beartype, set up at the first call of each function.
+
+Setting all of them up on import would take longer than the rest of the import.
+"""
 
 import functools as ft
 from collections.abc import Callable
 
 
 def checked_when_called(fn: Callable) -> Callable:
-    """`beartype(fn)`, made when it is first needed: making all of them takes longer than the rest of the import."""
+    """`beartype(fn)`, made when `fn` is first called."""
 
     @ft.cache
     def make() -> Callable:
-        from beartype import beartype, BeartypeConf
+        from beartype import beartype
 
-        # An int is taken where a float is asked for, as type checkers do.
-        return beartype(conf=BeartypeConf(is_pep484_tower=True))(fn)
+        return beartype(conf=_configuration())(fn)
 
     @ft.wraps(fn)
     def checked(*args, **kwargs):
         return make()(*args, **kwargs)
 
     return checked
+
+
+@ft.cache
+def _configuration():
+    import numpy as np
+    from beartype import BeartypeConf, BeartypeHintOverrides
+
+    # NumPy's integers are accepted wherever an `int` is: `labels.max() + 1` and
+    # `np.prod(shape)` are `np.int64`.
+    overrides = BeartypeHintOverrides({int: int | np.integer})
+
+    # An `int` is accepted where a `float` is asked for, as type checkers do.
+    return BeartypeConf(is_pep484_tower=True, hint_overrides=overrides)

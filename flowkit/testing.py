@@ -27,7 +27,12 @@ def perturbed(model: Model, *, key: PRNGKey, scale: float = 0.1) -> Model:
 
 
 def assert_permutation_invariant(
-    fn: Callable[..., PyTree], points: PyTree, mask: Mask | None = None, *, key: PRNGKey, tolerance: float = 1e-5
+    fn: Callable[..., PyTree],
+    points: PyTree,
+    mask: Mask | None = None,
+    *,
+    key: PRNGKey,
+    tolerance: float = 1e-5,
 ) -> None:
     """`fn(P points, P mask) = fn(points, mask)` for random permutations `P`.
 
@@ -44,11 +49,21 @@ def assert_permutation_invariant(
     expected = _nonzero(_call(fn, points, mask))
     for permutation in _permutations(points, key):
         actual = _call(fn, *_permute((points, mask), permutation))
-        _compare(actual, expected, tolerance, "the output changed when the points were permuted")
+        _compare(
+            actual,
+            expected,
+            tolerance,
+            "the output changed when the points were permuted",
+        )
 
 
 def assert_permutation_equivariant(
-    fn: Callable[..., PyTree], points: PyTree, mask: Mask | None = None, *, key: PRNGKey, tolerance: float = 1e-5
+    fn: Callable[..., PyTree],
+    points: PyTree,
+    mask: Mask | None = None,
+    *,
+    key: PRNGKey,
+    tolerance: float = 1e-5,
 ) -> None:
     """`fn(P points, P mask) = P fn(points, mask)` for random permutations `P`.
 
@@ -58,7 +73,9 @@ def assert_permutation_equivariant(
     n = _num_rows(points)
     for leaf in jax.tree.leaves(expected):
         if leaf.ndim == 0 or leaf.shape[0] != n:
-            raise AssertionError(f"an output has shape {leaf.shape}, not one row for each of the {n} points.")
+            raise AssertionError(
+                f"an output has shape {leaf.shape}, not one row for each of the {n} points."
+            )
     for permutation in _permutations(points, key):
         actual = _call(fn, *_permute((points, mask), permutation))
         what = "the output was not permuted as the points were"
@@ -95,7 +112,12 @@ def assert_mask_independent(
     for i, name in enumerate(_CONTENTS):
         actual = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], outputs)
         what = f"the output changed when {num_padding} masked points holding {name} were appended"
-        _compare(jax.tree.map(lambda a, e: _unpadded(a, e, valid), actual, expected), expected, tolerance, what)
+        _compare(
+            jax.tree.map(lambda a, e: _unpadded(a, e, valid), actual, expected),
+            expected,
+            tolerance,
+            what,
+        )
     _check_gradients(gradients, padded_mask)
 
     nothing = np.zeros_like(padded_mask)
@@ -107,11 +129,15 @@ def assert_mask_independent(
 _CONTENTS = ("large numbers", "NaN", "inf", "-inf")
 
 
-def _contents(clean: np.ndarray, padded_mask: np.ndarray, num_padding: int, key: PRNGKey) -> np.ndarray:
+def _contents(
+    clean: np.ndarray, padded_mask: np.ndarray, num_padding: int, key: PRNGKey
+) -> np.ndarray:
     """The padded cloud with every kind of content in its masked rows, `(4, n + num_padding, d)`."""
     padded = np.pad(clean, ((0, num_padding), (0, 0)))
     large = 100 * np.asarray(jr.normal(key, padded.shape))
-    fills = np.stack([large, *(np.full_like(large, value) for value in (np.nan, np.inf, -np.inf))])
+    fills = np.stack(
+        [large, *(np.full_like(large, value) for value in (np.nan, np.inf, -np.inf))]
+    )
     return np.where(padded_mask[:, None], padded, fills).astype(clean.dtype)
 
 
@@ -127,7 +153,10 @@ def _perturbed(model: Any, key: PRNGKey, scale: float) -> Any:
         return model
     sizes = [leaf.size for leaf in leaves]
     noise = jnp.split(scale * jr.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
-    noisy = [p + z.reshape(p.shape).astype(p.dtype) for p, z in zip(leaves, noise, strict=True)]
+    noisy = [
+        p + z.reshape(p.shape).astype(p.dtype)
+        for p, z in zip(leaves, noise, strict=True)
+    ]
     return eqx.combine(jax.tree.unflatten(treedef, noisy), rest)
 
 
@@ -137,7 +166,9 @@ def _call(fn: Callable[..., Any], points: PyTree, mask: Any) -> PyTree:
 
 
 @eqx.filter_jit
-def _value_and_gradients(fn: Callable[..., Any], clouds: Any, mask: Any) -> tuple[PyTree, PyTree]:
+def _value_and_gradients(
+    fn: Callable[..., Any], clouds: Any, mask: Any
+) -> tuple[PyTree, PyTree]:
     """The outputs, and the gradients of their squares with respect to the parameters and the points."""
 
     def total(fn_and_clouds):
@@ -146,28 +177,42 @@ def _value_and_gradients(fn: Callable[..., Any], clouds: Any, mask: Any) -> tupl
         floats = jax.tree.leaves(eqx.filter(outputs, eqx.is_inexact_array))
         return sum(jnp.sum(leaf * leaf) for leaf in floats), outputs
 
-    (_, outputs), gradients = eqx.filter_value_and_grad(total, has_aux=True)((fn, clouds))
+    (_, outputs), gradients = eqx.filter_value_and_grad(total, has_aux=True)(
+        (fn, clouds)
+    )
     return outputs, gradients
 
 
 def _check_gradients(gradients: PyTree, mask: np.ndarray) -> None:
     _finite(gradients, "a gradient is not finite")
     masked = np.asarray(gradients[1])[:, ~mask]
-    _compare(masked, np.zeros_like(masked), 0.0, "the gradient with respect to masked points is not zero")
+    _compare(
+        masked,
+        np.zeros_like(masked),
+        0.0,
+        "the gradient with respect to masked points is not zero",
+    )
 
 
 def _num_rows(points: PyTree) -> int:
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(points)}
     if len(sizes) != 1:
-        raise ValueError(f"`points` must be arrays with the same number of rows, got {sorted(sizes)}.")
+        raise ValueError(
+            f"`points` must be arrays with the same number of rows, got {sorted(sizes)}."
+        )
     return sizes.pop()
 
 
 def _permutations(points: PyTree, key: PRNGKey, number: int = 3) -> list[np.ndarray]:
     n = _num_rows(points)
     if n < 2:
-        raise ValueError(f"`points` has {n} rows, of which no permutation can be told: pass at least two.")
-    return [np.asarray(jr.permutation(permutation_key, n)) for permutation_key in jr.split(key, number)]
+        raise ValueError(
+            f"`points` has {n} rows, of which no permutation can be told: pass at least two."
+        )
+    return [
+        np.asarray(jr.permutation(permutation_key, n))
+        for permutation_key in jr.split(key, number)
+    ]
 
 
 def _permute(tree: PyTree, permutation: np.ndarray) -> PyTree:
@@ -206,17 +251,25 @@ def _compare(actual: PyTree, expected: PyTree, tolerance: float, what: str) -> N
     """Raise if any leaf deviates by more than `tolerance` times the larger of 1 and its largest entry."""
     if jax.tree.structure(actual) != jax.tree.structure(expected):
         raise AssertionError(f"{what}: its structure changed.")
-    pairs = zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(actual),
+        jax.tree.leaves(expected),
+        strict=True,
+    )
     for (path, a), e in pairs:
         if a.shape != e.shape:
-            raise AssertionError(f"{what}{_at(path)}: its shape is {a.shape}, not {e.shape}.")
+            raise AssertionError(
+                f"{what}{_at(path)}: its shape is {a.shape}, not {e.shape}."
+            )
         if a.size == 0:
             continue
         a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
         deviation = np.abs(a - e)
         # NaN compares false with everything, so what is asked is whether all is well.
         if not np.all(deviation <= tolerance * max(1.0, np.abs(e).max())):
-            worst = np.unravel_index(np.argmax(np.where(np.isnan(deviation), np.inf, deviation)), a.shape)
+            worst = np.unravel_index(
+                np.argmax(np.where(np.isnan(deviation), np.inf, deviation)), a.shape
+            )
             index = tuple(int(i) for i in worst)
             raise AssertionError(
                 f"{what}{_at(path)}: the largest deviation is {deviation[worst]:.3g} at index {index} "

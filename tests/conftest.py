@@ -10,10 +10,15 @@ import jax
 
 
 # Nearly all of the time of the suite is compilation; without optimisation it takes a third.
-FLAGS = ["--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0"]
+FLAGS = [
+    "--xla_force_host_platform_device_count=2",
+    "--xla_backend_optimization_level=0",
+]
 if jax.__version_info__ < (0, 11):  # later ones do not know this flag, and would stop
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])  # read when the first device is used
+os.environ["XLA_FLAGS"] = " ".join(
+    [*FLAGS, os.environ.get("XLA_FLAGS", "")]
+)  # read when the first device is used
 
 import jax.random as jr
 import pytest

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import flowkit.nn as nn
-from flowkit.testing import assert_mask_independent, assert_permutation_equivariant, assert_permutation_invariant
+from flowkit.testing import (
+    assert_mask_independent,
+    assert_permutation_equivariant,
+    assert_permutation_invariant,
+)
 
 from .helpers import as_set_function
 
@@ -21,13 +25,21 @@ def plain_attention(attention, x, y):
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     q, k, v = (
         np.asarray(rows @ np.asarray(m.weight), np.float64)
-        for rows, m in ((x, attention.query), (y, attention.keys), (y, attention.values))
+        for rows, m in (
+            (x, attention.query),
+            (y, attention.keys),
+            (y, attention.values),
+        )
     )
     size = q.shape[1] // attention.num_heads
     heads = []
     for h in range(attention.num_heads):
         g = h * attention.num_kv_heads // attention.num_heads
-        scores = q[:, h * size : (h + 1) * size] @ k[:, g * size : (g + 1) * size].T / np.sqrt(size)
+        scores = (
+            q[:, h * size : (h + 1) * size]
+            @ k[:, g * size : (g + 1) * size].T
+            / np.sqrt(size)
+        )
         weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         heads.append(weights @ v[:, g * size : (g + 1) * size])
     return np.concatenate(heads, 1) @ np.asarray(attention.out.weight)
@@ -35,15 +47,29 @@ def plain_attention(attention, x, y):
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_attention_is_its_formula(num_kv_heads):
-    attention = nn.Attention(8, context_size=6, num_heads=4, num_kv_heads=num_kv_heads, key=KEY)
-    np.testing.assert_allclose(attention(X, Y), plain_attention(attention, X, Y), atol=1e-5)
+    attention = nn.Attention(
+        8, context_size=6, num_heads=4, num_kv_heads=num_kv_heads, key=KEY
+    )
+    np.testing.assert_allclose(
+        attention(X, Y), plain_attention(attention, X, Y), atol=1e-5
+    )
 
 
 def test_shared_heads_are_repeated_heads():
     shared = nn.Attention(8, num_heads=4, num_kv_heads=1, key=KEY)
     full = nn.Attention(8, num_heads=4, key=KEY)
-    repeat = lambda attention: (attention.query, attention.keys.weight, attention.values.weight, attention.out)
-    weights = (shared.query, jnp.tile(shared.keys.weight, 4), jnp.tile(shared.values.weight, 4), shared.out)
+    repeat = lambda attention: (
+        attention.query,
+        attention.keys.weight,
+        attention.values.weight,
+        attention.out,
+    )
+    weights = (
+        shared.query,
+        jnp.tile(shared.keys.weight, 4),
+        jnp.tile(shared.values.weight, 4),
+        shared.out,
+    )
     full = eqx.tree_at(repeat, full, weights)
     np.testing.assert_allclose(shared(X), full(X), atol=1e-5)
 
@@ -51,12 +77,17 @@ def test_shared_heads_are_repeated_heads():
 def test_masked_keys_are_deleted_keys():
     attention = nn.Attention(8, context_size=6, use_bias=True, key=KEY)
     np.testing.assert_allclose(attention(X, Y, MASK), attention(X, Y[MASK]), atol=1e-5)
-    assert not jnp.any(nn.Attention(8, context_size=6, key=KEY)(X, Y, jnp.zeros(7, bool)))
+    assert not jnp.any(
+        nn.Attention(8, context_size=6, key=KEY)(X, Y, jnp.zeros(7, bool))
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_heads": 3}, "`num_heads` must divide"), ({"num_kv_heads": 3}, "`num_kv_heads` must")],
+    [
+        ({"num_heads": 3}, "`num_heads` must divide"),
+        ({"num_kv_heads": 3}, "`num_kv_heads` must"),
+    ],
 )
 def test_attention_refuses_heads_that_do_not_divide(options, message):
     with pytest.raises(ValueError, match=message):
@@ -68,7 +99,9 @@ BLOCKS = {
     "multi_query": {"num_kv_heads": 1, "use_bias": True},
     "scaled": {
         "layer_scale": 0.1,
-        "feed_forward": lambda i, h, *, key: nn.FeedForward(i, i, hidden_sizes=(h,), key=key),
+        "feed_forward": lambda i, h, *, key: nn.FeedForward(
+            i, i, hidden_sizes=(h,), key=key
+        ),
     },
 }
 
@@ -76,9 +109,18 @@ BLOCKS = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_symmetry_and_masks(name):
     own = nn.AttentionBlock(8, mlp_ratio=2, **BLOCKS[name], key=KEY)
-    assert_permutation_equivariant(lambda x, mask: own(x, mask=mask), Y @ jnp.ones((6, 8)) + X[:1], MASK, key=KEY)
-    assert_mask_independent(as_set_function(lambda x, mask: own(x, mask=mask)), jr.normal(KEY, (7, 8)), MASK, key=KEY)
-    cross = nn.AttentionBlock(8, cross=True, context_size=6, mlp_ratio=2, **BLOCKS[name], key=KEY)
+    assert_permutation_equivariant(
+        lambda x, mask: own(x, mask=mask), Y @ jnp.ones((6, 8)) + X[:1], MASK, key=KEY
+    )
+    assert_mask_independent(
+        as_set_function(lambda x, mask: own(x, mask=mask)),
+        jr.normal(KEY, (7, 8)),
+        MASK,
+        key=KEY,
+    )
+    cross = nn.AttentionBlock(
+        8, cross=True, context_size=6, mlp_ratio=2, **BLOCKS[name], key=KEY
+    )
     assert_permutation_equivariant(lambda x, _: cross(x, Y), X, key=KEY)
     assert_permutation_invariant(lambda y, mask: cross(X, y, mask), Y, MASK, key=KEY)
     np.testing.assert_allclose(cross(X, Y, MASK), cross(X, Y[MASK]), atol=1e-5)
@@ -93,7 +135,9 @@ def test_block_wants_a_context_if_and_only_if_it_crosses():
 
 def test_swiglu_is_its_formula():
     layer = nn.SwiGLU(8, 12, 3, key=KEY)
-    gate, value = np.split(np.asarray(X @ layer.gate_and_value.weight, np.float64), 2, axis=1)
+    gate, value = np.split(
+        np.asarray(X @ layer.gate_and_value.weight, np.float64), 2, axis=1
+    )
     expected = (gate / (1 + np.exp(-gate)) * value) @ np.asarray(layer.out.weight)
     np.testing.assert_allclose(layer(X), expected, atol=1e-5)
 
@@ -102,7 +146,9 @@ def test_residual_drops_in_training_only():
     h, update = jnp.zeros((200, 50)), jnp.ones((200, 50))
     residual = nn.Residual(50, layer_scale=0.5, dropout=0.2)
     np.testing.assert_array_equal(residual(h, update), 0.5)
-    np.testing.assert_array_equal(eqx.nn.inference_mode(residual)(h, update, key=KEY), 0.5)
+    np.testing.assert_array_equal(
+        eqx.nn.inference_mode(residual)(h, update, key=KEY), 0.5
+    )
     dropped = residual(h, update, key=KEY)
     # 10,000 entries: the dropped share has a standard error of 0.004. What is kept is scaled to keep the mean.
     assert abs(jnp.mean(dropped == 0) - 0.2) < 5 * 0.004

@@ -9,7 +9,14 @@ import optax
 import pytest
 
 import flowkit as fk
-from flowkit.latent import Autoencoder, autoencoder_loss, Decoder, decoder_loss, VAE, vae_loss
+from flowkit.latent import (
+    Autoencoder,
+    autoencoder_loss,
+    Decoder,
+    decoder_loss,
+    VAE,
+    vae_loss,
+)
 
 from .oracles import compilations
 
@@ -29,7 +36,10 @@ def linear(weight, bias=0.0):
 def linear_vae(variance, kl_weight):
     """The optimum of the linear VAE for centred data, by its closed form."""
     squared = max(variance - kl_weight / 2, 0.0)
-    slope, log_variance = squared**0.5 / (squared + kl_weight / 2), np.log(kl_weight / 2 / (squared + kl_weight / 2))
+    slope, log_variance = (
+        squared**0.5 / (squared + kl_weight / 2),
+        np.log(kl_weight / 2 / (squared + kl_weight / 2)),
+    )
     return VAE(linear([[slope, 0.0]], [0.0, log_variance]), linear([[squared**0.5]]))
 
 
@@ -37,7 +47,9 @@ def linear_vae(variance, kl_weight):
 def per_example(loss, model, x1, key):
     """The loss and the gradient of batches of one, each with its key."""
     keys = jr.split(key, len(x1))
-    return eqx.filter_vmap(eqx.filter_value_and_grad(loss), in_axes=(None, 0, 0))(model, x1[:, None], keys)
+    return eqx.filter_vmap(eqx.filter_value_and_grad(loss), in_axes=(None, 0, 0))(
+        model, x1[:, None], keys
+    )
 
 
 def assert_zero(gradients):
@@ -45,7 +57,9 @@ def assert_zero(gradients):
     for gradient in jax.tree.leaves(gradients):
         gradient = np.asarray(gradient, np.float64)
         assert gradient.std(0).max() > 0
-        assert np.all(np.abs(gradient.mean(0)) < 3 * gradient.std(0) / len(gradient) ** 0.5)
+        assert np.all(
+            np.abs(gradient.mean(0)) < 3 * gradient.std(0) / len(gradient) ** 0.5
+        )
 
 
 def estimate(values, exact):
@@ -65,7 +79,9 @@ def test_decoder_collapses_to_the_mean(key):
 
 def test_autoencoder_finds_the_principal_components():
     """On finite data the projection on them is a stationary point, with the other eigenvalues as loss."""
-    x1 = np.random.default_rng(0).normal(size=(500, 4)) @ np.diag([3.0, 2.0, 1.0, 0.5]) + [1, 0, -2, 0]
+    x1 = np.random.default_rng(0).normal(size=(500, 4)) @ np.diag(
+        [3.0, 2.0, 1.0, 0.5]
+    ) + [1, 0, -2, 0]
     x1 = x1.astype(np.float32)
     eigenvalues, vectors = np.linalg.eigh(np.cov(x1.T, bias=True))
     basis = vectors[:, -2:]
@@ -75,7 +91,12 @@ def test_autoencoder_finds_the_principal_components():
     assert float(value) == pytest.approx(eigenvalues[:2].sum() / 4, rel=1e-5)
     for leaf in jax.tree.leaves(gradient):
         np.testing.assert_allclose(leaf, 0, atol=2e-5)
-    np.testing.assert_allclose(model.reconstruct(x1[0]), mean + basis @ basis.T @ (x1[0] - mean), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        model.reconstruct(x1[0]),
+        mean + basis @ basis.T @ (x1[0] - mean),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 4.0, 10.0])
@@ -92,7 +113,9 @@ def test_linear_vae_has_its_optimum(kl_weight, key):
     else:
         assert_zero(gradients.decoder)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients.encoder))
-    _, parts = eqx.filter_vmap(lambda x, key: vae_loss(model, x[None], key=key))(x1, jr.split(lkey, NUM))
+    _, parts = eqx.filter_vmap(lambda x, key: vae_loss(model, x[None], key=key))(
+        x1, jr.split(lkey, NUM)
+    )
     estimate(parts["reconstruction"], min(kl_weight / 2, VARIANCE))
     if kl_weight < 2 * VARIANCE:
         estimate(parts["kl"], 0.5 * np.log(VARIANCE / (kl_weight / 2)))
@@ -108,7 +131,9 @@ def test_collapse_begins_at_twice_the_variance(ratio, collapses, key):
     variance = float(jnp.var(x1))
 
     def loss(slopes):
-        model = VAE(linear(jnp.array([[1.0, 0.0]]) * slopes[0]), linear(slopes[1:, None]))
+        model = VAE(
+            linear(jnp.array([[1.0, 0.0]]) * slopes[0]), linear(slopes[1:, None])
+        )
         return vae_loss(model, x1, key=lkey, kl_weight=ratio * variance)[0]
 
     eigenvalues = np.linalg.eigvalsh(np.asarray(jax.hessian(loss)(jnp.zeros(2))))
@@ -120,30 +145,55 @@ def test_parts_of_the_vae_loss(key):
     x1 = jr.normal(key, (16, 3))
     ekey, dkey, lkey = jr.split(key, 3)
     model = VAE(
-        fk.nn.FeedForward(3, 4, hidden_sizes=(8,), key=ekey), fk.nn.FeedForward(2, 3, hidden_sizes=(8,), key=dkey)
+        fk.nn.FeedForward(3, 4, hidden_sizes=(8,), key=ekey),
+        fk.nn.FeedForward(2, 3, hidden_sizes=(8,), key=dkey),
     )
     mean, log_variance = jax.vmap(model.posterior)(x1)
     for reduction in (jnp.sum, jnp.mean):
-        loss, parts = vae_loss(model, x1, key=lkey, kl_weight=0.5, kl_reduction=reduction)
-        expected = jnp.mean(jax.vmap(lambda *a, f=reduction: fk.latent.standard_normal_kl(*a, f))(mean, log_variance))
+        loss, parts = vae_loss(
+            model, x1, key=lkey, kl_weight=0.5, kl_reduction=reduction
+        )
+        expected = jnp.mean(
+            jax.vmap(lambda *a, f=reduction: fk.latent.standard_normal_kl(*a, f))(
+                mean, log_variance
+            )
+        )
         np.testing.assert_allclose(parts["kl"], expected, rtol=1e-5)
-        np.testing.assert_allclose(loss, parts["reconstruction"] + 0.5 * parts["kl"], rtol=1e-6)
+        np.testing.assert_allclose(
+            loss, parts["reconstruction"] + 0.5 * parts["kl"], rtol=1e-6
+        )
     assert vae_loss(model, x1, key=lkey, kl_weight=0.0)[0] == parts["reconstruction"]
-    still = eqx.tree_at(lambda m: m.encoder.layers[-1].bias, model, jnp.array([0.0, 0, -80, -80]))
-    still = eqx.tree_at(lambda m: m.encoder.layers[-1].weight, still, replace_fn=lambda w: w.at[:, 2:].set(0))
+    still = eqx.tree_at(
+        lambda m: m.encoder.layers[-1].bias, model, jnp.array([0.0, 0, -80, -80])
+    )
+    still = eqx.tree_at(
+        lambda m: m.encoder.layers[-1].weight,
+        still,
+        replace_fn=lambda w: w.at[:, 2:].set(0),
+    )
     _, parts = vae_loss(still, x1, key=lkey)
     plain = Autoencoder(lambda x: still.posterior(x)[0], still.decoder)
-    np.testing.assert_allclose(parts["reconstruction"], autoencoder_loss(plain, x1), rtol=1e-6)
+    np.testing.assert_allclose(
+        parts["reconstruction"], autoencoder_loss(plain, x1), rtol=1e-6
+    )
     np.testing.assert_array_equal(still.encode(x1[0]), still.posterior(x1[0])[0])
     draws = jax.vmap(lambda key: model.encode(x1[0], key=key))(jr.split(key, 4000))
-    np.testing.assert_allclose(draws.std(0), jnp.exp(0.5 * log_variance[0]), rtol=5 * (1 / 8000) ** 0.5)
+    np.testing.assert_allclose(
+        draws.std(0), jnp.exp(0.5 * log_variance[0]), rtol=5 * (1 / 8000) ** 0.5
+    )
 
 
 def test_free_bits_spare_small_divergences(key):
     """A latent below has the gradient of the squared error alone, one above the whole."""
     x1 = jr.normal(key, (64, 2))
-    model = VAE(linear([[0.1, 0.0, 0, 0], [0.0, 2.0, 0, 0]]), linear([[0.5, 0.0], [0.0, 0.5]]))
-    gradient = lambda **options: eqx.filter_grad(lambda m: vae_loss(m, x1, key=key, **options)[0])(model).encoder.weight
+    model = VAE(
+        linear([[0.1, 0.0, 0, 0], [0.0, 2.0, 0, 0]]), linear([[0.5, 0.0], [0.0, 0.5]])
+    )
+    gradient = lambda **options: (
+        eqx.filter_grad(lambda m: vae_loss(m, x1, key=key, **options)[0])(
+            model
+        ).encoder.weight
+    )
     spared, whole, none = gradient(free_bits=0.1), gradient(), gradient(kl_weight=0.0)
     np.testing.assert_allclose(spared[:, 0], none[:, 0], rtol=1e-5)
     np.testing.assert_allclose(spared[:, 1], whole[:, 1], rtol=1e-5)
@@ -157,21 +207,38 @@ def test_trained_baselines_do_what_they_must(key):
     ekey, dkey, tkey = jr.split(key, 3)
     relu = {"activation": jax.nn.relu}
     decoder = fk.nn.FeedForward(1, 1, hidden_sizes=(32, 64, 32), **relu, key=dkey)
-    encoder = lambda size: fk.nn.FeedForward(1, size, hidden_sizes=(32, 64, 32), **relu, key=ekey)
-    assert sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(decoder, eqx.is_array))) == 4289
+    encoder = lambda size: fk.nn.FeedForward(
+        1, size, hidden_sizes=(32, 64, 32), **relu, key=ekey
+    )
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(decoder, eqx.is_array)))
+        == 4289
+    )
 
     def train(loss, model):
-        options = {"num_steps": 800, "steps_per_call": 100, "progress": False, "batch_size": 64}
-        return fk.training.fit(loss, model, x1, optimizer=optax.adam(1e-3), **options, key=tkey).ema
+        options = {
+            "num_steps": 800,
+            "steps_per_call": 100,
+            "progress": False,
+            "batch_size": 64,
+        }
+        return fk.training.fit(
+            loss, model, x1, optimizer=optax.adam(1e-3), **options, key=tkey
+        ).ema
 
     constant = train(lambda m, x, key: decoder_loss(m, x, key=key), Decoder(decoder))
     samples = constant.sample(num_samples=1000, key=key)
     assert samples.shape == (1000, 1)
     assert abs(float(samples.mean()) - x1.mean()) < 0.1
     assert float(samples.std()) < 0.3
-    identity = train(lambda m, x, key: autoencoder_loss(m, x), Autoencoder(encoder(1), decoder))
+    identity = train(
+        lambda m, x, key: autoencoder_loss(m, x), Autoencoder(encoder(1), decoder)
+    )
     assert float(autoencoder_loss(identity, x1)) < 0.01
-    heavy = train(lambda m, x, key: vae_loss(m, x, key=key, kl_weight=10.0), VAE(encoder(2), decoder))
+    heavy = train(
+        lambda m, x, key: vae_loss(m, x, key=key, kl_weight=10.0),
+        VAE(encoder(2), decoder),
+    )
     _, parts = vae_loss(heavy, x1, key=key)
     assert float(parts["kl"]) < 0.02
     assert float(parts["reconstruction"]) == pytest.approx(x1.var(), rel=0.05)
@@ -197,24 +264,54 @@ def test_second_calls_compile_nothing(key):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda net, key: VAE(net, net), r"`encoder` must have out_size=2, means and log-variances"),
-        (lambda net, key: Autoencoder(linear([[1.0, 1.0]]), net), "`encoder` must have out_size=1, to fit"),
+        (
+            lambda net, key: VAE(net, net),
+            r"`encoder` must have out_size=2, means and log-variances",
+        ),
+        (
+            lambda net, key: Autoencoder(linear([[1.0, 1.0]]), net),
+            "`encoder` must have out_size=1, to fit",
+        ),
         (
             lambda net, key: decoder_loss(Decoder(net), jnp.ones((4, 2)), key=key),
             r"shape \(1,\), but those of `x1` have \(2,\)",
         ),
-        (lambda net, key: autoencoder_loss(Autoencoder(net, net), jnp.ones((0, 1))), "non-empty batch"),
-        (lambda net, key: autoencoder_loss(Autoencoder(net, net), np.full((2, 1), np.nan, np.float32)), "NaN"),
         (
-            lambda net, key: vae_loss(VAE(linear([[1.0, 1.0]]), net), jnp.ones((2, 1)), key=key, kl_weight=-1.0),
+            lambda net, key: autoencoder_loss(Autoencoder(net, net), jnp.ones((0, 1))),
+            "non-empty batch",
+        ),
+        (
+            lambda net, key: autoencoder_loss(
+                Autoencoder(net, net), np.full((2, 1), np.nan, np.float32)
+            ),
+            "NaN",
+        ),
+        (
+            lambda net, key: vae_loss(
+                VAE(linear([[1.0, 1.0]]), net),
+                jnp.ones((2, 1)),
+                key=key,
+                kl_weight=-1.0,
+            ),
             "`kl_weight` must be a finite number",
         ),
         (
-            lambda net, key: vae_loss(VAE(linear([[1.0, 1.0]]), net), jnp.ones((2, 1)), key=key, free_bits=-1.0),
+            lambda net, key: vae_loss(
+                VAE(linear([[1.0, 1.0]]), net),
+                jnp.ones((2, 1)),
+                key=key,
+                free_bits=-1.0,
+            ),
             "`free_bits` must be",
         ),
-        (lambda net, key: Decoder(net).sample(num_samples=0, key=key), "`num_samples` must be at least 1"),
-        (lambda net, key: Decoder(jnp.tanh), "`decoder` must have an attribute `in_size`"),
+        (
+            lambda net, key: Decoder(net).sample(num_samples=0, key=key),
+            "`num_samples` must be at least 1",
+        ),
+        (
+            lambda net, key: Decoder(jnp.tanh),
+            "`decoder` must have an attribute `in_size`",
+        ),
     ],
 )
 def test_wrong_use(call, message, key):

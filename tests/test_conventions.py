@@ -22,6 +22,7 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "flowkit.")
 CORE = {
     "_types": set(),
     "_typecheck": set(),
+    "_compat": set(),
     "_checks": {"_types"},
     "_blocks": {"_types"},
     "_heads": {"_types"},
@@ -38,7 +39,12 @@ CORE = {
     "_guidance": {"_types", "_checks", "_flow", "_heads"},
 }
 CORE["_oracles"] = CORE["_flow"] | {"_flow", "_distributions"}
-CORE["_losses"] = CORE["_integrate"] = CORE["_oracles"] | {"_oracles", "_blocks", "_times", "_couplings"}
+CORE["_losses"] = CORE["_integrate"] = CORE["_oracles"] | {
+    "_oracles",
+    "_blocks",
+    "_times",
+    "_couplings",
+}
 CORE["_likelihood"] = CORE["_sampling"] = CORE["_integrate"] | {"_integrate", "_losses"}
 
 
@@ -46,14 +52,22 @@ def flowkit_imports(module: str) -> set[str]:
     """The first component below `flowkit` of everything that a module imports from it."""
     path = ROOT.joinpath(*module.split(".")[1:])
     package = module if path.is_dir() else module.rpartition(".")[0]
-    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    source = (
+        path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    ).read_text()
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "flowkit" else {base}
+            base = importlib.util.resolve_name(
+                "." * node.level + (node.module or ""), package
+            )
+            found |= (
+                {f"{base}.{alias.name}" for alias in node.names}
+                if base == "flowkit"
+                else {base}
+            )
     return {name.split(".")[1] for name in found if name.startswith("flowkit.")}
 
 
@@ -64,19 +78,30 @@ def test_layers(module):
     if part in CORE:
         allowed |= CORE[part]
     elif part in SATELLITES:
-        allowed |= {"_types"} | ({"_transport"} if part == "metrics" else set())
+        allowed |= {"_types", "_compat"} | (
+            {"_transport"} if part == "metrics" else set()
+        )
     else:
-        assert part in ("latent", "few_step"), f"{module} has no place in the table of layers"
+        assert part in ("latent", "few_step"), (
+            f"{module} has no place in the table of layers"
+        )
         allowed |= set(CORE)
     assert flowkit_imports(module) <= allowed
 
 
 def modules_of_flowkit():
-    return [sub for sub in eqx.Module.__subclasses__() if sub.__module__.startswith("flowkit")]
+    return [
+        sub
+        for sub in eqx.Module.__subclasses__()
+        if sub.__module__.startswith("flowkit")
+    ]
 
 
 def all_subclasses(cls):
-    return {cls, *(below for sub in cls.__subclasses__() for below in all_subclasses(sub))}
+    return {
+        cls,
+        *(below for sub in cls.__subclasses__() for below in all_subclasses(sub)),
+    }
 
 
 def test_classes_are_abstract_or_final():
@@ -87,29 +112,44 @@ def test_classes_are_abstract_or_final():
     classes = {cls for cls in classes if cls.__module__.startswith("flowkit")}
     assert len(classes) > 30
     for cls in classes:
-        abstract = inspect.isabstract(cls) or bool(getattr(cls, "__abstractvars__", ()) or _abstract_class_vars(cls))
+        abstract = inspect.isabstract(cls) or bool(
+            getattr(cls, "__abstractvars__", ()) or _abstract_class_vars(cls)
+        )
         named_abstract = cls.__name__.lstrip("_").startswith("Abstract")
-        assert abstract == named_abstract, f"{cls} is {'abstract' if abstract else 'final'}, against its name"
+        assert abstract == named_abstract, (
+            f"{cls} is {'abstract' if abstract else 'final'}, against its name"
+        )
         if not named_abstract:
-            assert not [sub for sub in cls.__subclasses__() if sub.__module__.startswith("flowkit")], f"{cls} is final"
+            assert not [
+                sub
+                for sub in cls.__subclasses__()
+                if sub.__module__.startswith("flowkit")
+            ], f"{cls} is final"
         for base in cls.__mro__[1:]:
             if not base.__module__.startswith("flowkit"):
                 continue
             concrete = {
                 key
                 for key, value in vars(base).items()
-                if inspect.isfunction(inspect.unwrap(getattr(value, "__wrapped__", value)))
+                if inspect.isfunction(
+                    inspect.unwrap(getattr(value, "__wrapped__", value))
+                )
                 and not getattr(value, "__isabstractmethod__", False)
                 and not key.startswith("__")
             }
-            assert not concrete & set(vars(cls)), f"{cls} overrides {concrete & set(vars(cls))} of {base}"
+            assert not concrete & set(vars(cls)), (
+                f"{cls} overrides {concrete & set(vars(cls))} of {base}"
+            )
 
 
 def _abstract_class_vars(cls):
     return getattr(cls, "__abstractclassvars__", ())
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if not m.rpartition(".")[2].startswith("_")] + ["flowkit"])
+@pytest.mark.parametrize(
+    "module",
+    [m for m in MODULES if not m.rpartition(".")[2].startswith("_")] + ["flowkit"],
+)
 def test_public_names_are_documented(module):
     namespace = importlib.import_module(module)
     for name, value in vars(namespace).items():
@@ -126,7 +166,11 @@ def test_files_and_functions_keep_their_size():
 
 def test_annotations_are_objects():
     """With annotations as strings the run-time checks would not see them."""
-    assert not [path for path in ROOT.rglob("*.py") if "from __future__ import annotations" in path.read_text()]
+    assert not [
+        path
+        for path in ROOT.rglob("*.py")
+        if "from __future__ import annotations" in path.read_text()
+    ]
 
 
 def test_importing_touches_no_device_and_loads_satellites_late():

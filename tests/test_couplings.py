@@ -47,7 +47,9 @@ def test_large_assignments_cost_the_least(traced):
     """Those that are reduced before the host solves them, with a mask and with forbidden pairs."""
     x0, x1 = batch(0, 150)
     cost, num = costs(x0, x1).astype(np.float32), 150
-    solve = jax.jit(_transport.solve_assignment) if traced else _transport.solve_assignment
+    solve = (
+        jax.jit(_transport.solve_assignment) if traced else _transport.solve_assignment
+    )
     columns = np.asarray(solve(jnp.asarray(cost)))
     best = cost[linear_sum_assignment(cost)].sum()
     assert sorted(columns) == list(range(num))
@@ -61,17 +63,25 @@ def test_large_assignments_cost_the_least(traced):
 
     mask = np.arange(num) < 140
     spoilt = np.where(mask[:, None] & mask, cost, np.nan)
-    columns = np.asarray(solve(jnp.asarray(spoilt), jnp.asarray(mask), jnp.asarray(mask)))
+    columns = np.asarray(
+        solve(jnp.asarray(spoilt), jnp.asarray(mask), jnp.asarray(mask))
+    )
     best = cost[:140, :140][linear_sum_assignment(cost[:140, :140])].sum()
     assert np.all(columns[~mask] == -1)
-    assert cost[:140][np.arange(140), columns[mask]].sum() == pytest.approx(best, rel=1e-6)
+    assert cost[:140][np.arange(140), columns[mask]].sum() == pytest.approx(
+        best, rel=1e-6
+    )
 
 
 def test_large_assignments_of_degenerate_costs():
     flat = jnp.zeros((130, 130))
     assert sorted(np.asarray(_transport.solve_assignment(flat))) == list(range(130))
-    assert np.all(np.asarray(_transport.solve_assignment(flat.at[3, 4].set(jnp.nan))) == -1)
-    assert np.all(np.asarray(_transport.solve_assignment(flat.at[3].set(jnp.inf))) == -1)
+    assert np.all(
+        np.asarray(_transport.solve_assignment(flat.at[3, 4].set(jnp.nan))) == -1
+    )
+    assert np.all(
+        np.asarray(_transport.solve_assignment(flat.at[3].set(jnp.inf))) == -1
+    )
     with pytest.raises(ValueError, match="as said"):
         _transport.solve_assignment(flat.at[3].set(jnp.inf), failure="as said")
 
@@ -80,7 +90,9 @@ def test_one_dimension_is_sorted_without_the_host(key):
     x0, x1 = batch(1, 50, 1)
     source = np.asarray(fk.assignment(x0, x1, key=key).source)
     np.testing.assert_array_equal(source, linear_sum_assignment(costs(x0, x1))[1])
-    program = str(jax.make_jaxpr(lambda x0, x1: fk.assignment(x0, x1, key=key).source)(x0, x1))
+    program = str(
+        jax.make_jaxpr(lambda x0, x1: fk.assignment(x0, x1, key=key).source)(x0, x1)
+    )
     assert "callback" not in program
 
 
@@ -93,7 +105,9 @@ def test_entropic_plan_of_two_points():
     plan = fk.EntropicCoupling(epsilon=0.6).plan(x, x)  # 0.3 of the unit of the cost
     diagonal = 0.5 / (1 + np.exp(-1 / 0.3))
     np.testing.assert_allclose(np.exp(np.diag(plan.log_probs)), diagonal, rtol=1e-5)
-    entropy = -2 * (diagonal * np.log(2 * diagonal) + (0.5 - diagonal) * np.log(1 - 2 * diagonal))
+    entropy = -2 * (
+        diagonal * np.log(2 * diagonal) + (0.5 - diagonal) * np.log(1 - 2 * diagonal)
+    )
     assert plan.num_partners == pytest.approx(np.exp(entropy), rel=1e-5)
     assert plan.mass == pytest.approx(1, rel=1e-5)
 
@@ -103,7 +117,9 @@ def test_entropic_plan_lies_between_assignment_and_independence():
     order = np.random.default_rng(2).permutation(32)
     x0 = x1[order]
     sharp = fk.EntropicCoupling(1e-3).plan(x0, x1)
-    np.testing.assert_array_equal(order[np.argmax(sharp.log_probs, axis=1)], np.arange(32))
+    np.testing.assert_array_equal(
+        order[np.argmax(sharp.log_probs, axis=1)], np.arange(32)
+    )
     assert sharp.num_partners == pytest.approx(1, abs=1e-3)
     flat = fk.EntropicCoupling(1e4).plan(x0, x1)
     np.testing.assert_allclose(flat.log_probs, -2 * np.log(32), atol=1e-2)
@@ -143,10 +159,14 @@ def test_unbalanced_plan_minimises_its_objective(rho0, rho1):
         return value, p
 
     start = np.full(16, np.log(1 / 16))
-    best = minimize(lambda z: objective(z)[0], start, method="BFGS", options={"gtol": 1e-7})
+    best = minimize(
+        lambda z: objective(z)[0], start, method="BFGS", options={"gtol": 1e-7}
+    )
     expected = objective(best.x)[1]
     np.testing.assert_allclose(plan.mass, expected.sum(), rtol=1e-3)
-    np.testing.assert_allclose(np.exp(plan.log_probs), expected / expected.sum(), atol=3e-4)
+    np.testing.assert_allclose(
+        np.exp(plan.log_probs), expected / expected.sum(), atol=3e-4
+    )
 
 
 def test_unbalanced_plan_is_found_in_few_iterations():
@@ -171,16 +191,24 @@ def draws(coupling, x0, x1, keys):
     return jax.vmap(lambda key: coupling(x0, x1, key=key))(keys)
 
 
-@pytest.mark.parametrize("coupling", [fk.EntropicCoupling(0.2), fk.UnbalancedCoupling(1.0, 0.5, 0.1)])
+@pytest.mark.parametrize(
+    "coupling", [fk.EntropicCoupling(0.2), fk.UnbalancedCoupling(1.0, 0.5, 0.1)]
+)
 def test_pairs_are_drawn_from_the_plan(coupling, key):
     """Frequencies of all pairs over 2000 draws, in standard errors, of which 5 are allowed."""
     x0, x1 = batch(7, 6)
     probs = np.exp(np.asarray(coupling.plan(x0, x1).log_probs))
     pairing = draws(coupling, x0, x1, jr.split(key, 2000))
-    data = np.broadcast_to(np.arange(6), (2000, 6)) if pairing.data is None else np.asarray(pairing.data)
+    data = (
+        np.broadcast_to(np.arange(6), (2000, 6))
+        if pairing.data is None
+        else np.asarray(pairing.data)
+    )
     counts = np.zeros((6, 6))
     np.add.at(counts, (data.ravel(), np.asarray(pairing.source).ravel()), 1)
-    expected = 12_000 * (probs if pairing.data is not None else probs / probs.sum(1, keepdims=True) / 6)
+    expected = 12_000 * (
+        probs if pairing.data is not None else probs / probs.sum(1, keepdims=True) / 6
+    )
     assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected) + 1)
     taken = np.stack([np.sum(data == i, axis=1) for i in range(6)], 1)
     mean = 6 * probs.sum(1) if pairing.data is not None else np.ones(6)
@@ -213,7 +241,9 @@ def test_labels_are_matched_and_each_class_is_optimal(key):
     for label in range(3):
         rows = np.flatnonzero(labels == label)
         cost = costs(x0[rows], x1[rows])
-        np.testing.assert_array_equal(source[rows], rows[linear_sum_assignment(cost)[1]])
+        np.testing.assert_array_equal(
+            source[rows], rows[linear_sum_assignment(cost)[1]]
+        )
 
 
 def test_weight_leaves_the_given_part_of_candidates(key):
@@ -223,16 +253,24 @@ def test_weight_leaves_the_given_part_of_candidates(key):
     cost, difference = costs(x0, x1), costs(cond, cond)
 
     def part(weight):
-        return np.mean(cost + weight * difference <= np.diag(cost)[:, None] * (1 + 1e-6) + 1e-6)
+        return np.mean(
+            cost + weight * difference <= np.diag(cost)[:, None] * (1 + 1e-6) + 1e-6
+        )
 
     for candidates in (0.05, 0.2):
         coupling = fk.ConditionalAssignment(candidates)
-        weight = float(coupling._weight(x0, x1, jnp.asarray(difference, jnp.float32), jnp.ones((32, 32), bool)))
+        weight = float(
+            coupling._weight(
+                x0, x1, jnp.asarray(difference, jnp.float32), jnp.ones((32, 32), bool)
+            )
+        )
         num = round(candidates * 32**2)
         assert round(part(weight * (1 - 1e-5)) * 32**2) == num
         assert round(part(weight * (1 + 1e-5)) * 32**2) == num - 1
         expected = linear_sum_assignment(cost + weight * difference)[1]
-        np.testing.assert_array_equal(coupling(x0, x1, (cond[:, :1], cond[:, 1]), key=key).source, expected)
+        np.testing.assert_array_equal(
+            coupling(x0, x1, (cond[:, :1], cond[:, 1]), key=key).source, expected
+        )
 
 
 def test_weight_has_plain_and_no_transport_as_limits(key):
@@ -240,10 +278,16 @@ def test_weight_has_plain_and_no_transport_as_limits(key):
     cond = np.arange(32, dtype=np.float32)
     source = lambda coupling, cond: np.asarray(coupling(x0, x1, cond, key=key).source)
     plain = linear_sum_assignment(costs(x0, x1))[1]
-    np.testing.assert_array_equal(source(fk.ConditionalAssignment(weight=0.0), cond), plain)
+    np.testing.assert_array_equal(
+        source(fk.ConditionalAssignment(weight=0.0), cond), plain
+    )
     np.testing.assert_array_equal(source(fk.ConditionalAssignment(0.9), cond), plain)
-    np.testing.assert_array_equal(source(fk.ConditionalAssignment(weight=1e3), cond), np.arange(32))
-    np.testing.assert_array_equal(source(fk.ConditionalAssignment(), np.zeros((32, 1), np.float32)), plain)
+    np.testing.assert_array_equal(
+        source(fk.ConditionalAssignment(weight=1e3), cond), np.arange(32)
+    )
+    np.testing.assert_array_equal(
+        source(fk.ConditionalAssignment(), np.zeros((32, 1), np.float32)), plain
+    )
 
 
 def test_noise_is_independent_of_the_condition(key):
@@ -253,7 +297,9 @@ def test_noise_is_independent_of_the_condition(key):
     x1 = np.stack([4.0 * labels - 2, 0 * labels], 1).astype(np.float32)
     mean = lambda pairing: x0[np.asarray(pairing.source)][labels == 1, 0].mean()
     assert mean(fk.assignment(x0, x1, key=key)) > 0.7
-    assert abs(mean(fk.ConditionalAssignment()(x0, x1, labels, key=key))) < 4 / np.sqrt(300)
+    assert abs(mean(fk.ConditionalAssignment()(x0, x1, labels, key=key))) < 4 / np.sqrt(
+        300
+    )
 
 
 # In the loss, and ahead of it.
@@ -265,7 +311,9 @@ def test_couplings_serve_the_loss(coupling, key):
     x0, x1 = batch(12)
     cond = jnp.arange(32) % 2
     network = lambda t, x, cond: jnp.zeros_like(x)
-    loss = lambda coupling: fk.flow_matching_loss(fk.Flow(network), x1, cond, key=key, coupling=coupling)
+    loss = lambda coupling: fk.flow_matching_loss(
+        fk.Flow(network), x1, cond, key=key, coupling=coupling
+    )
     assert 0 < loss(coupling) < loss(fk.independent)
 
 
@@ -275,7 +323,9 @@ def test_diffuse_plans_are_refused(key):
         with pytest.raises(ValueError, match="diffuse.*lower `epsilon`"):
             coupling(x0, x1, key=key)
     with pytest.raises(Exception, match="diffuse"):
-        eqx.filter_jit(fk.EntropicCoupling(100.0))(x0, x1, key=key).source.block_until_ready()
+        eqx.filter_jit(fk.EntropicCoupling(100.0))(
+            x0, x1, key=key
+        ).source.block_until_ready()
 
 
 @every_coupling
@@ -297,14 +347,38 @@ def test_a_batch_of_one_has_no_plan(coupling, key):
         (lambda: fk.ConditionalAssignment(0.0), "`candidates`"),
         (lambda: fk.ConditionalAssignment(weight=-1.0), "`weight`"),
         (lambda: fk.planned_pairs([], 0, key=jr.key(0)), "`batch_size`"),
-        (lambda: fk.planned_pairs([], 8, num_workers=0, key=jr.key(0)), "`num_workers`"),
-        (lambda: next(fk.planned_pairs([np.zeros((9, 2))], 4, key=jr.key(0))), "divide the 9 examples"),
+        (
+            lambda: fk.planned_pairs([], 8, num_workers=0, key=jr.key(0)),
+            "`num_workers`",
+        ),
+        (
+            lambda: next(fk.planned_pairs([np.zeros((9, 2))], 4, key=jr.key(0))),
+            "divide the 9 examples",
+        ),
         (lambda: next(fk.planned_pairs([{"x": 1}], 4, key=jr.key(0))), "`batches`"),
-        (lambda: next(fk.planned_pairs([(np.zeros((8, 2)), np.zeros(7))], 4, key=jr.key(0))), "`cond`"),
+        (
+            lambda: next(
+                fk.planned_pairs([(np.zeros((8, 2)), np.zeros(7))], 4, key=jr.key(0))
+            ),
+            "`cond`",
+        ),
         (lambda: fk.ConditionalAssignment()(*batch(0), key=jr.key(0)), "`cond`"),
-        (lambda: fk.ConditionalAssignment()(*batch(0), np.zeros(31), key=jr.key(0)), "`cond`"),
-        (lambda: fk.ConditionalAssignment(0.01)(*batch(0), np.zeros(32), key=jr.key(0)), "`candidates`"),
-        (lambda: fk.ConditionalAssignment()(*batch(0), np.full(32, np.nan), key=jr.key(0)), "NaN"),
+        (
+            lambda: fk.ConditionalAssignment()(*batch(0), np.zeros(31), key=jr.key(0)),
+            "`cond`",
+        ),
+        (
+            lambda: fk.ConditionalAssignment(0.01)(
+                *batch(0), np.zeros(32), key=jr.key(0)
+            ),
+            "`candidates`",
+        ),
+        (
+            lambda: fk.ConditionalAssignment()(
+                *batch(0), np.full(32, np.nan), key=jr.key(0)
+            ),
+            "NaN",
+        ),
     ],
 )
 def test_wrong_use(make, match):
@@ -319,23 +393,35 @@ def test_planned_pairs_are_optimal_complete_and_reproducible(key):
     served = list(fk.planned_pairs(iter(large), 8, key=key, num_workers=3))
     assert [pairs.x0.shape for pairs in served] == [(8, 2)] * 12
     np.testing.assert_array_equal(np.concatenate([pairs.x1 for pairs in served]), x1)
-    np.testing.assert_array_equal(np.concatenate([pairs.cond for pairs in served]), labels)
+    np.testing.assert_array_equal(
+        np.concatenate([pairs.cond for pairs in served]), labels
+    )
     for k in range(3):
         x0 = np.concatenate([pairs.x0 for pairs in served[4 * k : 4 * k + 4]])
         cost = costs(x0, x1[32 * k : 32 * k + 32])
-        assert np.trace(cost) == pytest.approx(cost[linear_sum_assignment(cost)].sum(), rel=1e-5)
+        assert np.trace(cost) == pytest.approx(
+            cost[linear_sum_assignment(cost)].sum(), rel=1e-5
+        )
     again = list(fk.planned_pairs(iter(large), 8, key=key, num_workers=1))
     for one, other in zip(served, again, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert len(np.unique(np.concatenate([pairs.x0 for pairs in served])[:, 0])) == 96  # another draw for each plan
+    assert (
+        len(np.unique(np.concatenate([pairs.x0 for pairs in served])[:, 0])) == 96
+    )  # another draw for each plan
 
 
 def test_planned_pairs_take_any_coupling_without_weights(key):
     x1 = batch(15, 32)[1]
     source = fk.Normal(jnp.full(2, 3.0), jnp.full(2, 0.1))
-    pairs = next(fk.planned_pairs([x1], 32, source=source, coupling=fk.UnbalancedCoupling(), key=key))
+    pairs = next(
+        fk.planned_pairs(
+            [x1], 32, source=source, coupling=fk.UnbalancedCoupling(), key=key
+        )
+    )
     assert np.all(np.abs(pairs.x0 - 3) < 0.5)
-    assert {tuple(row) for row in pairs.x1.tolist()} <= {tuple(row) for row in x1.tolist()}
+    assert {tuple(row) for row in pairs.x1.tolist()} <= {
+        tuple(row) for row in x1.tolist()
+    }
     weighted = fk.UnbalancedCoupling(weight_power=1.0)
     with pytest.raises(ValueError, match="weights"):
         next(fk.planned_pairs([x1], 32, coupling=weighted, key=key))
@@ -347,10 +433,17 @@ def test_planned_pairs_train(key):
     pairs = fk.planned_pairs(itertools.repeat(x1), 16, key=key)
 
     def loss(flow, batch, key):
-        return fk.flow_matching_loss(flow, batch.x1, key=key, coupling=fk.Paired(batch.x0))
+        return fk.flow_matching_loss(
+            flow, batch.x1, key=key, coupling=fk.Paired(batch.x0)
+        )
 
     flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(8,), key=key))
-    options = {"optimizer": optax.adam(1e-2), "steps_per_call": 5, "progress": False, "key": key}
+    options = {
+        "optimizer": optax.adam(1e-2),
+        "steps_per_call": 5,
+        "progress": False,
+        "key": key,
+    }
     result = fk.training.fit(loss, flow, pairs, num_steps=10, **options)
     assert np.all(np.isfinite(result.history["loss"].values))
     pairs.close()

@@ -12,10 +12,25 @@ from flowkit.testing import (
     assert_permutation_invariant,
 )
 
-from .helpers import call, cloud, CRNS, DIMENSIONS, GLOBAL_CRNS, KEY, LOCAL_CRNS, SMALL, SMALLEST, STRUCTURED_CRNS
+from .helpers import (
+    call,
+    cloud,
+    CRNS,
+    DIMENSIONS,
+    GLOBAL_CRNS,
+    KEY,
+    LOCAL_CRNS,
+    SMALL,
+    SMALLEST,
+    STRUCTURED_CRNS,
+)
 
 
-NUM_LATENTS = dict.fromkeys(GLOBAL_CRNS, 1) | dict.fromkeys(LOCAL_CRNS, 6) | dict.fromkeys(STRUCTURED_CRNS, 3)
+NUM_LATENTS = (
+    dict.fromkeys(GLOBAL_CRNS, 1)
+    | dict.fromkeys(LOCAL_CRNS, 6)
+    | dict.fromkeys(STRUCTURED_CRNS, 3)
+)
 BACKBONES = [nn.AdaLNMLP, nn.DiT, nn.CrossAttentionCRN, nn.ConcatSquashMLP]
 MASK = jnp.array([True, True, False, True, True, True])
 
@@ -31,7 +46,9 @@ def drawn(make, *args):
     def draw(leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
-        values = rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[0] if leaf.ndim == 2 else 4)
+        values = rng.normal(size=leaf.shape) / np.sqrt(
+            leaf.shape[0] if leaf.ndim == 2 else 4
+        )
         return jnp.asarray(values.astype(leaf.dtype))
 
     return jax.tree.map(draw, eqx.filter_eval_shape(make, *args))
@@ -40,7 +57,9 @@ def drawn(make, *args):
 def latents_for(name):
     if name not in NUM_LATENTS:
         return None
-    return jnp.asarray(np.random.default_rng(1).normal(size=(NUM_LATENTS[name], 8)).astype(np.float32))
+    return jnp.asarray(
+        np.random.default_rng(1).normal(size=(NUM_LATENTS[name], 8)).astype(np.float32)
+    )
 
 
 class Cloudwise(eqx.Module):
@@ -53,7 +72,9 @@ class Cloudwise(eqx.Module):
     def __call__(self, points, mask=None):
         latents = self.latents
         if self.local and latents is not None:
-            latents = jnp.pad(latents, ((0, points.shape[0] - latents.shape[0]), (0, 0)))
+            latents = jnp.pad(
+                latents, ((0, points.shape[0] - latents.shape[0]), (0, 0))
+            )
         return self.crn(0.3, points, latents, mask)
 
 
@@ -61,7 +82,9 @@ def cloudwise(name, d):
     return Cloudwise(drawn(CRNS[name], d, KEY), latents_for(name), name in LOCAL_CRNS)
 
 
-@pytest.mark.parametrize(("name", "d"), [(name, DIMENSIONS[i % 3]) for i, name in enumerate(CRNS)])
+@pytest.mark.parametrize(
+    ("name", "d"), [(name, DIMENSIONS[i % 3]) for i, name in enumerate(CRNS)]
+)
 def test_crn_masks(name, d):
     assert_mask_independent(cloudwise(name, d), cloud(d), MASK, key=KEY)
 
@@ -69,7 +92,12 @@ def test_crn_masks(name, d):
 # The dimension enters by the embedding alone: all of them for one conditioner, one for each combination.
 @pytest.mark.parametrize(
     ("name", "d"),
-    [(name, d) for i, name in enumerate(CRNS) for d in DIMENSIONS if name in GLOBAL_CRNS or d == DIMENSIONS[i % 3]],
+    [
+        (name, d)
+        for i, name in enumerate(CRNS)
+        for d in DIMENSIONS
+        if name in GLOBAL_CRNS or d == DIMENSIONS[i % 3]
+    ],
 )
 def test_crn_symmetry(name, d):
     network = cloudwise(name, d)
@@ -79,7 +107,9 @@ def test_crn_symmetry(name, d):
         assert_permutation_equivariant(joint, (points, latents), MASK, key=KEY)
     elif name in STRUCTURED_CRNS:
         assert_permutation_equivariant(network, points, MASK, key=KEY)
-        assert_permutation_invariant(lambda z, _: network.crn(0.3, points, z, MASK), latents, key=KEY)
+        assert_permutation_invariant(
+            lambda z, _: network.crn(0.3, points, z, MASK), latents, key=KEY
+        )
     else:
         assert_permutation_equivariant(network, points, MASK, key=KEY)
 
@@ -88,7 +118,11 @@ def test_crn_symmetry(name, d):
 def test_crn_starts_as_zero_and_learns(name):
     make, latents = CRNS[name], latents_for(name)
     crn = make(2, KEY)
-    assert (crn.in_size, crn.out_size, crn.latent_size) == (2, 2, 0 if latents is None else 8)
+    assert (crn.in_size, crn.out_size, crn.latent_size) == (
+        2,
+        2,
+        0 if latents is None else 8,
+    )
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad(has_aux=True)
@@ -100,15 +134,23 @@ def test_crn_starts_as_zero_and_learns(name):
     assert not np.any(value)
     assert any(np.any(np.asarray(g)) for g in parameters(first))
     # Once the last layer has moved, so does everything else.
-    assert all(np.any(np.asarray(g)) for g in parameters(gradient(drawn(make, 2, KEY))[1]))
+    assert all(
+        np.any(np.asarray(g)) for g in parameters(gradient(drawn(make, 2, KEY))[1])
+    )
 
 
 @pytest.mark.parametrize("name", CRNS)
 def test_crn_of_one_point_depends_on_all_its_inputs_smoothly_in_time(name):
     network = cloudwise(name, 3)
-    latents = None if network.latents is None else np.asarray(network.latents)[: 1 if name in LOCAL_CRNS else None]
+    latents = (
+        None
+        if network.latents is None
+        else np.asarray(network.latents)[: 1 if name in LOCAL_CRNS else None]
+    )
     points = np.asarray(cloud(3, 1))
-    one = eqx.filter_jit(lambda t, x, z: jax.jvp(lambda t: network.crn(t, x, z), (t,), (jnp.ones(()),)))
+    one = eqx.filter_jit(
+        lambda t, x, z: jax.jvp(lambda t: network.crn(t, x, z), (t,), (jnp.ones(()),))
+    )
     value, tangent = one(jnp.array(0.3), points, latents)
     assert value.shape == points.shape
     assert value.dtype == jnp.float32
@@ -142,12 +184,18 @@ def test_pointwise_networks_move_each_point_on_its_own(name):
 
 def test_conditioners_agree_where_they_meet():
     # One latent for all points is the same, said once, once for each point, or as the mean of equal ones.
-    make = lambda conditioner: drawn(lambda: nn.AdaLNMLP(2, 8, **SMALL, conditioner=conditioner, key=KEY))
+    make = lambda conditioner: drawn(
+        lambda: nn.AdaLNMLP(2, 8, **SMALL, conditioner=conditioner, key=KEY)
+    )
     latent = jr.normal(KEY, (1, 8))
     many = jnp.tile(latent, (6, 1))
     expected = call(make(nn.Broadcast()), 0.3, cloud(2), latent)
-    np.testing.assert_allclose(call(make(nn.PerPoint()), 0.3, cloud(2), many), expected, atol=1e-5)
-    np.testing.assert_allclose(call(make(nn.Pool(nn.mean_pool)), 0.3, cloud(2), many), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        call(make(nn.PerPoint()), 0.3, cloud(2), many), expected, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        call(make(nn.Pool(nn.mean_pool)), 0.3, cloud(2), many), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +207,11 @@ def test_conditioners_agree_where_they_meet():
         ("concat_squash_per_point", jnp.zeros((2, 8)), "2 rows and `points` has 6"),
         ("adaln_mlp", jnp.zeros((1, 7)), "size 7.*latent_size=8"),
         ("adaln_mlp", None, "`latents` is None.*latent_size=8"),
-        ("adaln_mlp_unconditional", jnp.zeros((1, 7)), "unconditional: build it with latent_size=7"),
+        (
+            "adaln_mlp_unconditional",
+            jnp.zeros((1, 7)),
+            "unconditional: build it with latent_size=7",
+        ),
     ],
 )
 def test_crn_refuses_wrong_latents(name, latents, message):
@@ -169,7 +221,9 @@ def test_crn_refuses_wrong_latents(name, latents, message):
 
 def test_a_vector_is_one_latent():
     network = cloudwise("adaln_mlp", 2)
-    np.testing.assert_array_equal(network.crn(0.3, cloud(2), network.latents[0]), network(cloud(2)))
+    np.testing.assert_array_equal(
+        network.crn(0.3, cloud(2), network.latents[0]), network(cloud(2))
+    )
 
 
 @pytest.mark.parametrize("make", BACKBONES)
@@ -190,7 +244,9 @@ def test_crn_over_slots_is_a_velocity_network_of_latents(make):
 def test_shared_conditioning_is_computed_once():
     # With one latent no product over the points has the conditioning's width: 17 appears in vectors of one row only.
     crn = nn.AdaLNMLP(2, 8, cond_size=17, key=KEY)
-    jaxpr = jax.make_jaxpr(lambda x, z: crn(0.3, x, z))(jnp.zeros((50, 2)), jnp.zeros((1, 8)))
+    jaxpr = jax.make_jaxpr(lambda x, z: crn(0.3, x, z))(
+        jnp.zeros((50, 2)), jnp.zeros((1, 8))
+    )
     shapes = [v.aval.shape for equation in jaxpr.jaxpr.eqns for v in equation.outvars]
     assert (1, 17) in shapes
     assert (50, 17) not in shapes
@@ -218,7 +274,9 @@ def test_pool_leaves_out_rows_of_zeros(pooling):
     latents = rows(3, 8) - 5  # negative, so that a zero would win a maximum
     padded = jnp.pad(latents, ((0, 2), (0, 0)))
     pool = nn.Pool(pooling)
-    np.testing.assert_allclose(call(pool, 0.3, cloud(2), padded), call(pool, 0.3, cloud(2), latents), rtol=1e-5)
+    np.testing.assert_allclose(
+        call(pool, 0.3, cloud(2), padded), call(pool, 0.3, cloud(2), latents), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [*STRUCTURED_CRNS])
@@ -227,7 +285,9 @@ def test_latents_that_are_not_there_have_no_influence(name):
     latents = network.latents - 5  # negative, so that a zero would win a maximum
     padded = jnp.pad(latents, ((0, 2), (0, 0)))
     expected = call(network.crn, 0.3, cloud(2), latents)
-    np.testing.assert_allclose(call(network.crn, 0.3, cloud(2), padded), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        call(network.crn, 0.3, cloud(2), padded), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_nothing_but_zeros_still_has_a_time():
@@ -241,7 +301,9 @@ def test_nothing_but_zeros_still_has_a_time():
 
 
 def rows(*shape, seed=3):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    return jnp.asarray(
+        np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    )
 
 
 def silu(x):
@@ -249,8 +311,13 @@ def silu(x):
 
 
 def test_select_is_its_formula():
-    select = drawn(lambda: nn.Select(2, 3, width_size=5, time_embedding=nn.RawTime(), key=KEY))
-    points, latents = np.asarray(cloud(2), np.float64), np.asarray(rows(4, 3), np.float64)
+    select = drawn(
+        lambda: nn.Select(2, 3, width_size=5, time_embedding=nn.RawTime(), key=KEY)
+    )
+    points, latents = (
+        np.asarray(cloud(2), np.float64),
+        np.asarray(rows(4, 3), np.float64),
+    )
     affine = lambda linear, x: x @ np.asarray(linear.weight) + np.asarray(linear.bias)
     expected = []
     hidden = [silu(affine(select.latent_in, np.append(z, 0.3))) for z in latents]
@@ -258,14 +325,24 @@ def test_select_is_its_formula():
         query = silu(affine(select.embedding.linear, x))
         weights = np.array([np.exp(query @ h / np.sqrt(5)) for h in hidden])
         expected.append(weights @ np.stack(hidden) / weights.sum())
-    np.testing.assert_allclose(call(select, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        call(select, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5
+    )
 
 
 def test_cross_attend_is_attention_of_points_to_latents():
-    cross = drawn(lambda: nn.CrossAttend(2, 3, width_size=8, num_heads=2, time_embedding=nn.RawTime(), key=KEY))
-    context = cross.latent_in(jnp.concatenate([rows(4, 3), jnp.full((4, 1), 0.3)], axis=1))
+    cross = drawn(
+        lambda: nn.CrossAttend(
+            2, 3, width_size=8, num_heads=2, time_embedding=nn.RawTime(), key=KEY
+        )
+    )
+    context = cross.latent_in(
+        jnp.concatenate([rows(4, 3), jnp.full((4, 1), 0.3)], axis=1)
+    )
     expected = cross.attention(jax.nn.silu(cross.embedding(cloud(2))), context)
-    np.testing.assert_allclose(call(cross, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        call(cross, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5
+    )
 
 
 def test_dit_blocks_start_as_the_identity():
@@ -274,12 +351,17 @@ def test_dit_blocks_start_as_the_identity():
     dit = eqx.tree_at(lambda dit: dit.out, dit, nn.Linear(8, 2, key=KEY))
     h = np.asarray(jax.nn.silu(dit.embedding(cloud(2))), np.float64)
     h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(call(dit, 0.3, cloud(2), rows(1, 8)), h @ np.asarray(dit.out.weight), atol=1e-5)
+    np.testing.assert_allclose(
+        call(dit, 0.3, cloud(2), rows(1, 8)), h @ np.asarray(dit.out.weight), atol=1e-5
+    )
 
 
 def test_points_of_a_dit_see_each_other():
     network, points = cloudwise("dit", 2), cloud(2)
-    change = np.any(np.asarray(call(network, points) != call(network, points.at[3].add(1.0))), axis=1)
+    change = np.any(
+        np.asarray(call(network, points) != call(network, points.at[3].add(1.0))),
+        axis=1,
+    )
     assert change.all()
 
 
@@ -293,7 +375,9 @@ def test_dropout_needs_a_key(make):
 
 def test_stochastic_depth_grows_with_depth():
     dit = drawn(lambda: nn.DiT(2, 8, depth=3, stochastic_depth=0.2, key=KEY))
-    np.testing.assert_allclose([block.residual.stochastic_depth.p for block in dit.blocks], [0.0, 0.1, 0.2])
+    np.testing.assert_allclose(
+        [block.residual.stochastic_depth.p for block in dit.blocks], [0.0, 0.1, 0.2]
+    )
 
 
 def test_cross_attention_wants_a_token():
@@ -326,12 +410,21 @@ def test_concat_squash_keeps_scales():
 def test_squash_sum_keeps_the_direction_and_bounds_the_length():
     layer = drawn(lambda: nn.SquashSum((3, 2), 4, key=KEY))
     x, y = 2 * rows(5, 3), rows(5, 2)
-    v = np.asarray(x @ layer.linears[0].weight + layer.linears[0].bias + y @ layer.linears[1].weight, np.float64)
+    v = np.asarray(
+        x @ layer.linears[0].weight
+        + layer.linears[0].bias
+        + y @ layer.linears[1].weight,
+        np.float64,
+    )
     value = np.asarray(layer(x, y))
     square = np.sum(v**2, axis=1)
-    np.testing.assert_allclose(np.linalg.norm(value, axis=1), square / (1 + square), rtol=1e-5)
     np.testing.assert_allclose(
-        value / np.linalg.norm(value, axis=1, keepdims=True), v / np.sqrt(square)[:, None], atol=1e-5
+        np.linalg.norm(value, axis=1), square / (1 + square), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        value / np.linalg.norm(value, axis=1, keepdims=True),
+        v / np.sqrt(square)[:, None],
+        atol=1e-5,
     )
     zero = jax.tree.map(jnp.zeros_like, eqx.filter(layer, eqx.is_inexact_array))
     assert np.all(np.isfinite(jax.jacrev(lambda x: eqx.combine(zero, layer)(x, y))(x)))

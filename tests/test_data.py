@@ -23,17 +23,31 @@ HALF = 0.5 - 2 / PI
 TOYS = {
     data.mixture_1d: ([-0.8], [[3.916]]),
     data.eight_gaussians: ([0, 0], np.eye(2) * (12.5 + 0.1)),
-    data.moons: ([0.5, 0.25], [[0.75, HALF / 2 - 0.125], [HALF / 2 - 0.125, (0.75 + HALF) / 2 - 0.0625]] + BLUR),
+    data.moons: (
+        [0.5, 0.25],
+        [[0.75, HALF / 2 - 0.125], [HALF / 2 - 0.125, (0.75 + HALF) / 2 - 0.0625]]
+        + BLUR,
+    ),
     data.circles: ([0, 0], np.eye(2) * 0.625 / 2 + BLUR),
-    data.s_curve: ([0, 0], [[0.5, -1 / (3 * PI)], [-1 / (3 * PI), 1.5 + 4 / (3 * PI)]] + BLUR),
-    data.spiral: ([0, 0], [[1.51 + PI**-2 / 4, -0.75 / PI], [-0.75 / PI, 1.51 - PI**-2 / 4]]),
+    data.s_curve: (
+        [0, 0],
+        [[0.5, -1 / (3 * PI)], [-1 / (3 * PI), 1.5 + 4 / (3 * PI)]] + BLUR,
+    ),
+    data.spiral: (
+        [0, 0],
+        [[1.51 + PI**-2 / 4, -0.75 / PI], [-0.75 / PI, 1.51 - PI**-2 / 4]],
+    ),
     data.pinwheel: ([0, 0], np.eye(2) * 2 * (1 + 0.3**2 + 0.1**2)),
     data.checkerboard: ([0, 0], [[16 / 3, 1], [1, 16 / 3]]),
 }
 SCIKIT = {
     data.moons: lambda num: datasets.make_moons(num, noise=0.05, random_state=0)[0],
-    data.circles: lambda num: datasets.make_circles(num, noise=0.05, factor=0.5, random_state=0)[0],
-    data.s_curve: lambda num: datasets.make_s_curve(num, noise=0.05, random_state=0)[0][:, [0, 2]],
+    data.circles: lambda num: datasets.make_circles(
+        num, noise=0.05, factor=0.5, random_state=0
+    )[0],
+    data.s_curve: lambda num: datasets.make_s_curve(num, noise=0.05, random_state=0)[0][
+        :, [0, 2]
+    ],
 }
 each_toy = pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.__name__)
 
@@ -70,7 +84,10 @@ def test_toys_keep_the_contract(toy, key, compilations):
 def test_toys_have_their_moments(toy, key):
     mean, covariance = TOYS[toy]
     centred = np.asarray(toy(NUM, key=key), np.float64) - mean
-    for moment, exact in ((centred, 0), (centred[:, :, None] * centred[:, None, :], covariance)):
+    for moment, exact in (
+        (centred, 0),
+        (centred[:, :, None] * centred[:, None, :], covariance),
+    ):
         errors = moment.std(axis=0) / np.sqrt(len(moment))
         assert np.all(np.abs(moment.mean(axis=0) - exact) < 5 * errors)
 
@@ -89,7 +106,9 @@ def test_mixture_1d_is_its_exact_density(key):
     cdf = lambda x: stats.norm.cdf((x[:, None] - means[:, 0]) / stds[:, 0]) @ weights
     assert cdf(np.zeros(1)) == pytest.approx(0.695782, abs=1e-6)
     assert stats.kstest(points, cdf).pvalue > 1e-4
-    assert float(fk.GaussianMixture(*data.MIXTURE_1D).log_prob(jnp.array([-2.0]))) == pytest.approx(-1.052470, abs=1e-5)
+    assert float(
+        fk.GaussianMixture(*data.MIXTURE_1D).log_prob(jnp.array([-2.0]))
+    ) == pytest.approx(-1.052470, abs=1e-5)
 
 
 @pytest.mark.parametrize("num", [1, 10, 500])
@@ -106,8 +125,13 @@ def test_eight_gaussians_is_its_mixture(key):
     points = np.asarray(data.eight_gaussians(NUM, radius=3.0, std=0.2, key=key))
     distance = np.linalg.norm(points[:, None] - means, axis=-1)
     nearest = distance.argmin(axis=1)
-    assert stats.chisquare(np.bincount(nearest, minlength=8), NUM * weights).pvalue > 1e-4
-    assert stats.kstest(distance.min(axis=1) / stds[0, 0], stats.rayleigh.cdf).pvalue > 1e-4
+    assert (
+        stats.chisquare(np.bincount(nearest, minlength=8), NUM * weights).pvalue > 1e-4
+    )
+    assert (
+        stats.kstest(distance.min(axis=1) / stds[0, 0], stats.rayleigh.cdf).pvalue
+        > 1e-4
+    )
 
 
 def test_checkerboard_is_uniform_on_its_squares(key):
@@ -115,7 +139,10 @@ def test_checkerboard_is_uniform_on_its_squares(key):
     column, row = np.floor((points.T + 4) / 2).astype(int)
     assert np.all((column + row) % 2 == 0)
     assert np.abs(points).max() <= 4
-    assert stats.chisquare(np.unique(4 * column + row, return_counts=True)[1]).pvalue > 1e-4
+    assert (
+        stats.chisquare(np.unique(4 * column + row, return_counts=True)[1]).pvalue
+        > 1e-4
+    )
     for axis in ((points + 4) % 2).T:
         assert stats.kstest(axis / 2, "uniform").pvalue > 1e-4
 
@@ -123,14 +150,19 @@ def test_checkerboard_is_uniform_on_its_squares(key):
 def test_spiral_without_noise_lies_on_its_arms(key):
     x, y = np.asarray(data.spiral(NUM, noise=0.0, key=key), np.float64).T
     radius = np.hypot(x, y)
-    turns = (np.arctan2(y, x) - np.pi * radius) / np.pi  # whole on the arms, both parities by chance
+    turns = (
+        np.arctan2(y, x) - np.pi * radius
+    ) / np.pi  # whole on the arms, both parities by chance
     assert np.abs(turns - np.round(turns)).max() < 1e-4
     assert stats.binomtest(int(np.sum(np.round(turns) % 2)), NUM).pvalue > 1e-4
     assert stats.kstest(radius / 3, "uniform").pvalue > 1e-4
 
 
 def test_pinwheel_unwinds_into_gaussians(key):
-    points = np.asarray(data.pinwheel(NUM, num_arms=3, radial_std=0.1, tangential_std=0.05, key=key), np.float64)
+    points = np.asarray(
+        data.pinwheel(NUM, num_arms=3, radial_std=0.1, tangential_std=0.05, key=key),
+        np.float64,
+    )
     z = (points[:, 0] + 1j * points[:, 1]) / 2
     arms = np.exp(-2j * np.pi * np.arange(3) / 3)
     # The shear depends on x, which the modulus gives up to the small y: undo it with the arm that fits best.
@@ -152,18 +184,40 @@ def test_another_noise_is_not_another_program(key, compilations):
     ("call", "fragment"),
     [
         (lambda key: data.moons(0, key=key), "`num` must be at least 1"),
-        (lambda key: data.circles(5, noise=-1.0, key=key), "`noise` must be a finite number"),
+        (
+            lambda key: data.circles(5, noise=-1.0, key=key),
+            "`noise` must be a finite number",
+        ),
         (lambda key: data.eight_gaussians(5, std=float("nan"), key=key), "`std`"),
         (lambda key: data.pinwheel(5, num_arms=0, key=key), "`num_arms`"),
         (lambda key: data.digits(draws=0, key=key), "`draws`"),
         (lambda key: data.load_digits(test_fraction=1.0), "`test_fraction`"),
-        (lambda key: data.images_to_points(np.ones((1, 2, 2)), 0, key=key), "`num_points`"),
-        (lambda key: data.images_to_points(np.ones((1, 2, 2)), 3, jitter=-1.0, key=key), "`jitter`"),
-        (lambda key: data.images_to_points(np.ones((0, 2, 2)), 3, key=key), "`images` is empty"),
-        (lambda key: data.images_to_points(-np.ones((1, 2, 2)), 3, key=key), "not negative"),
-        (lambda key: data.images_to_points(np.full((1, 2, 2), np.nan), 3, key=key), "finite"),
         (
-            lambda key: data.images_to_points(np.array([[[1.0, 0.0]], [[0.0, 0.0]]]), 3, key=key),
+            lambda key: data.images_to_points(np.ones((1, 2, 2)), 0, key=key),
+            "`num_points`",
+        ),
+        (
+            lambda key: data.images_to_points(
+                np.ones((1, 2, 2)), 3, jitter=-1.0, key=key
+            ),
+            "`jitter`",
+        ),
+        (
+            lambda key: data.images_to_points(np.ones((0, 2, 2)), 3, key=key),
+            "`images` is empty",
+        ),
+        (
+            lambda key: data.images_to_points(-np.ones((1, 2, 2)), 3, key=key),
+            "not negative",
+        ),
+        (
+            lambda key: data.images_to_points(np.full((1, 2, 2), np.nan), 3, key=key),
+            "finite",
+        ),
+        (
+            lambda key: data.images_to_points(
+                np.array([[[1.0, 0.0]], [[0.0, 0.0]]]), 3, key=key
+            ),
             "zero everywhere in image 1",
         ),
     ],
@@ -182,13 +236,20 @@ def test_load_digits_is_whole_stratified_and_repeatable():
     split = data.load_digits(test_fraction=0.2, seed=3)
     again = data.load_digits(test_fraction=0.2, seed=3)
     pixels, target = datasets.load_digits(return_X_y=True)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(again), strict=True))
-    assert not np.array_equal(split.test.labels, data.load_digits(test_fraction=0.2, seed=4).test.labels)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(again), strict=True)
+    )
+    assert not np.array_equal(
+        split.test.labels, data.load_digits(test_fraction=0.2, seed=4).test.labels
+    )
     assert len(split.test.labels) == round(0.2 * 1797)
     share = np.bincount(split.test.labels) / np.bincount(target)
     assert np.all(np.abs(share - 0.2) * np.bincount(target) <= 1)
     images, labels = (np.concatenate(parts) for parts in zip(*split, strict=True))
-    rows = lambda images, labels: sorted(zip(map(bytes, images.astype(np.uint8)), labels.tolist(), strict=True))
+    rows = lambda images, labels: sorted(
+        zip(map(bytes, images.astype(np.uint8)), labels.tolist(), strict=True)
+    )
     assert rows(images * 16, labels) == rows(pixels.reshape(-1, 8, 8), target)
 
 
@@ -210,13 +271,18 @@ def test_digits_draws_are_independent_draws_of_the_same_images(key):
     for draw in draws:
         column = np.floor((draw[..., 0] + 1) * 4).astype(int)
         row = np.floor((1 - draw[..., 1]) * 4).astype(int)
-        assert np.all(images.images[np.arange(len(images.images))[:, None], row, column] > 0)
+        assert np.all(
+            images.images[np.arange(len(images.images))[:, None], row, column] > 0
+        )
 
 
 def test_images_to_points_follows_the_intensities(key):
     image = np.array([[0.0, 1.0, 0.0, 3.0], [6.0, 0.0, 10.0, 0.0]])
     points = np.asarray(data.images_to_points(image[None], NUM, key=key))[0]
-    row, column = np.floor(1 - 2 * points[:, 1]).astype(int), np.floor(2 + 2 * points[:, 0]).astype(int)
+    row, column = (
+        np.floor(1 - 2 * points[:, 1]).astype(int),
+        np.floor(2 + 2 * points[:, 0]).astype(int),
+    )
     counts = np.zeros_like(image)
     np.add.at(counts, (row, column), 1)
     assert np.array_equal(counts > 0, image > 0)
@@ -242,4 +308,9 @@ def test_images_to_points_compiles_once_and_jits(key, compilations):
     compilations.clear()
     assert np.array_equal(eager, data.images_to_points(images, 7, key=key))
     assert not compilations
-    assert np.allclose(eager, jax.jit(lambda images, key: data.images_to_points(images, 7, key=key))(images, key))
+    assert np.allclose(
+        eager,
+        jax.jit(lambda images, key: data.images_to_points(images, 7, key=key))(
+            images, key
+        ),
+    )

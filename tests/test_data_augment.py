@@ -43,12 +43,32 @@ def test_pad_keeps_every_point():
     ("clouds", "options", "fragment"),
     [
         ([], {}, "`clouds` is empty"),
-        ([np.ones((2, 2)), np.ones((2, 3))], {}, "equal dimensions and dtypes, got 2 of float64, 3 of float64"),
-        ([np.ones((2, 2)), np.ones((2, 2), np.float32)], {}, "equal dimensions and dtypes"),
-        ([np.ones((2, 2)), np.ones((5, 2))], {"num_points": 4}, "`num_points` is 4, but cloud 1 has 5"),
-        ([np.ones((2, 2)), np.ones((0, 2))], {}, "`clouds`: `mask` hides every point of cloud 1"),
+        (
+            [np.ones((2, 2)), np.ones((2, 3))],
+            {},
+            "equal dimensions and dtypes, got 2 of float64, 3 of float64",
+        ),
+        (
+            [np.ones((2, 2)), np.ones((2, 2), np.float32)],
+            {},
+            "equal dimensions and dtypes",
+        ),
+        (
+            [np.ones((2, 2)), np.ones((5, 2))],
+            {"num_points": 4},
+            "`num_points` is 4, but cloud 1 has 5",
+        ),
+        (
+            [np.ones((2, 2)), np.ones((0, 2))],
+            {},
+            "`clouds`: `mask` hides every point of cloud 1",
+        ),
         ([np.full((2, 2), np.inf)], {}, "`clouds`: `points` is not finite"),
-        ([np.ones((2, 2))], {"labels": np.arange(3)}, "`labels` must be integers of shape"),
+        (
+            [np.ones((2, 2))],
+            {"labels": np.arange(3)},
+            "`labels` must be integers of shape",
+        ),
     ],
 )
 def test_pad_names_what_is_wrong(clouds, options, fragment):
@@ -75,7 +95,11 @@ def test_subsets_are_of_valid_points_without_repeats(masked):
 def test_every_subset_and_order_is_equally_likely():
     """Ordered pairs of four valid points of six: each of the twelve as often."""
     points = np.tile(np.arange(6, dtype=np.float32)[:, None], (6000, 1, 1))
-    cut = data.subsample(data.PointSets(points, np.tile(np.arange(6) % 3 > 0, (6000, 1))), RNG(), num_points=2)
+    cut = data.subsample(
+        data.PointSets(points, np.tile(np.arange(6) % 3 > 0, (6000, 1))),
+        RNG(),
+        num_points=2,
+    )
     assert cut.mask.all()
     pairs = np.unique(cut.points[..., 0] @ [10, 1], return_counts=True)
     assert len(pairs[0]) == 12
@@ -83,13 +107,21 @@ def test_every_subset_and_order_is_equally_likely():
 
 
 def test_the_objects_of_a_scene_go_with_their_points(key):
-    images = data.Images(np.eye(4, dtype=np.float32).reshape(4, 2, 2), np.arange(4, dtype=np.int32))
+    images = data.Images(
+        np.eye(4, dtype=np.float32).reshape(4, 2, 2), np.arange(4, dtype=np.int32)
+    )
     sets = data.scenes(images, 5, 6, num_objects=(1, 3), key=key)
     cut = data.subsample(sets, RNG(), num_points=7)
     assert cut.digit_labels is sets.digit_labels
     for i in range(5):
-        pairs = {(*point, label) for point, label in zip(sets.points[i], sets.object_ids[i], strict=True)}
-        assert {(*point, label) for point, label in zip(cut.points[i], cut.object_ids[i], strict=True)} <= pairs
+        pairs = {
+            (*point, label)
+            for point, label in zip(sets.points[i], sets.object_ids[i], strict=True)
+        }
+        assert {
+            (*point, label)
+            for point, label in zip(cut.points[i], cut.object_ids[i], strict=True)
+        } <= pairs
         assert np.array_equal(cut.mask[i], cut.object_ids[i] >= 0)
 
 
@@ -102,7 +134,9 @@ def test_subsets_have_a_size_that_exists(num_points):
 def moves_of(before, after, mask):
     """The affine map of each cloud by least squares, `(d + 1, d)`."""
     maps = []
-    for x, y, valid in zip(before.astype(float), after.astype(float), mask, strict=True):
+    for x, y, valid in zip(
+        before.astype(float), after.astype(float), mask, strict=True
+    ):
         x = np.concatenate([x[valid], np.ones((valid.sum(), 1))], axis=1)
         solution, residual, _, _ = np.linalg.lstsq(x, y[valid], rcond=None)
         assert np.all(residual < 1e-8)
@@ -122,9 +156,15 @@ def test_augment_is_rotate_scale_translate_with_the_defaults():
     sets = make_sets(3000, 6)
     matrices, shifts = linear(sets, data.Augment())
     scales = np.sqrt(np.linalg.det(matrices))
-    assert np.allclose(matrices @ np.swapaxes(matrices, 1, 2), scales[:, None, None] ** 2 * np.eye(2), atol=1e-4)
+    assert np.allclose(
+        matrices @ np.swapaxes(matrices, 1, 2),
+        scales[:, None, None] ** 2 * np.eye(2),
+        atol=1e-4,
+    )
     angles = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]) % (2 * np.pi)
-    drawn = np.stack([angles / (2 * np.pi), (scales - 0.7) / 0.6, *(shifts / 0.4 + 0.5).T])
+    drawn = np.stack(
+        [angles / (2 * np.pi), (scales - 0.7) / 0.6, *(shifts / 0.4 + 0.5).T]
+    )
     for values in drawn:
         assert stats.kstest(values, "uniform").pvalue > 1e-4
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 5 / np.sqrt(3000)
@@ -152,13 +192,17 @@ def test_paired_noise_is_turned_with_its_cloud(masked):
     best = np.arange(points.shape[1])
     for i, rows in enumerate(valid):
         x0[i, rows] = x0[i, rows][assigned(points[i, rows], x0[i, rows])]
-    moved = data.Augment(rotate=data.any_rotation, flip=(0, 1))(data.PairedSets(points, x0, mask, labels), RNG())
+    moved = data.Augment(rotate=data.any_rotation, flip=(0, 1))(
+        data.PairedSets(points, x0, mask, labels), RNG()
+    )
     assert moved.x0.dtype == np.float32
     maps = moves_of(points, moved.points, valid)[:, :-1]
     matrices = maps / np.abs(np.linalg.det(maps))[:, None, None] ** (1 / 3)
     assert np.allclose(moved.x0, x0 @ matrices, atol=1e-4)
     for i, rows in enumerate(valid):
-        assert np.array_equal(assigned(moved.points[i, rows], moved.x0[i, rows]), best[: rows.sum()])
+        assert np.array_equal(
+            assigned(moved.points[i, rows], moved.x0[i, rows]), best[: rows.sum()]
+        )
     still = data.Augment(rotate=None)(data.PairedSets(points, x0, mask), RNG())
     assert np.array_equal(still.x0, x0)
 
@@ -169,7 +213,8 @@ def assigned(points, x0):
 
 def test_flips_are_independent_coins():
     matrices, _ = linear(
-        make_sets(2000, 4, 3, masked=False), data.Augment(rotate=None, scale=None, translate=None, flip=(0, 2))
+        make_sets(2000, 4, 3, masked=False),
+        data.Augment(rotate=None, scale=None, translate=None, flip=(0, 2)),
     )
     signs = np.round(np.diagonal(matrices, axis1=1, axis2=2)).astype(int)
     assert np.allclose(matrices, signs[:, :, None] * np.eye(3), atol=1e-4)
@@ -210,7 +255,9 @@ def test_any_rotation_is_the_haar_measure(dim):
     assert np.allclose(np.linalg.det(matrices), 1)
     if dim > 1:
         for entry in matrices.reshape(4000, -1).T:
-            assert stats.kstest(entry**2, stats.beta(0.5, (dim - 1) / 2).cdf).pvalue > 1e-5
+            assert (
+                stats.kstest(entry**2, stats.beta(0.5, (dim - 1) / 2).cdf).pvalue > 1e-5
+            )
             assert abs(entry.mean()) < 5 * entry.std() / np.sqrt(4000)
     if dim == 3:
         angles = Rotation.from_matrix(matrices).magnitude()
@@ -222,13 +269,19 @@ def test_transforms_of_batches():
     sets = make_sets(dim=3)
     augment = data.Augment(rotate=data.any_rotation)
     both = lambda batch, rng: augment(data.subsample(batch, rng, num_points=4), rng)
-    first, second = (list(data.batches(sets, 6, num_steps=2, transform=both)) for _ in range(2))
+    first, second = (
+        list(data.batches(sets, 6, num_steps=2, transform=both)) for _ in range(2)
+    )
     assert np.array_equal(first[1].points, second[1].points)
     assert not np.array_equal(first[0].points, first[1].points)
     assert first[0].points.shape == (6, 4, 3)
-    (cut,) = data.batches(sets, 2, num_steps=1, transform=ft.partial(data.subsample, num_points=3))
+    (cut,) = data.batches(
+        sets, 2, num_steps=1, transform=ft.partial(data.subsample, num_points=3)
+    )
     assert cut.points.shape == (2, 3, 3)
-    (array,) = data.batches(np.ones((3, 4, 3), np.float32), 2, num_steps=1, transform=augment)
+    (array,) = data.batches(
+        np.ones((3, 4, 3), np.float32), 2, num_steps=1, transform=augment
+    )
     assert array.shape == (2, 4, 3)
     assert array.dtype == np.float32
 
@@ -239,9 +292,18 @@ def test_transforms_of_batches():
         (lambda: data.Augment(rotate=(1, 0)), "`rotate` must be two finite numbers"),
         (lambda: data.Augment(scale=(0, 1)), "`scale` must be .* 0 < low"),
         (lambda: data.Augment(translate=(0, float("nan"))), "`translate`"),
-        (lambda: data.Augment(flip=(2,))(make_sets(), RNG()), r"`flip` must name axes of the 2 dimensions, got \(2,\)"),
-        (lambda: data.Augment()(make_sets(dim=3), RNG()), "`rotate` as two angles .* have 3 dimensions; use"),
-        (lambda: data.Augment(rotate=data.AboutAxis())(make_sets(), RNG()), "rotates points in 3 dimensions, got 2"),
+        (
+            lambda: data.Augment(flip=(2,))(make_sets(), RNG()),
+            r"`flip` must name axes of the 2 dimensions, got \(2,\)",
+        ),
+        (
+            lambda: data.Augment()(make_sets(dim=3), RNG()),
+            "`rotate` as two angles .* have 3 dimensions; use",
+        ),
+        (
+            lambda: data.Augment(rotate=data.AboutAxis())(make_sets(), RNG()),
+            "rotates points in 3 dimensions, got 2",
+        ),
         (lambda: data.AboutAxis((0, 0, 0)), "`axis` must be a direction"),
         (lambda: data.AboutAxis(angles=(0, np.inf)), "`angles`"),
     ],
@@ -260,7 +322,9 @@ def test_categories_of_shapes_in_space():
     assert sets.points.shape == (278, 2048, 3)
     assert sets.mask is None
     assert np.array_equal(np.unique(sets.labels), np.arange(14))
-    (batch,) = data.batches(sets, 8, num_steps=1, transform=data.Augment(rotate=data.AboutAxis()))
+    (batch,) = data.batches(
+        sets, 8, num_steps=1, transform=data.Augment(rotate=data.AboutAxis())
+    )
     assert batch.points.shape == (8, 2048, 3)
 
 
@@ -270,6 +334,8 @@ def test_persons_are_subsampled():
     sets = data.load_npz(REAL / "modelnet40_person.npz")
     assert sets.points.shape == (108, 8192, 3)
     assert sets.labels is None
-    (batch,) = data.batches(sets, 4, num_steps=1, transform=ft.partial(data.subsample, num_points=2048))
+    (batch,) = data.batches(
+        sets, 4, num_steps=1, transform=ft.partial(data.subsample, num_points=2048)
+    )
     assert batch.points.shape == (4, 2048, 3)
     assert np.linalg.norm(batch.points, axis=-1).max() <= 1 + 1e-6

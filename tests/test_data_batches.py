@@ -18,7 +18,8 @@ def take(dataset, num):
 
 def equal(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
@@ -37,7 +38,9 @@ def test_examples_are_seen_equally_often(num, batch_size):
 
 
 def test_epochs_and_seeds_have_their_own_order():
-    epochs = take(data.batches(np.arange(50), 50), 4) + take(data.batches(np.arange(50), 50, seed=1), 4)
+    epochs = take(data.batches(np.arange(50), 50), 4) + take(
+        data.batches(np.arange(50), 50, seed=1), 4
+    )
     assert len({tuple(epoch) for epoch in epochs}) == 8
     assert equal(take(data.batches(np.arange(50), 50, seed=1), 4), epochs[4:])
 
@@ -54,20 +57,33 @@ def test_permutations_are_uniform():
 def test_shards_partition_the_batch(num, batch_size):
     whole = take(data.batches(np.arange(num), batch_size, seed=3), 9)
     shards = [
-        take(data.batches(np.arange(num), batch_size, seed=3, shard_index=index, num_shards=2), 9) for index in (0, 1)
+        take(
+            data.batches(
+                np.arange(num), batch_size, seed=3, shard_index=index, num_shards=2
+            ),
+            9,
+        )
+        for index in (0, 1)
     ]
     assert equal([np.concatenate(parts) for parts in zip(*shards, strict=True)], whole)
 
 
 def jitter(batch, rng):
-    return batch._replace(points=batch.points + rng.standard_normal(batch.points.shape, np.float32))
+    return batch._replace(
+        points=batch.points + rng.standard_normal(batch.points.shape, np.float32)
+    )
 
 
 @pytest.mark.parametrize("transform", [None, jitter])
 @pytest.mark.parametrize("position", [0, 1, 4, 17])
 def test_resume_is_bitwise(position, transform):
-    sets = data.PointSets(np.random.default_rng(0).normal(size=(10, 4, 2)).astype(np.float32), labels=np.arange(10))
-    make = lambda: iter(data.batches(sets, 4, seed=5, num_steps=25, transform=transform))
+    sets = data.PointSets(
+        np.random.default_rng(0).normal(size=(10, 4, 2)).astype(np.float32),
+        labels=np.arange(10),
+    )
+    make = lambda: iter(
+        data.batches(sets, 4, seed=5, num_steps=25, transform=transform)
+    )
     iterator = make()
     for _ in range(position):
         next(iterator)
@@ -83,7 +99,9 @@ def test_resume_is_bitwise(position, transform):
 
 def test_transforms_differ_by_step_and_shard_and_repeat():
     draw = lambda batch, rng: rng.random()
-    make = lambda **kwargs: take(data.batches(np.arange(4), 4, transform=draw, **kwargs), 20)
+    make = lambda **kwargs: take(
+        data.batches(np.arange(4), 4, transform=draw, **kwargs), 20
+    )
     numbers = make() + make(seed=1) + make(shard_index=1, num_shards=2)
     assert len(set(numbers)) == 60
     assert make() == numbers[:20]
@@ -97,8 +115,13 @@ def test_batches_keep_the_structure_and_leave_the_data_alone():
     assert len(got) == 3
     assert jax.tree.structure(got[0]) == jax.tree.structure(tree)
     for batch in got:
-        assert all(isinstance(leaf, np.ndarray) and len(leaf) == 4 for leaf in jax.tree.leaves(batch))
-        assert np.array_equal(batch["points"], np.asarray(tree["points"])[batch["more"][0]])
+        assert all(
+            isinstance(leaf, np.ndarray) and len(leaf) == 4
+            for leaf in jax.tree.leaves(batch)
+        )
+        assert np.array_equal(
+            batch["points"], np.asarray(tree["points"])[batch["more"][0]]
+        )
         batch["more"][0][:] = -1  # a copy
     assert np.array_equal(tree["more"][0], np.arange(6))
 
@@ -110,7 +133,9 @@ def test_no_end_and_far_positions():
 
 
 def test_datasets_travel_to_worker_processes():
-    dataset = data.batches(data.PointSets(np.ones((3, 2, 2), np.float32)), 2, num_steps=2, transform=jitter)
+    dataset = data.batches(
+        data.PointSets(np.ones((3, 2, 2), np.float32)), 2, num_steps=2, transform=jitter
+    )
     assert equal(list(pickle.loads(pickle.dumps(dataset))), list(dataset))
 
 
@@ -122,8 +147,16 @@ def test_datasets_travel_to_worker_processes():
         ((np.ones(3), np.ones(4)), {}, "equal leading axes"),
         (np.ones((0, 2)), {}, "no examples"),
         (np.ones(3), {"batch_size": 0}, "`batch_size` must be a positive multiple"),
-        (np.ones(3), {"batch_size": 3, "shard_index": 0, "num_shards": 2}, "multiple of `num_shards`, 2; got 3"),
-        (np.ones(3), {"shard_index": 2, "num_shards": 2}, "`shard_index` must lie in 0 ... 1"),
+        (
+            np.ones(3),
+            {"batch_size": 3, "shard_index": 0, "num_shards": 2},
+            "multiple of `num_shards`, 2; got 3",
+        ),
+        (
+            np.ones(3),
+            {"shard_index": 2, "num_shards": 2},
+            "`shard_index` must lie in 0 ... 1",
+        ),
         (np.ones(3), {"shard_index": 0}, "belong together"),
         (np.ones(3), {"num_steps": 0}, "`num_steps`"),
         (np.ones(3), {"seed": -1}, "`seed`"),
@@ -147,10 +180,17 @@ def test_split_partitions(num, fraction):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.arange(300) % 7, np.sort(np.arange(300) ** 2 % 11), np.array(["x", "y", "z"] * 100)]
+    "labels",
+    [
+        np.arange(300) % 7,
+        np.sort(np.arange(300) ** 2 % 11),
+        np.array(["x", "y", "z"] * 100),
+    ],
 )
 def test_split_is_stratified_and_shuffled(labels):
-    split = data.train_test_split((np.arange(300), labels), test_fraction=0.17, seed=0, stratify=labels)
+    split = data.train_test_split(
+        (np.arange(300), labels), test_fraction=0.17, seed=0, stratify=labels
+    )
     assert len(split.test[0]) == 51
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         assert abs(np.sum(split.test[1] == label) - 0.17 * count) <= 1
@@ -162,9 +202,16 @@ def test_split_is_fair():
     """With strata, each example is set aside equally often: 5 standard errors."""
     labels = np.repeat([0, 1], [4, 8])
     chosen = np.concatenate(
-        [data.train_test_split(np.arange(12), test_fraction=0.25, seed=s, stratify=labels).test for s in range(400)]
+        [
+            data.train_test_split(
+                np.arange(12), test_fraction=0.25, seed=s, stratify=labels
+            ).test
+            for s in range(400)
+        ]
     )
-    assert np.all(np.abs(np.bincount(chosen, minlength=12) - 100) < 5 * np.sqrt(400 * 0.25 * 0.75))
+    assert np.all(
+        np.abs(np.bincount(chosen, minlength=12) - 100) < 5 * np.sqrt(400 * 0.25 * 0.75)
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +220,10 @@ def test_split_is_fair():
         ({"test_fraction": 0.0}, "`test_fraction` must lie between"),
         ({"test_fraction": float("nan")}, "`test_fraction`"),
         ({"seed": -3}, "`seed`"),
-        ({"stratify": np.zeros(4)}, "`stratify` must have one label per example, 3; got 4"),
+        (
+            {"stratify": np.zeros(4)},
+            "`stratify` must have one label per example, 3; got 4",
+        ),
         ({"data": np.ones(1)}, "at least two"),
     ],
 )

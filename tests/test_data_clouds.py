@@ -15,13 +15,17 @@ from flowkit import data
 
 NUM = 20_000
 TURN = (0, 2 * np.pi)
-IMAGE = np.array([[0.0, 0.6, 0.1, 0.5], [1.0, 0.0, 0.8, 0.7], [0.0, 0.9, 0.0, 0.0]], np.float32)
+IMAGE = np.array(
+    [[0.0, 0.6, 0.1, 0.5], [1.0, 0.0, 0.8, 0.7], [0.0, 0.9, 0.0, 0.0]], np.float32
+)
 INKED = IMAGE > 128 / 255
 
 
 def images_of(images, labels=None):
     images = np.asarray(images)
-    return data.Images(images, np.arange(len(images), dtype=np.int32) if labels is None else labels)
+    return data.Images(
+        images, np.arange(len(images), dtype=np.int32) if labels is None else labels
+    )
 
 
 def pixels_of(points):
@@ -39,7 +43,9 @@ def counts_of(points):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_pixels_above_the_threshold_have_their_frequencies(weighted, key):
-    clouds = data.image_clouds(images_of(IMAGE[None]), NUM, weighted=weighted, jitter=0.0, key=key)
+    clouds = data.image_clouds(
+        images_of(IMAGE[None]), NUM, weighted=weighted, jitter=0.0, key=key
+    )
     counts = counts_of(clouds.points[0])
     assert np.array_equal(counts > 0, INKED)
     weights = IMAGE[INKED] if weighted else np.ones(INKED.sum())
@@ -61,7 +67,10 @@ def test_jitter_is_in_pixels(jitter, law, key):
     """One pixel, in row 1 and column 3 of 3 x 4: offsets are read off against its centre."""
     image = np.zeros((1, 3, 4), np.float32)
     image[0, 1, 3] = 1
-    offsets = 1.5 * (data.image_clouds(images_of(image), NUM, jitter=jitter, key=key).points[0] - [1, 0])
+    offsets = 1.5 * (
+        data.image_clouds(images_of(image), NUM, jitter=jitter, key=key).points[0]
+        - [1, 0]
+    )
     for axis in offsets.T:
         assert stats.kstest(axis, law.cdf).pvalue > 1e-4
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 5 / np.sqrt(NUM)
@@ -90,7 +99,9 @@ def test_blocks_of_images_are_not_mixed_up(weighted, key):
     """2051 images of one pixel each, which is three blocks of unequal size."""
     place = np.random.default_rng(0).integers(0, 12, 2051)
     images = np.eye(12, dtype=np.float32)[place].reshape(-1, 3, 4)
-    points = data.image_clouds(images_of(images), 2, weighted=weighted, jitter=0.0, key=key).points
+    points = data.image_clouds(
+        images_of(images), 2, weighted=weighted, jitter=0.0, key=key
+    ).points
     row, column = pixels_of(points)
     assert np.array_equal(4 * row + column, np.repeat(place[:, None], 2, axis=1))
 
@@ -105,7 +116,9 @@ def fit(base, posed):
     """Angle, scale and translation by least squares, of clouds as complex numbers."""
     base, posed = base[..., 0] + 1j * base[..., 1], posed[..., 0] + 1j * posed[..., 1]
     centred = base - base.mean(axis=1, keepdims=True)
-    factor = np.sum(np.conj(centred) * posed, axis=1) / np.sum(np.abs(centred) ** 2, axis=1)
+    factor = np.sum(np.conj(centred) * posed, axis=1) / np.sum(
+        np.abs(centred) ** 2, axis=1
+    )
     shift = posed.mean(axis=1) - factor * base.mean(axis=1)
     return np.angle(factor), np.abs(factor), np.stack([shift.real, shift.imag], axis=-1)
 
@@ -114,7 +127,9 @@ def test_poses_are_those_that_are_stored(key):
     """The same key without poses draws the same points."""
     images = images_of(np.random.default_rng(0).random((50, 5, 5)).astype(np.float32))
     base = data.image_clouds(images, 40, key=key)
-    posed = data.image_clouds(images, 40, rotate=TURN, scale=(0.5, 1.5), translate=(-1.5, 1.5), key=key)
+    posed = data.image_clouds(
+        images, 40, rotate=TURN, scale=(0.5, 1.5), translate=(-1.5, 1.5), key=key
+    )
     angles, scales, shifts = fit(base.points.astype(float), posed.points.astype(float))
     assert np.allclose(np.exp(1j * angles), np.exp(1j * posed.rotations), atol=1e-5)
     assert np.allclose(scales, posed.scales, atol=1e-5)
@@ -127,28 +142,46 @@ def test_poses_are_those_that_are_stored(key):
 
 def test_poses_are_uniform(key):
     images = images_of(np.ones((4000, 1, 2), np.float32))
-    clouds = data.image_clouds(images, 1, rotate=TURN, scale=(0.5, 1.5), translate=(-1.5, 1.5), key=key)
-    drawn = np.stack([clouds.rotations / TURN[1], clouds.scales - 0.5, *(clouds.translations / 3 + 0.5).T])
+    clouds = data.image_clouds(
+        images, 1, rotate=TURN, scale=(0.5, 1.5), translate=(-1.5, 1.5), key=key
+    )
+    drawn = np.stack(
+        [
+            clouds.rotations / TURN[1],
+            clouds.scales - 0.5,
+            *(clouds.translations / 3 + 0.5).T,
+        ]
+    )
     for values in drawn:
         assert stats.kstest(values, "uniform").pvalue > 1e-4
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 5 / np.sqrt(4000)
 
 
-DIGITS = images_of(np.eye(12, dtype=np.float32).reshape(12, 3, 4), np.arange(12, dtype=np.int32))
+DIGITS = images_of(
+    np.eye(12, dtype=np.float32).reshape(12, 3, 4), np.arange(12, dtype=np.int32)
+)
 
 
 def test_scenes_undone_are_their_images(key):
     """Every image has one pixel, that of its label: undoing the pose of each object must lead there."""
-    sets = data.scenes(DIGITS, 300, 3, rotate=TURN, scale=(0.5, 1.5), jitter=0.0, key=key)
+    sets = data.scenes(
+        DIGITS, 300, 3, rotate=TURN, scale=(0.5, 1.5), jitter=0.0, key=key
+    )
     num_objects = np.sum(sets.digit_labels >= 0, axis=1)
     assert sets.points.shape == (300, 12, 2)
     assert np.array_equal(sets.mask.sum(axis=1), 3 * num_objects)
-    assert np.array_equal(sets.object_ids, np.where(sets.mask, np.repeat(np.arange(4), 3), -1))
+    assert np.array_equal(
+        sets.object_ids, np.where(sets.mask, np.repeat(np.arange(4), 3), -1)
+    )
     scene, _ = np.nonzero(sets.mask)
     ids = sets.object_ids[sets.mask]
     shifted = sets.points[sets.mask] - sets.translations[scene, ids]
-    turned = (shifted[:, 0] + 1j * shifted[:, 1]) * np.exp(-1j * sets.rotations[scene, ids])
-    row, column = pixels_of(np.stack([turned.real, turned.imag], axis=-1) / sets.scales[scene, ids][:, None])
+    turned = (shifted[:, 0] + 1j * shifted[:, 1]) * np.exp(
+        -1j * sets.rotations[scene, ids]
+    )
+    row, column = pixels_of(
+        np.stack([turned.real, turned.imag], axis=-1) / sets.scales[scene, ids][:, None]
+    )
     assert np.array_equal(4 * row + column, sets.digit_labels[scene, ids])
     absent = sets.digit_labels < 0
     assert np.all(sets.points[~sets.mask] == 0)
@@ -163,7 +196,9 @@ def test_scenes_undone_are_their_images(key):
 def test_scenes_have_uniform_numbers_images_and_places(key):
     sets = data.scenes(DIGITS, 4000, 1, key=key)
     there = sets.digit_labels >= 0
-    assert stats.chisquare(np.bincount(there.sum(axis=1), minlength=5)[1:]).pvalue > 1e-4
+    assert (
+        stats.chisquare(np.bincount(there.sum(axis=1), minlength=5)[1:]).pvalue > 1e-4
+    )
     assert stats.chisquare(np.bincount(sets.digit_labels[there])).pvalue > 1e-4
     for axis in sets.translations[there].T:
         assert stats.kstest(axis / 6 + 0.5, "uniform").pvalue > 1e-4
@@ -182,14 +217,34 @@ def test_scenes_of_a_fixed_number(number, key):
     ("call", "fragment"),
     [
         (lambda key: data.image_clouds(DIGITS, 0, key=key), "`num_points`"),
-        (lambda key: data.image_clouds(DIGITS, 5, rotate=(1, 0), key=key), r"`rotate` must be two finite .*\(1, 0\)"),
-        (lambda key: data.image_clouds(DIGITS, 5, scale=(0, 1), key=key), "`scale` must be two .* 0 < low"),
-        (lambda key: data.image_clouds(DIGITS, 5, translate=(0, np.inf), key=key), "`translate`"),
-        (lambda key: data.image_clouds(images_of(DIGITS.images, np.arange(3)), 5, key=key), "12 images, but 3 labels"),
-        (lambda key: data.images_to_points(np.ones((1, 2, 2)), 3, unit=0.0, key=key), "`unit` must be"),
+        (
+            lambda key: data.image_clouds(DIGITS, 5, rotate=(1, 0), key=key),
+            r"`rotate` must be two finite .*\(1, 0\)",
+        ),
+        (
+            lambda key: data.image_clouds(DIGITS, 5, scale=(0, 1), key=key),
+            "`scale` must be two .* 0 < low",
+        ),
+        (
+            lambda key: data.image_clouds(DIGITS, 5, translate=(0, np.inf), key=key),
+            "`translate`",
+        ),
+        (
+            lambda key: data.image_clouds(
+                images_of(DIGITS.images, np.arange(3)), 5, key=key
+            ),
+            "12 images, but 3 labels",
+        ),
+        (
+            lambda key: data.images_to_points(np.ones((1, 2, 2)), 3, unit=0.0, key=key),
+            "`unit` must be",
+        ),
         (lambda key: data.scenes(DIGITS, 0, key=key), "`num_scenes`"),
         (lambda key: data.scenes(DIGITS, 5, num_objects=0, key=key), "`num_objects`"),
-        (lambda key: data.scenes(DIGITS, 5, num_objects=(3, 2), key=key), "`num_objects`"),
+        (
+            lambda key: data.scenes(DIGITS, 5, num_objects=(3, 2), key=key),
+            "`num_objects`",
+        ),
     ],
 )
 def test_bad_values_are_named(call, fragment, key):
@@ -215,13 +270,18 @@ def test_sets_go_through_splits_and_batches(key):
 
 def equal(a, b):
     return type(a) is type(b) and all(
-        x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        x.dtype == y.dtype and np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
 @pytest.mark.parametrize("scene", [False, True], ids=["clouds", "scenes"])
 def test_files_round_trip(tmp_path, scene, key):
-    sets = data.scenes(DIGITS, 7, 3, key=key) if scene else data.image_clouds(DIGITS, 3, rotate=TURN, key=key)
+    sets = (
+        data.scenes(DIGITS, 7, 3, key=key)
+        if scene
+        else data.image_clouds(DIGITS, 3, rotate=TURN, key=key)
+    )
     path = tmp_path / "sets.npz"
     data.save_npz(path, sets)
     assert equal(data.load_npz(path, type(sets)), sets)
@@ -229,7 +289,9 @@ def test_files_round_trip(tmp_path, scene, key):
     assert isinstance(plain, data.PointSets)
     assert np.array_equal(plain.points, sets.points)
     with np.load(path, allow_pickle=False) as file:
-        assert set(file) == {name for name, array in sets._asdict().items() if array is not None}
+        assert set(file) == {
+            name for name, array in sets._asdict().items() if array is not None
+        }
 
 
 @pytest.mark.parametrize(
@@ -237,19 +299,36 @@ def test_files_round_trip(tmp_path, scene, key):
     [
         ({"scales": None}, "has no array `scales`, only"),
         ({"mask": None}, "has no array `mask`"),
-        ({"object_ids": np.zeros((7, 11), int)}, r"`object_ids` must be integers of shape \(7, 12\)"),
-        ({"object_ids": np.zeros((7, 12))}, "`object_ids` must be integers .* got float64"),
-        ({"scales": np.ones((7, 3))}, r"`scales` must be real numbers of shape \(7, 4\)"),
+        (
+            {"object_ids": np.zeros((7, 11), int)},
+            r"`object_ids` must be integers of shape \(7, 12\)",
+        ),
+        (
+            {"object_ids": np.zeros((7, 12))},
+            "`object_ids` must be integers .* got float64",
+        ),
+        (
+            {"scales": np.ones((7, 3))},
+            r"`scales` must be real numbers of shape \(7, 4\)",
+        ),
         ({"rotations": np.full((7, 4), np.nan)}, "`rotations` is not finite"),
-        ({"translations": np.ones((7, 4))}, r"`translations` must be real numbers of shape \(7, 4, 2\)"),
-        ({"digit_labels": np.zeros(7, int)}, r"`digit_labels` must be integers of shape \(7, k\)"),
+        (
+            {"translations": np.ones((7, 4))},
+            r"`translations` must be real numbers of shape \(7, 4, 2\)",
+        ),
+        (
+            {"digit_labels": np.zeros(7, int)},
+            r"`digit_labels` must be integers of shape \(7, k\)",
+        ),
         ({"digit_labels": np.array([["a"]])}, "`digit_labels` must be integers"),
     ],
 )
 def test_bad_files_name_the_field(tmp_path, change, fragment, key):
     arrays = data.scenes(DIGITS, 7, 3, key=key)._asdict() | change
     path = tmp_path / "bad.npz"
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez(
+        path, **{name: array for name, array in arrays.items() if array is not None}
+    )
     with pytest.raises(ValueError, match=rf"bad\.npz`:? .*{fragment}"):
         data.load_npz(path, data.Scenes)
 

@@ -19,12 +19,15 @@ def make_sets(dtype: type = np.float32, dims: int = 3):
     rng = np.random.default_rng(0)
     mask = rng.random((5, 7)) < 0.7
     mask[:, 0] = True
-    return data.PointSets(rng.normal(2, 3, (5, 7, dims)).astype(dtype), mask, np.arange(5) - 2)
+    return data.PointSets(
+        rng.normal(2, 3, (5, 7, dims)).astype(dtype), mask, np.arange(5) - 2
+    )
 
 
 def equal(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        x.dtype == y.dtype and np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
@@ -39,12 +42,20 @@ def test_save_and_load_round_trip(tmp_path, fields, dtype, dims):
     assert os.listdir(tmp_path) == ["sets.npz"]
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "deflated"])
+@pytest.mark.parametrize(
+    "save", [np.savez, np.savez_compressed], ids=["stored", "deflated"]
+)
 def test_loads_what_numpy_saves(tmp_path, save):
     """Either memory order and either byte order, and arrays of other names beside."""
     sets = make_sets()
     points = np.asfortranarray(sets.points.astype(">f4"))
-    save(tmp_path / "sets.npz", points=points, mask=sets.mask, labels=sets.labels, names=np.array(["a", "b"]))
+    save(
+        tmp_path / "sets.npz",
+        points=points,
+        mask=sets.mask,
+        labels=sets.labels,
+        names=np.array(["a", "b"]),
+    )
     loaded = data.load_npz(str(tmp_path / "sets.npz"))
     assert equal(loaded, sets)
     assert loaded.points.flags.c_contiguous
@@ -66,19 +77,40 @@ DARK = np.ones((5, 7), bool) & (np.arange(5) != 3)[:, None]
 BAD = {
     "no points": (dict(cloud=POINTS), "has no array `points`, only cloud.npy"),
     "a matrix": (dict(points=POINTS[0]), r"`points` must have shape .* got \(7, 3\)"),
-    "integers": (dict(points=POINTS.astype(int)), "`points` must be real numbers, got int64"),
-    "complex numbers": (dict(points=POINTS.astype(complex)), "`points` must be real numbers"),
+    "integers": (
+        dict(points=POINTS.astype(int)),
+        "`points` must be real numbers, got int64",
+    ),
+    "complex numbers": (
+        dict(points=POINTS.astype(complex)),
+        "`points` must be real numbers",
+    ),
     "text": (dict(points=POINTS.astype(str)), "`points` must be real numbers"),
     "no clouds": (dict(points=POINTS[:0]), "`points` is empty"),
     "no points in a cloud": (dict(points=POINTS[:, :0]), "`points` is empty"),
     "no dimensions": (dict(points=POINTS[:, :, :0]), "`points` is empty"),
     "not finite": (dict(points=HOLE), "`points` is not finite at point 4 of cloud 0"),
-    "not finite but masked elsewhere": (dict(points=HOLE, mask=DARK | True), "not finite at point 4"),
-    "hidden cloud": (dict(points=POINTS, mask=DARK), "`mask` hides every point of cloud 3"),
+    "not finite but masked elsewhere": (
+        dict(points=HOLE, mask=DARK | True),
+        "not finite at point 4",
+    ),
+    "hidden cloud": (
+        dict(points=POINTS, mask=DARK),
+        "`mask` hides every point of cloud 3",
+    ),
     "float mask": (dict(points=POINTS, mask=DARK * 1.0), "`mask` must be boolean"),
-    "mask of other clouds": (dict(points=POINTS, mask=DARK[:4]), r"`mask` must be boolean of shape \(5, 7\)"),
-    "labels of other clouds": (dict(points=POINTS, labels=np.arange(4)), r"`labels` must be integers of shape \(5,\)"),
-    "float labels": (dict(points=POINTS, labels=np.ones(5)), "`labels` must be integers"),
+    "mask of other clouds": (
+        dict(points=POINTS, mask=DARK[:4]),
+        r"`mask` must be boolean of shape \(5, 7\)",
+    ),
+    "labels of other clouds": (
+        dict(points=POINTS, labels=np.arange(4)),
+        r"`labels` must be integers of shape \(5,\)",
+    ),
+    "float labels": (
+        dict(points=POINTS, labels=np.ones(5)),
+        "`labels` must be integers",
+    ),
     "objects": (dict(points=np.array([POINTS, None], object)), "holds Python objects"),
 }
 
@@ -91,7 +123,9 @@ def test_bad_content_names_file_and_fix(tmp_path, arrays, fragment):
         data.load_npz(path)
 
 
-@pytest.mark.parametrize("name", [name for name, (arrays, _) in BAD.items() if "points" in arrays])
+@pytest.mark.parametrize(
+    "name", [name for name, (arrays, _) in BAD.items() if "points" in arrays]
+)
 def test_save_refuses_what_load_would(tmp_path, name):
     path = tmp_path / "sets.npz"
     data.save_npz(path, make_sets())
@@ -109,8 +143,13 @@ def test_pickles_are_never_run(tmp_path):
     for bad in ("points", "mask", "labels"):
         with zipfile.ZipFile(path, "w") as archive:
             for name in ("points", "mask", "labels"):
-                archive.writestr(f"{name}.npy", pickle.dumps(Bomb()) if name == bad else as_npy(POINTS))
-        with pytest.raises(ValueError, match=f"bomb.npz`: `{bad}` is not a NumPy array"):
+                archive.writestr(
+                    f"{name}.npy",
+                    pickle.dumps(Bomb()) if name == bad else as_npy(POINTS),
+                )
+        with pytest.raises(
+            ValueError, match=f"bomb.npz`: `{bad}` is not a NumPy array"
+        ):
             data.load_npz(path)
     assert not (tmp_path / "ran").exists()
 
@@ -118,12 +157,18 @@ def test_pickles_are_never_run(tmp_path):
 def as_npy(array, shape=None):
     """An array as the bytes of a file, whose header may claim another shape."""
     file = io.BytesIO()
-    header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape or array.shape}
+    header = {
+        "descr": array.dtype.str,
+        "fortran_order": False,
+        "shape": shape or array.shape,
+    }
     npy.write_array_header_1_0(file, header)
     return file.getvalue() + array.tobytes()
 
 
-@pytest.mark.parametrize("shape", [(10**6, 10**5, 3), (5, 7, 2), (5, 7, 4), (-5, -7, 3), (10**30, 10**30, 3)])
+@pytest.mark.parametrize(
+    "shape", [(10**6, 10**5, 3), (5, 7, 2), (5, 7, 4), (-5, -7, 3), (10**30, 10**30, 3)]
+)
 def test_a_lying_header_allocates_nothing(tmp_path, shape):
     path = tmp_path / "liar.npz"
     with zipfile.ZipFile(path, "w") as archive:
@@ -136,7 +181,9 @@ def test_a_lying_header_allocates_nothing(tmp_path, shape):
     assert peak < 2**21
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"]
+)
 def test_a_lying_directory_allocates_nothing(tmp_path, method):
     """The header claims 2 GB, and so does the archive's own directory."""
     path = tmp_path / "liar.npz"
@@ -147,7 +194,9 @@ def test_a_lying_directory_allocates_nothing(tmp_path, method):
     claimed = true_size - POINTS.nbytes + 4 * int(np.prod(shape))
     content = path.read_bytes()
     assert content.count(struct.pack("<I", true_size)) >= 2
-    path.write_bytes(content.replace(struct.pack("<I", true_size), struct.pack("<I", claimed)))
+    path.write_bytes(
+        content.replace(struct.pack("<I", true_size), struct.pack("<I", claimed))
+    )
     tracemalloc.start()
     with pytest.raises(ValueError, match="liar.npz"):
         data.load_npz(path)
@@ -156,7 +205,9 @@ def test_a_lying_directory_allocates_nothing(tmp_path, method):
     assert peak < 2**23
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "deflated"])
+@pytest.mark.parametrize(
+    "save", [np.savez, np.savez_compressed], ids=["stored", "deflated"]
+)
 def test_every_cut_and_random_damage_is_an_error_or_harmless(tmp_path, save):
     path = tmp_path / "damaged.npz"
     sets = make_sets()
@@ -164,7 +215,9 @@ def test_every_cut_and_random_damage_is_an_error_or_harmless(tmp_path, save):
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for trial in range(300):
-        content = bytearray(whole[: rng.integers(len(whole))] if trial % 3 == 0 else whole)
+        content = bytearray(
+            whole[: rng.integers(len(whole))] if trial % 3 == 0 else whole
+        )
         for place in rng.integers(0, max(len(content), 1), 3 if content else 0):
             content[place] = rng.integers(256)
         path.write_bytes(content)
@@ -176,11 +229,15 @@ def test_every_cut_and_random_damage_is_an_error_or_harmless(tmp_path, save):
             assert np.array_equal(loaded.points, sets.points)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", as_npy(POINTS)], ids=["empty", "text", "npy"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a zip", as_npy(POINTS)], ids=["empty", "text", "npy"]
+)
 def test_foreign_files_are_named(tmp_path, content):
     path = tmp_path / "foreign.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="foreign.npz` is not a whole .npz file.*save_npz"):
+    with pytest.raises(
+        ValueError, match="foreign.npz` is not a whole .npz file.*save_npz"
+    ):
         data.load_npz(path)
 
 

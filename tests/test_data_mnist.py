@@ -18,7 +18,11 @@ from flowkit import data
 from flowkit.data import _mnist
 
 
-NAMES = [f"{part}-{rest}-ubyte.gz" for part in ("train", "t10k") for rest in ("images-idx3", "labels-idx1")]
+NAMES = [
+    f"{part}-{rest}-ubyte.gz"
+    for part in ("train", "t10k")
+    for rest in ("images-idx3", "labels-idx1")
+]
 SIZES = {"train": 12, "t10k": 5}
 REAL = os.environ.get("FLOWKIT_DATA")
 
@@ -41,8 +45,12 @@ def arrays(part):
 def write(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for part in SIZES:
-        for rest, array in zip(("images-idx3", "labels-idx1"), arrays(part), strict=True):
-            (folder / f"{part}-{rest}-ubyte.gz").write_bytes(gzip.compress(as_idx(array)))
+        for rest, array in zip(
+            ("images-idx3", "labels-idx1"), arrays(part), strict=True
+        ):
+            (folder / f"{part}-{rest}-ubyte.gz").write_bytes(
+                gzip.compress(as_idx(array))
+            )
     return folder
 
 
@@ -59,7 +67,9 @@ def assert_is_written(split):
         pixels, labels = arrays(part)
         assert images.images.dtype == np.float32
         assert images.labels.dtype == np.int32
-        assert np.array_equal(images.images, pixels.astype(np.float32) / np.float32(255))
+        assert np.array_equal(
+            images.images, pixels.astype(np.float32) / np.float32(255)
+        )
         assert np.array_equal(images.labels, labels)
 
 
@@ -88,14 +98,32 @@ BAD = {
     "empty": (b"", "it begins with nothing"),
     "text": (b"not a gzip file", "Not a gzipped file"),
     "not compressed": (as_idx(IMAGES), "Not a gzipped file"),
-    "labels": (gzip.compress(as_idx(LABELS)), "begins with 00 00 08 01, where 00 00 08 03"),
-    "floats": (gzip.compress(as_idx(IMAGES, magic=b"\0\0\x0d\x03")), "begins with 00 00 0d 03"),
+    "labels": (
+        gzip.compress(as_idx(LABELS)),
+        "begins with 00 00 08 01, where 00 00 08 03",
+    ),
+    "floats": (
+        gzip.compress(as_idx(IMAGES, magic=b"\0\0\x0d\x03")),
+        "begins with 00 00 0d 03",
+    ),
     "header alone": (gzip.compress(as_idx(IMAGES)[:10]), "ends within its header"),
-    "no images": (gzip.compress(as_idx(IMAGES[:0])), r"claims the shape \(0, 28, 28\), which is empty"),
-    "too few": (gzip.compress(as_idx(IMAGES[:-1], shape=IMAGES.shape)), "announces 9408 bytes, but 8624 follow"),
-    "too many": (gzip.compress(as_idx(IMAGES, shape=(11, 28, 28))), "announces 8624 bytes, but more follow"),
+    "no images": (
+        gzip.compress(as_idx(IMAGES[:0])),
+        r"claims the shape \(0, 28, 28\), which is empty",
+    ),
+    "too few": (
+        gzip.compress(as_idx(IMAGES[:-1], shape=IMAGES.shape)),
+        "announces 9408 bytes, but 8624 follow",
+    ),
+    "too many": (
+        gzip.compress(as_idx(IMAGES, shape=(11, 28, 28))),
+        "announces 8624 bytes, but more follow",
+    ),
     "cut": (gzip.compress(as_idx(IMAGES))[:-50], "end-of-stream"),
-    "other bytes behind": (gzip.compress(as_idx(IMAGES)) + b"more", "Not a gzipped file"),
+    "other bytes behind": (
+        gzip.compress(as_idx(IMAGES)) + b"more",
+        "Not a gzipped file",
+    ),
 }
 
 
@@ -103,13 +131,19 @@ BAD = {
 def test_bad_files_are_named_with_the_fix(tmp_path, content, fragment):
     name = NAMES[0]
     (write(tmp_path) / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}` is not a whole.*{fragment}.*replace it by the original {name}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{name}` is not a whole.*{fragment}.*replace it by the original {name}",
+    ):
         data.load_mnist(tmp_path)
 
 
 def test_labels_must_match_images(tmp_path):
     (write(tmp_path) / NAMES[1]).write_bytes(gzip.compress(as_idx(LABELS[:7])))
-    with pytest.raises(ValueError, match=f"{NAMES[1]}` has 7 labels for the 12 images of .*{NAMES[0]}`; replace both"):
+    with pytest.raises(
+        ValueError,
+        match=f"{NAMES[1]}` has 7 labels for the 12 images of .*{NAMES[0]}`; replace both",
+    ):
         data.load_mnist(tmp_path)
 
 
@@ -122,7 +156,9 @@ def peak_of_failure(folder, fragment):
     return peak
 
 
-@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (10**6, 28, 28), (300_000, 28, 28)])
+@pytest.mark.parametrize(
+    "shape", [(2**32 - 1,) * 3, (10**6, 28, 28), (300_000, 28, 28)]
+)
 def test_a_lying_header_allocates_nothing(tmp_path, shape):
     (write(tmp_path) / NAMES[0]).write_bytes(gzip.compress(as_idx(IMAGES, shape=shape)))
     assert peak_of_failure(tmp_path, "its header (claims|announces)") < 2**22
@@ -140,7 +176,9 @@ def test_every_cut_and_random_damage_is_an_error_or_harmless(tmp_path):
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for trial in range(300):
-        content = bytearray(whole[: rng.integers(len(whole))] if trial % 3 == 0 else whole)
+        content = bytearray(
+            whole[: rng.integers(len(whole))] if trial % 3 == 0 else whole
+        )
         first = len(content) if trial % 2 else min(30, len(content))
         for place in rng.integers(0, max(first, 1), 3 if content else 0):
             content[place] = rng.integers(256)
@@ -163,13 +201,18 @@ def server(tmp_path, monkeypatch):
         def log_message(self, *_):
             requests.append(self.path)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ft.partial(Handler, directory=str(folder))) as httpd:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), ft.partial(Handler, directory=str(folder))
+    ) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         url = f"http://127.0.0.1:{httpd.server_address[1]}/"
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(_mnist, "_MIRRORS", (url + "nothing/", url))
-        sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in NAMES}
+        sums = {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            for name in NAMES
+        }
         monkeypatch.setattr(_mnist, "_SHA256", sums)
         yield requests
         httpd.shutdown()
@@ -178,7 +221,9 @@ def server(tmp_path, monkeypatch):
 
 def test_downloads_once_from_the_mirror_that_has_it(server, tmp_path):
     assert_is_written(data.load_mnist())
-    assert [path for path in server if "nothing" not in path] == [f"/{name}" for name in NAMES]
+    assert [path for path in server if "nothing" not in path] == [
+        f"/{name}" for name in NAMES
+    ]
     cached = {path.name for path in (tmp_path / "cache").rglob("*.gz")}
     assert cached == set(NAMES)
     server.clear()
@@ -189,7 +234,10 @@ def test_downloads_once_from_the_mirror_that_has_it(server, tmp_path):
 def test_another_checksum_is_refused(server, tmp_path):
     path = tmp_path / "served" / NAMES[2]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(OSError, match=rf"(?s){NAMES[2]} could not be downloaded.*hash.*put it into .*cache"):
+    with pytest.raises(
+        OSError,
+        match=rf"(?s){NAMES[2]} could not be downloaded.*hash.*put it into .*cache",
+    ):
         data.load_mnist()
     assert not list((tmp_path / "cache").rglob(NAMES[2]))
 
@@ -207,12 +255,17 @@ def test_the_checksums_are_of_whole_digests():
     assert all(len(bytes.fromhex(digest)) == 32 for digest in _mnist._SHA256.values())
 
 
-@pytest.mark.skipif(REAL is None or not Path(REAL, "mnist").is_dir(), reason="FLOWKIT_DATA has no MNIST")
+@pytest.mark.skipif(
+    REAL is None or not Path(REAL, "mnist").is_dir(), reason="FLOWKIT_DATA has no MNIST"
+)
 def test_the_real_files(monkeypatch):
     """Checksums, and the counts and moments that are known of MNIST."""
     monkeypatch.setenv("FLOWKIT_DATA", str(REAL))
     for name in NAMES:
-        assert hashlib.sha256(Path(REAL, "mnist", name).read_bytes()).hexdigest() == _mnist._SHA256[name]
+        assert (
+            hashlib.sha256(Path(REAL, "mnist", name).read_bytes()).hexdigest()
+            == _mnist._SHA256[name]
+        )
     split = data.load_mnist()
     assert split.train.images.shape == (60_000, 28, 28)
     assert split.test.images.shape == (10_000, 28, 28)

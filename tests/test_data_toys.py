@@ -37,13 +37,18 @@ def parts(*pieces):
     shares = [share for share, _ in pieces]
     means, covariances = zip(*(moments(points) for _, points in pieces), strict=True)
     mean = np.average(means, axis=0, weights=shares)
-    spread = [c + np.outer(m - mean, m - mean) for m, c in zip(means, covariances, strict=True)]
+    spread = [
+        c + np.outer(m - mean, m - mean)
+        for m, c in zip(means, covariances, strict=True)
+    ]
     return mean, np.average(spread, axis=0, weights=shares)
 
 
 def arc(low, high, radii=(1.0, 1.0), centre=(0.0, 0.0)):
     angle = np.radians(low + (high - low) * grid())
-    return np.array(centre) + np.array(radii) * np.stack([np.cos(angle), np.sin(angle)], -1)
+    return np.array(centre) + np.array(radii) * np.stack(
+        [np.cos(angle), np.sin(angle)], -1
+    )
 
 
 def line(start, end):
@@ -71,16 +76,28 @@ def standardised(moments, factor, shift):
     return np.broadcast_to(shift, 2), covariance * factor**2 / np.outer(std, std)
 
 
-S_CURVE = ([0, 0], np.array([[0.5, -1 / (3 * PI)], [-1 / (3 * PI), 1.5 + 4 / (3 * PI)]]) + 0.05**2 * np.eye(2))
+S_CURVE = (
+    [0, 0],
+    np.array([[0.5, -1 / (3 * PI)], [-1 / (3 * PI), 1.5 + 4 / (3 * PI)]])
+    + 0.05**2 * np.eye(2),
+)
 WIDE = moons_moments(0.1)
 WIDE_STD = np.sqrt(np.mean(np.diag(WIDE[1]) + (WIDE[0] - WIDE[0].mean()) ** 2))
-LEGS = [((-0.2, -0.3), (-0.15, -0.6), (-0.1, -0.8)), ((0.15, -0.3), (0.2, -0.6), (0.25, -0.8))]
+LEGS = [
+    ((-0.2, -0.3), (-0.15, -0.6), (-0.1, -0.8)),
+    ((0.15, -0.3), (0.2, -0.6), (0.25, -0.8)),
+]
 TREX_PARTS = parts(
     (20, arc(0, 180, (0.3, 0.35), (0.8, 0.4))),
     (10, curve(lambda s: 0.5 + 0.6 * s, lambda s: 0.4 - 0.15 * np.sin(PI * s))),
     (8, line((0.5, 0.4), (0.3, 0.2))),
     (15, arc(0, 360, (0.35, 0.3))),
-    (15, curve(lambda s: -0.35 - 0.8 * s, lambda s: 0.3 * np.sin(PI * s) * (1 - 0.7 * s))),
+    (
+        15,
+        curve(
+            lambda s: -0.35 - 0.8 * s, lambda s: 0.3 * np.sin(PI * s) * (1 - 0.7 * s)
+        ),
+    ),
     *[(6, line(a, b)) for leg in LEGS for a, b in zip(leg[:-1], leg[1:], strict=True)],
     (4, line((0.2, 0.15), (0.25, 0))),
     (4, line((0.25, 0.1), (0.3, -0.05))),
@@ -127,7 +144,10 @@ def test_toys_have_their_moments(toy, key):
     assert points.shape == (NUM, 2)
     assert points.dtype == jnp.float32
     centred = np.asarray(points, np.float64) - mean
-    for moment, exact in ((centred, 0), (centred[:, :, None] * centred[:, None, :], covariance)):
+    for moment, exact in (
+        (centred, 0),
+        (centred[:, :, None] * centred[:, None, :], covariance),
+    ):
         errors = moment.std(axis=0) / np.sqrt(len(moment))
         assert np.all(np.abs(moment.mean(axis=0) - exact) < 5 * errors)
 
@@ -137,7 +157,9 @@ def test_toys_follow_their_key(toy, key):
     points = toy(NUM, key=key)
     assert np.array_equal(points, toy(NUM, key=key))
     assert not np.array_equal(points, toy(NUM, key=jr.fold_in(key, 1)))
-    np.testing.assert_allclose(jax.jit(lambda key: toy(NUM, key=key))(key), points, atol=2e-5)
+    np.testing.assert_allclose(
+        jax.jit(lambda key: toy(NUM, key=key))(key), points, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,12 +176,18 @@ def test_mixtures_are_their_density(toy, mixture, key):
     """Along random lines draws have the law of the exact mixture's own projection."""
     points = np.asarray(toy(NUM, key=key), np.float64)
     exact = fk.GaussianMixture(*mixture)
-    means, covariances, weights = (np.asarray(a, np.float64) for a in (exact.means, exact.covariances, exact.weights))
+    means, covariances, weights = (
+        np.asarray(a, np.float64)
+        for a in (exact.means, exact.covariances, exact.weights)
+    )
     for angle in (0.3, 1.7, 2.9):
         direction = np.array([np.cos(angle), np.sin(angle)])
         std = np.sqrt(direction @ covariances @ direction)
         cdf = lambda x, mean, std: stats.norm.cdf((x[:, None] - mean) / std) @ weights
-        assert stats.kstest(points @ direction, cdf, args=(means @ direction, std)).pvalue > 1e-4
+        assert (
+            stats.kstest(points @ direction, cdf, args=(means @ direction, std)).pvalue
+            > 1e-4
+        )
 
 
 def test_moons_of_papers_are_those_of_scikit_learn(key):
@@ -190,15 +218,22 @@ def test_trex_is_the_published_dinosaur():
 
 
 def test_trex_parts_have_their_shares(key):
-    points = np.asarray(data.trex_parametric(NUM, noise=0.0, key=key), np.float64) * 1.15
+    points = (
+        np.asarray(data.trex_parametric(NUM, noise=0.0, key=key), np.float64) * 1.15
+    )
     x, y = points.T
-    head = np.isclose(((x - 0.8) / 0.3) ** 2 + ((y - 0.4) / 0.35) ** 2, 1, atol=1e-4) & (y >= 0.4)
+    head = np.isclose(
+        ((x - 0.8) / 0.3) ** 2 + ((y - 0.4) / 0.35) ** 2, 1, atol=1e-4
+    ) & (y >= 0.4)
     body = np.isclose((x / 0.35) ** 2 + (y / 0.3) ** 2, 1, atol=1e-4)
     tail = (x < -0.35) & ~body
     legs = (y < -0.3 + 1e-6) & ~body
     counts = [part.sum() for part in (head, body, tail, legs)]
     counts.append(NUM - sum(counts))
-    assert stats.chisquare(counts, NUM * np.array([0.20, 0.15, 0.15, 0.24, 0.26])).pvalue > 1e-4
+    assert (
+        stats.chisquare(counts, NUM * np.array([0.20, 0.15, 0.15, 0.24, 0.26])).pvalue
+        > 1e-4
+    )
 
 
 @real
@@ -209,7 +244,9 @@ def test_datasaurus_shapes_share_their_statistics(monkeypatch, key):
     for points in shapes.values():
         np.testing.assert_allclose(points.mean(0), [54.26, 47.83], atol=0.01)
         np.testing.assert_allclose(points.std(0, ddof=1), [16.77, 26.94], atol=0.01)
-    np.testing.assert_allclose(data.fit_unit_box(shapes["dino"])[0], data.TREX, atol=1e-6)
+    np.testing.assert_allclose(
+        data.fit_unit_box(shapes["dino"])[0], data.TREX, atol=1e-6
+    )
     star = data.toy("datasaurus_star")(200, noise=0.0, key=key)
     exact = data.fit_unit_box(shapes["star"])[0]
     assert np.all(np.abs(np.asarray(star)[:, None] - exact).sum(-1).min(1) < 1e-6)
@@ -239,13 +276,20 @@ def test_datasaurus_says_what_is_missing(monkeypatch, tmp_path, key):
 
 
 def test_csv_gives_the_numbers(tmp_path):
-    path, numbers = tmp_path / "points.csv", np.random.default_rng(0).normal(size=(7, 3))
+    path, numbers = (
+        tmp_path / "points.csv",
+        np.random.default_rng(0).normal(size=(7, 3)),
+    )
     np.savetxt(path, numbers, delimiter=",")
     points = data.load_csv(path)
     assert points.dtype == np.float32
     np.testing.assert_allclose(points, numbers, rtol=1e-6)
-    path.write_bytes(b"\xef\xbb\xbfname; x ;y\r\na;1;2\r\n\r\nb;-3e1;.5\r\n")  # as a spreadsheet writes it
-    np.testing.assert_array_equal(data.load_csv(path, ("y", "x"), delimiter=";"), [[2, 1], [0.5, -30]])
+    path.write_bytes(
+        b"\xef\xbb\xbfname; x ;y\r\na;1;2\r\n\r\nb;-3e1;.5\r\n"
+    )  # as a spreadsheet writes it
+    np.testing.assert_array_equal(
+        data.load_csv(path, ("y", "x"), delimiter=";"), [[2, 1], [0.5, -30]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +321,11 @@ def test_unit_box_and_back():
     inside, units = data.fit_unit_box(points)
     np.testing.assert_allclose(inside.mean(0), 0, atol=1e-6)
     assert np.abs(inside).max() == 1
-    np.testing.assert_allclose(inside.std(0) / inside.std(), points.std(0) / inside.std() / units.scale, rtol=1e-5)
+    np.testing.assert_allclose(
+        inside.std(0) / inside.std(),
+        points.std(0) / inside.std() / units.scale,
+        rtol=1e-5,
+    )
     np.testing.assert_allclose(units.undo(inside), points, rtol=1e-5)
     np.testing.assert_allclose(units.apply(points), inside, atol=1e-5)
 
@@ -303,7 +351,9 @@ def test_registries_hold_every_sampler(key):
         for name, sampler in toys.items():
             assert data.toy(name) is sampler
             if not name.startswith("datasaurus"):
-                assert jax.eval_shape(lambda key, draw=sampler: draw(3, key=key), key).shape == (3, size)
+                assert jax.eval_shape(
+                    lambda key, draw=sampler: draw(3, key=key), key
+                ).shape == (3, size)
     with pytest.raises(TypeError):
         data.TOYS_2D["mine"] = data.trex  # pyright: ignore[reportIndexIssue]
 
@@ -311,15 +361,36 @@ def test_registries_hold_every_sampler(key):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda key: data.toy("t-rex"), "`name` must be one of mixture_1d, trex, .*did you mean 'trex'"),
+        (
+            lambda key: data.toy("t-rex"),
+            "`name` must be one of mixture_1d, trex, .*did you mean 'trex'",
+        ),
         (lambda key: data.trex(0, key=key), "`num` must be at least 1"),
-        (lambda key: data.trex_parametric(5, noise=-1.0, key=key), "`noise` must be a finite number"),
-        (lambda key: data.c2ot_moons(5, shift=-1.0, key=key), "`shift` must be a finite number"),
+        (
+            lambda key: data.trex_parametric(5, noise=-1.0, key=key),
+            "`noise` must be a finite number",
+        ),
+        (
+            lambda key: data.c2ot_moons(5, shift=-1.0, key=key),
+            "`shift` must be a finite number",
+        ),
         (lambda key: data.two_gaussians(0, key=key), "`num`"),
-        (lambda key: data.resample(np.full((2, 2), np.nan, np.float32), 5, key=key), "`points` holds NaN"),
-        (lambda key: data.resample(np.zeros((0, 2), np.float32), 5, key=key), "at least one point"),
-        (lambda key: data.fit_unit_box(np.ones((4, 2), np.float32)), "all in one place"),
-        (lambda key: data.load_csv("a.csv", delimiter=", "), "`delimiter` must be one character"),
+        (
+            lambda key: data.resample(np.full((2, 2), np.nan, np.float32), 5, key=key),
+            "`points` holds NaN",
+        ),
+        (
+            lambda key: data.resample(np.zeros((0, 2), np.float32), 5, key=key),
+            "at least one point",
+        ),
+        (
+            lambda key: data.fit_unit_box(np.ones((4, 2), np.float32)),
+            "all in one place",
+        ),
+        (
+            lambda key: data.load_csv("a.csv", delimiter=", "),
+            "`delimiter` must be one character",
+        ),
     ],
 )
 def test_wrong_use(call, message, key):

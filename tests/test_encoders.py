@@ -32,28 +32,52 @@ from .helpers import (
 MASK = np.array([True, True, False, True, True, True])
 ALL = ENCODERS | {"mixture": lambda d, key: nn.GMMFeaturizer(d, num_components=3)}
 # The rows of what a local encoder returns are those of the points, hence not here.
-NUM_LATENTS = dict.fromkeys(GLOBAL_ENCODERS, 1) | dict.fromkeys(STRUCTURED_ENCODERS, 3) | {"mixture": 21}
+NUM_LATENTS = (
+    dict.fromkeys(GLOBAL_ENCODERS, 1)
+    | dict.fromkeys(STRUCTURED_ENCODERS, 3)
+    | {"mixture": 21}
+)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_symmetry_and_masks(name):
     encoder = perturbed(ALL[name](3, KEY), key=jr.key(1))
-    symmetric = assert_permutation_equivariant if name in LOCAL_ENCODERS else assert_permutation_invariant
+    symmetric = (
+        assert_permutation_equivariant
+        if name in LOCAL_ENCODERS
+        else assert_permutation_invariant
+    )
     symmetric(encoder, cloud(3), MASK, key=KEY)
     # With more points in a component than it has axes: rounding may turn axes of the same length.
     repeat = 4 if name.startswith("mixture") else 1
-    assert_mask_independent(encoder, cloud(3, 6 * repeat), np.tile(MASK, repeat), key=KEY)
+    assert_mask_independent(
+        encoder, cloud(3, 6 * repeat), np.tile(MASK, repeat), key=KEY
+    )
 
 
 @pytest.mark.parametrize("d", [2, 4])
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_in_other_dimensions(name, d):
-    encoder, points, everything = ALL[name](d, KEY), np.asarray(cloud(d)), np.ones(6, bool)
+    encoder, points, everything = (
+        ALL[name](d, KEY),
+        np.asarray(cloud(d)),
+        np.ones(6, bool),
+    )
     order = np.array([3, 5, 0, 2, 1, 4])
-    clouds = np.stack([points, points[order], np.where(MASK[:, None], points, np.nan), points, 3 * points])
+    clouds = np.stack(
+        [
+            points,
+            points[order],
+            np.where(MASK[:, None], points, np.nan),
+            points,
+            3 * points,
+        ]
+    )
     masks = np.stack([MASK, MASK[order], MASK, everything, everything])
     latents, permuted, filled, unmasked, scaled = call(jax.vmap(encoder), clouds, masks)
-    np.testing.assert_allclose(permuted, latents[order] if name in LOCAL_ENCODERS else latents, atol=1e-5)
+    np.testing.assert_allclose(
+        permuted, latents[order] if name in LOCAL_ENCODERS else latents, atol=1e-5
+    )
     np.testing.assert_allclose(filled, latents, atol=1e-5)
     # LayerNorm right after a linear map without bias would see no scale; on raw coordinates it would leave signs.
     assert jnp.max(jnp.abs(scaled - unmasked)) > 0.05
@@ -71,12 +95,21 @@ def test_encoder_contract(name):
         assert latents.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("name", "n"), [(name, 1) for name in ALL] + [("dgcnn", 3), ("slot_attention_k_means", 3)])
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [(name, 1) for name in ALL] + [("dgcnn", 3), ("slot_attention_k_means", 3)],
+)
 def test_encoder_of_points_that_are_all_equal(name, n):
     # Of one point alone too: no neighbours, no spread, distances of zero.
-    loss = lambda encoder_and_points: jnp.sum(encoder_and_points[0](encoder_and_points[1]) ** 2)
-    value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))((ALL[name](2, KEY), jnp.full((n, 2), 0.7)))
-    assert all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves((value, gradients)))
+    loss = lambda encoder_and_points: jnp.sum(
+        encoder_and_points[0](encoder_and_points[1]) ** 2
+    )
+    value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))(
+        (ALL[name](2, KEY), jnp.full((n, 2), 0.7))
+    )
+    assert all(
+        bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves((value, gradients))
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -113,7 +146,9 @@ def test_token_and_points_are_rows_of_the_same_transformer():
 
 
 def test_stochastic_depth_rises_to_the_last_block():
-    encoder = nn.SetTransformer(2, 8, **(TINY | {"depth": 3}), stochastic_depth=0.5, dropout=0.1, key=KEY)
+    encoder = nn.SetTransformer(
+        2, 8, **(TINY | {"depth": 3}), stochastic_depth=0.5, dropout=0.1, key=KEY
+    )
     rates = [block.attention_residual.stochastic_depth.p for block in encoder.blocks]  # pyright: ignore
     assert rates == [0, 0.25, 0.5]
     assert np.array_equal(call(encoder, cloud(2)), call(encoder, cloud(2)))
@@ -129,7 +164,9 @@ def test_transformer_refuses_unknown_options():
 
 
 def plain_layer_norm(norm, h):
-    return (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6) * norm.scale + norm.shift
+    return (h - h.mean(-1, keepdims=True)) / np.sqrt(
+        h.var(-1, keepdims=True) + 1e-6
+    ) * norm.scale + norm.shift
 
 
 def test_edge_convolution_is_its_formula():
@@ -138,15 +175,30 @@ def test_edge_convolution_is_its_formula():
     h, mask = np.asarray(jr.normal(KEY, (6, 4))), MASK
     expected = np.zeros_like(h)
     for i in range(6):
-        others = sorted((j for j in range(6) if j != i and mask[j]), key=lambda j: np.sum((h[j] - h[i]) ** 2))
-        edges = [np.concatenate([h[i], h[j] - h[i], [np.sum((h[j] - h[i]) ** 2)]]) for j in others[:2]]
-        hidden = plain_layer_norm(layer.norm, np.stack(edges)) @ layer.hidden.weight + layer.hidden.bias
-        expected[i] = (hidden / (1 + np.exp(-hidden)) @ layer.out.weight + layer.out.bias).max(0)
-    np.testing.assert_allclose(np.asarray(call(layer, h, mask))[mask], expected[mask], atol=1e-5)
+        others = sorted(
+            (j for j in range(6) if j != i and mask[j]),
+            key=lambda j: np.sum((h[j] - h[i]) ** 2),
+        )
+        edges = [
+            np.concatenate([h[i], h[j] - h[i], [np.sum((h[j] - h[i]) ** 2)]])
+            for j in others[:2]
+        ]
+        hidden = (
+            plain_layer_norm(layer.norm, np.stack(edges)) @ layer.hidden.weight
+            + layer.hidden.bias
+        )
+        expected[i] = (
+            hidden / (1 + np.exp(-hidden)) @ layer.out.weight + layer.out.bias
+        ).max(0)
+    np.testing.assert_allclose(
+        np.asarray(call(layer, h, mask))[mask], expected[mask], atol=1e-5
+    )
 
 
 def test_more_neighbours_than_points_are_all_of_them():
-    many, all_others = (nn.DGCNN(2, 8, width_size=8, depth=1, num_neighbors=k, key=KEY) for k in (20, 5))
+    many, all_others = (
+        nn.DGCNN(2, 8, width_size=8, depth=1, num_neighbors=k, key=KEY) for k in (20, 5)
+    )
     assert np.array_equal(call(many, cloud(2)), call(all_others, cloud(2)))
 
 
@@ -159,7 +211,10 @@ def test_a_point_alone_reads_nothing():
     ("options", "message"),
     [
         ({"num_neighbors": 0}, "`num_neighbors` must be at least 1"),
-        ({"pooling": nn.max_mean_pool}, "`pooling` must keep the size of 64.*returns 128"),
+        (
+            {"pooling": nn.max_mean_pool},
+            "`pooling` must keep the size of 64.*returns 128",
+        ),
     ],
 )
 def test_dgcnn_refuses(options, message):
@@ -171,7 +226,10 @@ def test_dgcnn_refuses(options, message):
 
 
 def test_slot_attention_is_its_formula():
-    encoder = perturbed(nn.SlotAttention(2, 8, **(SLOTS | {"num_iterations": 1}), key=KEY), key=jr.key(1))
+    encoder = perturbed(
+        nn.SlotAttention(2, 8, **(SLOTS | {"num_iterations": 1}), key=KEY),
+        key=jr.key(1),
+    )
     points = np.asarray(cloud(2))[MASK]
     rows = plain_layer_norm(encoder.norm, np.asarray(encoder.embedding(points)))
     slots = np.asarray(encoder.start(points, None, None))
@@ -180,8 +238,15 @@ def test_slot_attention_is_its_formula():
     attention = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     weights = attention / attention.sum(0)
     updates = weights.T @ (rows @ encoder.values.weight)
-    slots = np.stack([encoder.cell(jnp.asarray(u), jnp.asarray(s)) for u, s in zip(updates, slots, strict=True)])
-    slots = slots + encoder.feed_forward(plain_layer_norm(encoder.feed_forward_norm, slots))
+    slots = np.stack(
+        [
+            encoder.cell(jnp.asarray(u), jnp.asarray(s))
+            for u, s in zip(updates, slots, strict=True)
+        ]
+    )
+    slots = slots + encoder.feed_forward(
+        plain_layer_norm(encoder.feed_forward_norm, slots)
+    )
     latents, actual = call(encoder.with_attention, cloud(2), MASK)
     np.testing.assert_allclose(actual[MASK], attention, atol=1e-5)
     assert not np.any(actual[~MASK])
@@ -190,8 +255,12 @@ def test_slot_attention_is_its_formula():
 
 def test_slots_are_permuted_with_their_start():
     encoder = nn.SlotAttention(2, 8, **SLOTS, start=nn.LearnedSlots, key=KEY)
-    turned = eqx.tree_at(lambda encoder: encoder.start.mean, encoder, encoder.start.mean[::-1])  # pyright: ignore
-    np.testing.assert_allclose(call(turned, cloud(2)), call(encoder, cloud(2))[::-1], atol=1e-5)
+    turned = eqx.tree_at(
+        lambda encoder: encoder.start.mean, encoder, encoder.start.mean[::-1]
+    )  # pyright: ignore
+    np.testing.assert_allclose(
+        call(turned, cloud(2)), call(encoder, cloud(2))[::-1], atol=1e-5
+    )
 
 
 def test_learned_slots_are_drawn_with_a_key():
@@ -209,12 +278,16 @@ def test_pooled_leaves_masked_latents_out():
     local = nn.SetTransformer(2, 8, **TINY, key=KEY)
     pooled = nn.Pooled(local, nn.mean_pool, out_size=4, key=KEY)
     mean = np.asarray(call(local, cloud(2), MASK))[MASK].mean(0)
-    np.testing.assert_allclose(call(pooled, cloud(2), MASK), pooled.out(mean)[None], atol=1e-5)
+    np.testing.assert_allclose(
+        call(pooled, cloud(2), MASK), pooled.out(mean)[None], atol=1e-5
+    )
 
 
 def test_chained_reads_the_components_that_are_there():
     # Two narrow blobs and ten components: not all of them are needed.
-    points = np.asarray(0.05 * jr.normal(KEY, (200, 2))) + np.repeat([[-1.0, 0.0], [1.0, 0.0]], 100, axis=0)
+    points = np.asarray(0.05 * jr.normal(KEY, (200, 2))) + np.repeat(
+        [[-1.0, 0.0], [1.0, 0.0]], 100, axis=0
+    )
     first = nn.GMMFeaturizer(2, num_components=10, num_steps=100)
     second = nn.PointNet(2, 8, hidden_sizes=(8,), pooling=nn.mean_pool, key=KEY)
     rows = np.asarray(call(first, points.astype(np.float32)))

@@ -31,13 +31,20 @@ def test_latents_become_vectors(example):
     np.testing.assert_array_equal(flat, latents.reshape(5, 12))
     local, _ = example.as_vectors(latents, 4, None, "auto")
     np.testing.assert_allclose(local, latents.mean(1), rtol=1e-6)
-    np.testing.assert_allclose(example.as_vectors(latents, 20, None, "mean")[0], latents.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(
+        example.as_vectors(latents, 20, None, "mean")[0], latents.mean(1), rtol=1e-6
+    )
     assert example.as_vectors(latents, 4, None, "flatten")[0].shape == (5, 12)
-    assert example.as_vectors(latents[:, :1], 1, None, "auto")[1] == "flattened"  # clouds of one point
+    assert (
+        example.as_vectors(latents[:, :1], 1, None, "auto")[1] == "flattened"
+    )  # clouds of one point
 
 
 def test_latents_of_masked_points_do_not_count(example):
-    latents, mask = normal(0, 5, 4, 3), np.arange(4) < np.asarray([[1], [2], [3], [4], [4]])
+    latents, mask = (
+        normal(0, 5, 4, 3),
+        np.arange(4) < np.asarray([[1], [2], [3], [4], [4]]),
+    )
     latents[~mask] = np.nan
     vectors, rule = example.as_vectors(latents, 4, mask, "auto")
     assert rule == "mean over the valid points"
@@ -46,15 +53,21 @@ def test_latents_of_masked_points_do_not_count(example):
 
 def test_statistics_and_report(example):
     labels = np.arange(60) % 3
-    vectors = normal(0, 60, 4) + np.asarray([0, 1, 2], np.float32)[labels][:, None] * np.asarray(
-        [0, 0.3, 1, 5], np.float32
-    )
+    vectors = normal(0, 60, 4) + np.asarray([0, 1, 2], np.float32)[labels][
+        :, None
+    ] * np.asarray([0, 0.3, 1, 5], np.float32)
     numbers = json.loads(json.dumps(example.statistics(vectors, labels)))
-    np.testing.assert_allclose(numbers["overall"]["variance"], vectors.var(0), rtol=1e-4)
-    np.testing.assert_allclose(numbers["classes"]["std"][1], vectors[labels == 1].std(0), rtol=1e-4)
+    np.testing.assert_allclose(
+        numbers["overall"]["variance"], vectors.var(0), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        numbers["classes"]["std"][1], vectors[labels == 1].std(0), rtol=1e-4
+    )
     # The F statistic of the analysis of variance is made of the same two parts.
     between = np.asarray(numbers["between"])
-    np.testing.assert_allclose(between / 2 / ((1 - between) / 57), f_classif(vectors, labels)[0], rtol=1e-3)
+    np.testing.assert_allclose(
+        between / 2 / ((1 - between) / 57), f_classif(vectors, labels)[0], rtol=1e-3
+    )
     text = example.report(numbers)
     assert text.count("Class ") == 3
     rows = [line.split() for line in text.splitlines() if line.strip()[:1].isdigit()]
@@ -82,12 +95,24 @@ def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
     model = fk.latent.SetFlow(encoder, fk.Flow(crn), fk.Normal())
     seen = fk.data.PointSets(normal(0, 40, 12, 2), None, np.arange(40) % 4)
     loaded = type("Data", (), {"seen": seen})
-    monkeypatch.setattr(example.point_clouds, "final_model", lambda path: (model, path), raising=False)
+    monkeypatch.setattr(
+        example.point_clouds, "final_model", lambda path: (model, path), raising=False
+    )
     monkeypatch.setattr(example.point_clouds, "load", lambda run: loaded)
     example.main(example.Config(model=str(tmp_path), num_iterations=250))
     folder = tmp_path / "latents"
-    assert {p.name for p in folder.iterdir()} == {"statistics.txt", "statistics.json", "statistics.png", "t_sne.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "statistics.txt",
+        "statistics.json",
+        "statistics.png",
+        "t_sne.png",
+    }
     numbers = json.loads((folder / "statistics.json").read_text())
-    latents = np.stack([np.asarray(model.encode(jnp.asarray(p)))[0] for p in seen.points])
+    latents = np.stack(
+        [np.asarray(model.encode(jnp.asarray(p)))[0] for p in seen.points]
+    )
     np.testing.assert_allclose(numbers["overall"]["mean"], latents.mean(0), atol=1e-5)
-    assert "40 held-out clouds, latents (1, 6), flattened: 6 numbers each" in capsys.readouterr().out
+    assert (
+        "40 held-out clouds, latents (1, 6), flattened: 6 numbers each"
+        in capsys.readouterr().out
+    )

@@ -33,13 +33,22 @@ def stages_of(size: int) -> list[ExplorerStage]:
     """One step of a flow map, and the paths of a flow."""
     x0 = rng.normal(size=(120, size)).astype(np.float32)
     x0[3] = np.nan
-    flow = fk.exact_flow(fk.GaussianMixture(np.linspace(-1.5, 1.5, 2 * size, dtype=np.float32).reshape(2, size), 0.1))
+    flow = fk.exact_flow(
+        fk.GaussianMixture(
+            np.linspace(-1.5, 1.5, 2 * size, dtype=np.float32).reshape(2, size), 0.1
+        )
+    )
     save = dfx.SaveAt(ts=TIMES)
-    solve = lambda x: fk.integrate(flow, x, num_steps=8, solver=fk.RK4(), saveat=save, throw=False).ys
+    solve = lambda x: (
+        fk.integrate(flow, x, num_steps=8, solver=fk.RK4(), saveat=save, throw=False).ys
+    )
     paths = eqx.filter_jit(jax.vmap(solve))(x0)
     one_step = np.stack([x0, 2 * x0], 1)
     velocity = turn if size == 2 else lambda t, x: t - x
-    return [ExplorerStage("one step", TIMES[[0, -1]], one_step, velocity), ExplorerStage(LABEL, TIMES, paths, flow)]
+    return [
+        ExplorerStage("one step", TIMES[[0, -1]], one_step, velocity),
+        ExplorerStage(LABEL, TIMES, paths, flow),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +56,28 @@ def pages(tmp_path_factory):
     """For each dimension the stages and the page of them."""
     folder = tmp_path_factory.mktemp("explorer") / "new"
     stages = {d: stages_of(d) for d in (1, 2)}
-    write = lambda d: explorer(stages[d], target=TARGET[d], limits=(-3, 3), title="a <b> c", path=folder / f"{d}.html")
+    write = lambda d: explorer(
+        stages[d],
+        target=TARGET[d],
+        limits=(-3, 3),
+        title="a <b> c",
+        path=folder / f"{d}.html",
+    )
     return {d: (stages[d], write(d)) for d in (1, 2)}
 
 
 def data_of(page) -> dict:
-    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text("utf-8"))
+    (text,) = re.findall(
+        r'<script id="data" type="application/json">(.*?)</script>',
+        page.read_text("utf-8"),
+    )
     return json.loads(text)
 
 
 def decoded(entry):
-    return np.frombuffer(base64.b64decode(entry["base64"]), "<f4").reshape(entry["shape"])
+    return np.frombuffer(base64.b64decode(entry["base64"]), "<f4").reshape(
+        entry["shape"]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -69,7 +89,9 @@ def test_page_holds_the_arrays(pages, size):
     grid, times = decoded(data["grid"]), decoded(data["field_times"])
     assert np.abs(grid).max() < 3
     assert len(np.unique(grid, axis=0)) == 20**size
-    assert [stage["label"] for stage in data["stages"]] == [stage.label for stage in stages]
+    assert [stage["label"] for stage in data["stages"]] == [
+        stage.label for stage in stages
+    ]
     speeds = []
     for stage, entry in zip(stages, data["stages"], strict=True):
         np.testing.assert_array_equal(decoded(entry["times"]), stage.times)
@@ -89,8 +111,15 @@ class Dropped(eqx.Module):
 
 
 def test_velocity_is_in_inference_mode(tmp_path):
-    data = data_of(explorer([flat(5, 2, 1, velocity=Dropped(eqx.nn.Dropout()))], path=tmp_path / "page.html"))
-    np.testing.assert_array_equal(decoded(data["stages"][0]["field"]), np.tile(decoded(data["grid"]), (21, 1, 1)))
+    data = data_of(
+        explorer(
+            [flat(5, 2, 1, velocity=Dropped(eqx.nn.Dropout()))],
+            path=tmp_path / "page.html",
+        )
+    )
+    np.testing.assert_array_equal(
+        decoded(data["stages"][0]["field"]), np.tile(decoded(data["grid"]), (21, 1, 1))
+    )
 
 
 def test_limits_are_those_of_all_that_is_drawn(tmp_path):
@@ -105,25 +134,55 @@ def test_limits_are_those_of_all_that_is_drawn(tmp_path):
 
 
 def flat(*shape, times=(0.0, 1.0), velocity=None):
-    return ExplorerStage("", np.asarray(times, np.float32), np.zeros(shape, np.float32), velocity)
+    return ExplorerStage(
+        "", np.asarray(times, np.float32), np.zeros(shape, np.float32), velocity
+    )
 
 
 @pytest.mark.parametrize(
     ("stages", "options", "message"),
     [
         ([], {}, "`stages` is empty"),
-        ([flat(5, 2, 2), flat(5, 2, 3)], {}, r"`stages\[1\].points` has 3 dimensions; the explorer draws 1 or 2"),
-        ([flat(5, 2, 2), flat(5, 2, 1)], {}, r"`stages\[1\].points` has 1 dimensions and that of the first stage 2"),
+        (
+            [flat(5, 2, 2), flat(5, 2, 3)],
+            {},
+            r"`stages\[1\].points` has 3 dimensions; the explorer draws 1 or 2",
+        ),
+        (
+            [flat(5, 2, 2), flat(5, 2, 1)],
+            {},
+            r"`stages\[1\].points` has 1 dimensions and that of the first stage 2",
+        ),
         ([flat(5, 2)], {}, r"`stages\[0\]` has points of shape \(5, 2\)"),
         ([flat(5, 3, 2)], {}, r"times of shape \(2,\)"),
         ([flat(0, 2, 2)], {}, "not empty"),
-        ([flat(5, 2, 2, times=(1, 0))], {}, r"`stages\[0\].times` must be two or more increasing"),
-        ([flat(5, 1, 2, times=(0,))], {}, r"`stages\[0\].times` must be two or more increasing"),
-        ([flat(5, 2, 2, times=(0, 1.5))], {}, r"`stages\[0\].times` must be two or more increasing"),
-        ([flat(5, 2, 2)], {"target": TARGET[1]}, r"`target` has shape \(50, 1\).*\(m, 2\)"),
+        (
+            [flat(5, 2, 2, times=(1, 0))],
+            {},
+            r"`stages\[0\].times` must be two or more increasing",
+        ),
+        (
+            [flat(5, 1, 2, times=(0,))],
+            {},
+            r"`stages\[0\].times` must be two or more increasing",
+        ),
+        (
+            [flat(5, 2, 2, times=(0, 1.5))],
+            {},
+            r"`stages\[0\].times` must be two or more increasing",
+        ),
+        (
+            [flat(5, 2, 2)],
+            {"target": TARGET[1]},
+            r"`target` has shape \(50, 1\).*\(m, 2\)",
+        ),
         ([flat(5, 2, 2)], {"target": TARGET[2][:0]}, r"`target` has shape \(0, 2\)"),
         ([flat(5, 2, 2)], {"limits": (1, 1)}, "`limits` is"),
-        ([flat(5, 2, 2, velocity=lambda t, x: t)], {}, r"`stages\[0\].velocity` gives shape \(\) for one point"),
+        (
+            [flat(5, 2, 2, velocity=lambda t, x: t)],
+            {},
+            r"`stages\[0\].velocity` gives shape \(\) for one point",
+        ),
     ],
 )
 def test_wrong_use(stages, options, message, tmp_path):
@@ -137,7 +196,10 @@ def test_paths_that_cannot_be_written(tmp_path):
         raise AssertionError("work was done before the path was looked at")
 
     (tmp_path / "file").touch()
-    for path, message in ((tmp_path / "file" / "page.html", "cannot be written"), (tmp_path, "is a folder")):
+    for path, message in (
+        (tmp_path / "file" / "page.html", "cannot be written"),
+        (tmp_path, "is a folder"),
+    ):
         with pytest.raises(ValueError, match=message):
             explorer([flat(5, 2, 2, velocity=velocity)], path=path)
 
@@ -154,7 +216,11 @@ def test_without_plotly_the_extra_is_named(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def browser():
     """One headless browser for all tests, which can reach no host."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("needs chromium and chromedriver")
@@ -162,7 +228,13 @@ def browser():
 
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=900,1000"):
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "window-size=900,1000",
+    ):
         options.add_argument(f"--{argument}")
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -177,8 +249,13 @@ def opened(browser, page):
     browser.get(page.as_uri())
     # `get` may return while the page is still loading.
     drawn = "return location.href === arguments[0] && Boolean(document.getElementById('plot')?.data)"
-    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(drawn, page.as_uri()))
-    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    WebDriverWait(browser, 60).until(
+        lambda _: browser.execute_script(drawn, page.as_uri())
+    )
+    assert (
+        browser.execute_script("return performance.getEntriesByType('resource').length")
+        == 0
+    )
     assert browser.title == "a <b> c"
     return Page(browser)
 
@@ -198,8 +275,13 @@ class Page:
     def traces(self) -> dict:
         """What is drawn, by name; a gap between lines is NaN."""
         script = "return document.getElementById('plot').data.map(({name, x, y, z}) => ({name, x, y, z}))"
-        arrays = lambda trace: {k: np.asarray(trace[k], float) for k in "xyz" if trace[k] is not None}
-        return {trace["name"]: arrays(trace) for trace in self.browser.execute_script(script)}
+        arrays = lambda trace: {
+            k: np.asarray(trace[k], float) for k in "xyz" if trace[k] is not None
+        }
+        return {
+            trace["name"]: arrays(trace)
+            for trace in self.browser.execute_script(script)
+        }
 
     def check_quiet(self):
         assert self.browser.get_log("browser") == []
@@ -228,19 +310,30 @@ def test_plane_in_a_browser(pages, browser):
 
     stages, path = pages[2]
     data = data_of(path)
-    grid, field_times = decoded(data["grid"]).astype(float), decoded(data["field_times"]).astype(float)
+    grid, field_times = (
+        decoded(data["grid"]).astype(float),
+        decoded(data["field_times"]).astype(float),
+    )
     page = opened(browser, path)
 
     def check(stage, field, t):
         traces = page.traces()
         assert page.element("time-text").text == f"t = {t:.2f}"
         assert page.element("stage-text").text == stage.label
-        particles = at_time(stage.times, np.moveaxis(np.asarray(stage.points, float), 1, 0), t)
+        particles = at_time(
+            stage.times, np.moveaxis(np.asarray(stage.points, float), 1, 0), t
+        )
         np.testing.assert_allclose(points_of(traces["particles"]), particles, atol=1e-5)
         valid = particles[np.isfinite(particles).all(1)]
         x, y = (traces["density"][k] for k in "xy")
-        kernel = lambda axis, at: st.norm.pdf(at[:, None], valid[:, axis], data["bandwidth"])
-        np.testing.assert_allclose(traces["density"]["z"], kernel(1, y) @ kernel(0, x).T / len(valid), atol=1e-6)
+        kernel = lambda axis, at: st.norm.pdf(
+            at[:, None], valid[:, axis], data["bandwidth"]
+        )
+        np.testing.assert_allclose(
+            traces["density"]["z"],
+            kernel(1, y) @ kernel(0, x).T / len(valid),
+            atol=1e-6,
+        )
         # Arrows start on the grid, point along the velocity, and have its length up to one cell.
         arrows = pieces(traces["field"], 5)
         velocity = at_time(field_times, decoded(field).astype(float), t)
@@ -249,7 +342,9 @@ def test_plane_in_a_browser(pages, browser):
         expected = cell * velocity / speed * np.minimum(speed / data["speed"], 1)
         np.testing.assert_allclose(arrows[:, 0], grid, atol=1e-6)
         np.testing.assert_allclose(arrows[:, 1] - arrows[:, 0], expected, atol=1e-5)
-        np.testing.assert_allclose(pieces(traces["paths"], len(stage.times)), stage.points[:100], atol=1e-6)
+        np.testing.assert_allclose(
+            pieces(traces["paths"], len(stage.times)), stage.points[:100], atol=1e-6
+        )
         np.testing.assert_allclose(points_of(traces["target"]), TARGET[2])
         return arrows
 
@@ -257,7 +352,9 @@ def test_plane_in_a_browser(pages, browser):
     page.press("time", Keys.PAGE_UP * 4 + Keys.ARROW_LEFT * 3)
     later = check(stages[1], data["stages"][1]["field"], 0.37)
     page.press("stage", Keys.HOME)
-    assert np.abs(check(stages[0], data["stages"][0]["field"], 0.37) - later).max() > 0.01
+    assert (
+        np.abs(check(stages[0], data["stages"][0]["field"], 0.37) - later).max() > 0.01
+    )
     page.press("time", Keys.END)
     check(stages[0], data["stages"][0]["field"], 1)
     page.check_quiet()
@@ -289,8 +386,13 @@ def test_line_in_a_browser(pages, browser):
     particles = at_time(TIMES, np.asarray(stages[1].points[..., 0], float).T, 0.37)
     np.testing.assert_allclose(traces["particles"]["y"], particles, atol=1e-5)
     np.testing.assert_allclose(traces["particles"]["x"], 0.37)
-    for name, values in (("density", particles[np.isfinite(particles)]), ("target", TARGET[1][:, 0])):
-        exact = np.mean(st.norm.pdf(traces[name]["y"][:, None], values, data["bandwidth"]), 1)
+    for name, values in (
+        ("density", particles[np.isfinite(particles)]),
+        ("target", TARGET[1][:, 0]),
+    ):
+        exact = np.mean(
+            st.norm.pdf(traces[name]["y"][:, None], values, data["bandwidth"]), 1
+        )
         np.testing.assert_allclose(traces[name]["x"], exact, atol=1e-6)
     # Dashes are centred at the grid of times and points, and have the slope of the paths.
     dashes = pieces(traces["field"], 2)
@@ -298,7 +400,9 @@ def test_line_in_a_browser(pages, browser):
     centres = np.stack([np.repeat(times, len(grid)), np.tile(grid, len(times))], -1)
     np.testing.assert_allclose(dashes.mean(1), centres, atol=1e-6)
     run, rise = (dashes[:, 1] - dashes[:, 0]).T
-    np.testing.assert_allclose(rise / run, decoded(data["stages"][1]["field"]).ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        rise / run, decoded(data["stages"][1]["field"]).ravel(), rtol=1e-4, atol=1e-5
+    )
 
     page.element("show-paths").click()
     page.element("show-field").click()
@@ -308,5 +412,7 @@ def test_line_in_a_browser(pages, browser):
     assert 0 < moved < 1
     assert paused == moved
     # The slider shows hundredths.
-    np.testing.assert_allclose(page.traces()["particles"]["x"], moved, rtol=0, atol=0.00501)
+    np.testing.assert_allclose(
+        page.traces()["particles"]["x"], moved, rtol=0, atol=0.00501
+    )
     page.check_quiet()

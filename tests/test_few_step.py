@@ -34,7 +34,9 @@ JUMPS = [
 def test_exact_map_of_the_mixture(s, t, x, end):
     with jax.enable_x64(True):
         flow_map = fs.exact_flow_map(mixture_1d(jnp.float64))
-        np.testing.assert_allclose(fs.jump(flow_map, s, t, jnp.array([x])), [end], atol=1e-6)
+        np.testing.assert_allclose(
+            fs.jump(flow_map, s, t, jnp.array([x])), [end], atol=1e-6
+        )
     single = fs.exact_flow_map(mixture_1d())
     np.testing.assert_allclose(fs.jump(single, s, t, jnp.array([x])), [end], atol=1e-4)
 
@@ -45,15 +47,25 @@ def test_exact_map_is_where_the_ode_ends(path, law):
     flow_map, x = fs.exact_flow_map(law, path), jnp.array([0.4])
     for s, t in ((0.1, 0.8), (0.9, 0.2)):
         solution = fk.integrate(fk.exact_flow(law, path), x, t0=s, t1=t)
-        np.testing.assert_allclose(fs.jump(flow_map, s, t, x), solution.ys[0], atol=3e-4)
-    np.testing.assert_allclose(flow_map(0.3, 0.3, x), fk.exact_flow(law, path)(0.3, x), rtol=1e-5)
+        np.testing.assert_allclose(
+            fs.jump(flow_map, s, t, x), solution.ys[0], atol=3e-4
+        )
+    np.testing.assert_allclose(
+        flow_map(0.3, 0.3, x), fk.exact_flow(law, path)(0.3, x), rtol=1e-5
+    )
 
 
 def test_identity_and_derivative():
     """The total derivative is that of finite differences along the flow, and satisfies the identity."""
     with jax.enable_x64(True):
         law = mixture_1d(jnp.float64)
-        flow, flow_map, x, s, h = fk.exact_flow(law), fs.exact_flow_map(law), jnp.array([0.3]), 0.4, 1e-5
+        flow, flow_map, x, s, h = (
+            fk.exact_flow(law),
+            fs.exact_flow_map(law),
+            jnp.array([0.3]),
+            0.4,
+            1e-5,
+        )
         for t in (0.9, 0.1):
             v = flow(s, x)
             u, du = fs.total_derivative(flow_map, s, t, x, v)
@@ -68,10 +80,16 @@ def test_exact_maps_keep_their_digits_in_short_intervals(law):
     exact, velocity = fs.exact_flow_map(law), fk.exact_flow(law)
     spans = jnp.array([3e-3, 1e-4, 1e-6, 0.0, -1e-4], jnp.float32)
     s, x = jnp.float32(0.3), jnp.array([0.2])
-    v, acceleration = jax.jvp(lambda s, x: velocity(s, x), (s, x), (jnp.ones_like(s), velocity(s, x)))
-    u, du = jax.jit(jax.vmap(lambda span: fs.total_derivative(exact, s, s + span, x, v)))(spans)
+    v, acceleration = jax.jvp(
+        lambda s, x: velocity(s, x), (s, x), (jnp.ones_like(s), velocity(s, x))
+    )
+    u, du = jax.jit(
+        jax.vmap(lambda span: fs.total_derivative(exact, s, s + span, x, v))
+    )(spans)
     np.testing.assert_allclose(u, v + 0.5 * spans[:, None] * acceleration, atol=2e-4)
-    np.testing.assert_allclose(du, jnp.broadcast_to(0.5 * acceleration, du.shape), atol=0.05)
+    np.testing.assert_allclose(
+        du, jnp.broadcast_to(0.5 * acceleration, du.shape), atol=0.05
+    )
 
 
 class Perturbed(eqx.Module):
@@ -82,7 +100,9 @@ class Perturbed(eqx.Module):
 
     def __call__(self, times, x, cond=None):
         s, t = times
-        features = jnp.stack([jnp.ones_like(x), x, (t - s) * x, jnp.sin(2 * x + s), jnp.cos(3 * x) * t])
+        features = jnp.stack(
+            [jnp.ones_like(x), x, (t - s) * x, jnp.sin(2 * x + s), jnp.cos(3 * x) * t]
+        )
         return self.exact(s, t, x, cond) + jnp.tensordot(self.weights, features, 1)
 
 
@@ -90,12 +110,19 @@ def scores_of_gradient(loss, law, options, *, offset=0.0, num=400):
     """Mean gradients over independent batches of 64, in standard errors."""
     weights = jnp.full(5, offset)
     value = lambda weights, x1, key: jax.tree.leaves(
-        loss(fs.FlowMap(Perturbed(fs.exact_flow_map(law), weights)), x1, key=key, **options)
+        loss(
+            fs.FlowMap(Perturbed(fs.exact_flow_map(law), weights)),
+            x1,
+            key=key,
+            **options,
+        )
     )[0]
 
     @jax.jit
     def gradients(keys):
-        one = lambda keys: jax.grad(value)(weights, law.sample((64, 1), key=keys[0]), keys[1])
+        one = lambda keys: jax.grad(value)(
+            weights, law.sample((64, 1), key=keys[0]), keys[1]
+        )
         return jax.lax.map(one, keys)
 
     values = np.asarray(gradients(jr.split(KEY, (num, 2))), float)
@@ -103,8 +130,14 @@ def scores_of_gradient(loss, law, options, *, offset=0.0, num=400):
 
 
 LOSSES = {
-    "mean_flow": (fs.mean_flow_loss, {"toy": fs.MEAN_FLOW_TOY, "image": fs.MEAN_FLOW, "cifar": fs.MEAN_FLOW_CIFAR10}),
-    "improved": (fs.improved_mean_flow_loss, {"toy": fs.MEAN_FLOW_TOY, "image": fs.IMPROVED_MEAN_FLOW}),
+    "mean_flow": (
+        fs.mean_flow_loss,
+        {"toy": fs.MEAN_FLOW_TOY, "image": fs.MEAN_FLOW, "cifar": fs.MEAN_FLOW_CIFAR10},
+    ),
+    "improved": (
+        fs.improved_mean_flow_loss,
+        {"toy": fs.MEAN_FLOW_TOY, "image": fs.IMPROVED_MEAN_FLOW},
+    ),
     "back_flow": (fs.back_flow_loss, {"toy": fs.BACK_FLOW_TOY, "image": fs.BACK_FLOW}),
     "facm": (fs.facm_loss, {"toy": fs.FACM_TOY, "image": fs.FACM | {"cosine": False}}),
     "consistency": (fs.consistency_loss, {"toy": {}}),
@@ -120,7 +153,9 @@ def test_exact_map_is_a_fixed_point(name, preset):
     scores = scores_of_gradient(loss, law, presets[preset])
     assert np.abs(scores).max() < 3.5  # five of them
     if preset == "toy":
-        assert np.abs(scores_of_gradient(loss, law, presets[preset], offset=0.2)).max() > 8
+        assert (
+            np.abs(scores_of_gradient(loss, law, presets[preset], offset=0.2)).max() > 8
+        )
 
 
 def test_exact_map_is_consistent_with_its_shortcuts(key):
@@ -129,7 +164,11 @@ def test_exact_map_is_consistent_with_its_shortcuts(key):
     errors = []
     for weight in (0.0, 0.1):
         perturbed = fs.FlowMap(Perturbed(flow_map, jnp.array([0, 0, weight, 0, 0])))
-        errors.append(fs.shortcut_loss(perturbed, x1, num_levels=10, fraction=0.9, key=key)[1]["self_consistency"])
+        errors.append(
+            fs.shortcut_loss(perturbed, x1, num_levels=10, fraction=0.9, key=key)[1][
+                "self_consistency"
+            ]
+        )
     assert errors[0] < 1e-6
     assert errors[1] > 1e-4
 
@@ -142,9 +181,14 @@ def test_values_of_the_losses_are_their_closed_forms(key):
     pairs = lambda num, *, key: (jnp.full(num, 0.2), jnp.full(num, 0.9))
     c = lambda t: np.sqrt((1 - t) ** 2 + (0.5 * t) ** 2)
     floor = 0.5**2 / c(0.2) ** 2  # the variance of the velocity given the place
-    for loss, expected in ((fs.mean_flow_loss, floor * (c(0.9) / c(0.2)) ** 2), (fs.improved_mean_flow_loss, floor)):
+    for loss, expected in (
+        (fs.mean_flow_loss, floor * (c(0.9) / c(0.2)) ** 2),
+        (fs.improved_mean_flow_loss, floor),
+    ):
         value = loss(flow_map, x1, key=key, pairs=pairs)
-        assert abs(float(value) / expected - 1) < 3 * np.sqrt(2 / num)  # the error is Gaussian
+        assert abs(float(value) / expected - 1) < 3 * np.sqrt(
+            2 / num
+        )  # the error is Gaussian
 
 
 def test_guidance_in_training_moves_the_fixed_point():
@@ -156,11 +200,15 @@ def test_guidance_in_training_moves_the_fixed_point():
 
     def loss(flow_map, x1, *, key, scale, **options):
         network = lambda times, x, cond: (
-            flow_map.network(times, x) - flow_map.network.exact(*times, x) + exact(times, x, scale * cond)
+            flow_map.network(times, x)
+            - flow_map.network.exact(*times, x)
+            + exact(times, x, scale * cond)
         )
         cond = jnp.full_like(x1, shift)
         guidance = fs.Guidance(1.0, 0.5, dropout=0.0)
-        return fs.mean_flow_loss(fs.FlowMap(network), x1, cond, key=key, guidance=guidance, **options)
+        return fs.mean_flow_loss(
+            fs.FlowMap(network), x1, cond, key=key, guidance=guidance, **options
+        )
 
     law = fk.Normal(shift, std)
     for scale, low, high in ((2.0, 0.0, 3.5), (1.0, 8.0, np.inf)):
@@ -174,8 +222,12 @@ def test_parts_of_facm(key):
     np.testing.assert_allclose(loss, parts["consistency"] + parts["anchor"], rtol=1e-6)
     end = lambda num, *, key: jnp.ones(num)
     assert abs(fs.facm_loss(flow_map, x1, key=key, times=end)[1]["consistency"]) < 1e-12
-    gradient = eqx.filter_grad(lambda flow_map: fs.facm_loss(flow_map, x1, key=key, **fs.FACM)[0])(flow_map)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))  # at the output zero
+    gradient = eqx.filter_grad(
+        lambda flow_map: fs.facm_loss(flow_map, x1, key=key, **fs.FACM)[0]
+    )(flow_map)
+    assert all(
+        np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)
+    )  # at the output zero
 
 
 FACM_OPTIONS = [
@@ -191,7 +243,14 @@ def test_facm_is_its_formula(options):
     flow_map = fs.FlowMap(lambda times, x, cond: w * x + a * times[0] + b * times[1])
     x0, x1 = (np.asarray(jr.normal(key, (3, 2))) for key in jr.split(KEY))
     times = lambda num, *, key: jnp.asarray(s[:, 0])
-    _, parts = fs.facm_loss(flow_map, x1, coupling=fk.Paired(jnp.asarray(x0)), times=times, key=KEY, **options)
+    _, parts = fs.facm_loss(
+        flow_map,
+        x1,
+        coupling=fk.Paired(jnp.asarray(x0)),
+        times=times,
+        key=KEY,
+        **options,
+    )
 
     x, v = (1 - s) * x0 + s * x1, x1 - x0
     step = w * x + a * s + b - v - (1 - s) * (w * v + a)
@@ -207,7 +266,9 @@ def test_facm_is_its_formula(options):
     u = w * x + (a + b) * s
     anchor = np.mean((u - v) ** 2, axis=1)
     if options.get("cosine"):
-        anchor += 1 - np.sum(u * v, 1) / np.sqrt((np.sum(u**2, 1) + 1e-4) * (np.sum(v**2, 1) + 1e-4))
+        anchor += 1 - np.sum(u * v, 1) / np.sqrt(
+            (np.sum(u**2, 1) + 1e-4) * (np.sum(v**2, 1) + 1e-4)
+        )
     np.testing.assert_allclose(parts["anchor"], np.mean(anchor), rtol=1e-5)
 
 
@@ -222,7 +283,11 @@ def test_law_of_the_pairs(ordered):
     for part in (same, ~same):
         assert abs(s[part].mean() - mean) < 3 * np.sqrt(variance / part.sum())
     backward = np.mean(s[~same] > t[~same])
-    assert backward == 0 if ordered else abs(backward - 0.5) < 3 * 0.5 / np.sqrt((~same).sum())
+    assert (
+        backward == 0
+        if ordered
+        else abs(backward - 0.5) < 3 * 0.5 / np.sqrt((~same).sum())
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1 - 1e-6])
@@ -243,7 +308,10 @@ def test_a_teacher_takes_the_place_of_pairs(key):
     """With the exact velocity the exact map has no error at all."""
     law = mixture_1d()
     loss = fs.consistency_loss(
-        fs.exact_flow_map(law), law.sample((64, 1), key=key), teacher=fk.exact_flow(law), key=key
+        fs.exact_flow_map(law),
+        law.sample((64, 1), key=key),
+        teacher=fk.exact_flow(law),
+        key=key,
     )
     assert loss < 1e-5
 
@@ -264,7 +332,9 @@ def network_of_two_times(size=2):
     return fk.nn.MLP(size, hidden_sizes=(16,), time_embedding=fk.nn.RawTime(2), key=KEY)
 
 
-@pytest.mark.parametrize("make", [fk.nn.AdaLNMLP, fk.nn.DiT, fk.nn.CrossAttentionCRN, fk.nn.ConcatSquashMLP])
+@pytest.mark.parametrize(
+    "make", [fk.nn.AdaLNMLP, fk.nn.DiT, fk.nn.CrossAttentionCRN, fk.nn.ConcatSquashMLP]
+)
 def test_networks_of_clouds_have_the_derivative(make):
     embedding = fk.nn.TwoTimes(fk.nn.SinusoidalTime(8, scale=1.0))
     options = {"width_size": 8, "depth": 1, "time_embedding": embedding, "key": KEY}
@@ -275,32 +345,48 @@ def test_networks_of_clouds_have_the_derivative(make):
         flow_map = fs.FlowMap(make(2, 0, **options))
         return fs.back_flow_loss(flow_map, points, mask=mask, block=2, key=KEY)
 
-    assert eqx.filter_eval_shape(eqx.filter_grad(loss), points, mask).shape == points.shape
+    assert (
+        eqx.filter_eval_shape(eqx.filter_grad(loss), points, mask).shape == points.shape
+    )
 
 
 def test_masks_blocks_and_weights(key):
     """Masked rows do not count, blocks change nothing, weights of couplings multiply."""
     embedding = fk.nn.TwoTimes(fk.nn.RawTime())
-    network = fk.nn.ConcatSquashMLP(2, 0, width_size=8, depth=1, time_embedding=embedding, key=KEY)
-    network = eqx.tree_at(lambda n: n.layers[-1].linear.weight, network, jr.normal(KEY, (8, 2)))
+    network = fk.nn.ConcatSquashMLP(
+        2, 0, width_size=8, depth=1, time_embedding=embedding, key=KEY
+    )
+    network = eqx.tree_at(
+        lambda n: n.layers[-1].linear.weight, network, jr.normal(KEY, (8, 2))
+    )
     flow_map, x1 = fs.FlowMap(network), jr.normal(key, (8, 5, 2))
     mask = jnp.arange(5) < jnp.array([5, 4, 3, 2, 1, 5, 4, 3])[:, None]
     spoiled = jnp.where(mask[..., None], x1, jnp.nan)
     options = {"key": key, "weight": fs.AdaptiveWeight(0.5)}
     whole = fs.mean_flow_loss(flow_map, x1, mask=mask, **options)
-    np.testing.assert_allclose(fs.mean_flow_loss(flow_map, spoiled, mask=mask, **options), whole, rtol=1e-6)
-    np.testing.assert_allclose(fs.mean_flow_loss(flow_map, x1, mask=mask, block=2, **options), whole, rtol=1e-5)
+    np.testing.assert_allclose(
+        fs.mean_flow_loss(flow_map, spoiled, mask=mask, **options), whole, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        fs.mean_flow_loss(flow_map, x1, mask=mask, block=2, **options), whole, rtol=1e-5
+    )
     double = lambda x0, x1, cond, *, key: fk.Pairing(weights=jnp.full(len(x1), 2.0))
     np.testing.assert_allclose(
-        fs.mean_flow_loss(flow_map, x1, mask=mask, coupling=double, **options), 2 * whole, rtol=1e-5
+        fs.mean_flow_loss(flow_map, x1, mask=mask, coupling=double, **options),
+        2 * whole,
+        rtol=1e-5,
     )
 
 
 def test_embeddings_of_two_times():
     times = jnp.array([0.2, 0.7])
     np.testing.assert_array_equal(fk.nn.RawTime(2)(times), times)
-    np.testing.assert_allclose(fk.nn.TwoTimes(fk.nn.RawTime())(times), [0.2, 0.5], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"holds 2 times, but the embedding is RawTime\(1\)"):
+    np.testing.assert_allclose(
+        fk.nn.TwoTimes(fk.nn.RawTime())(times), [0.2, 0.5], rtol=1e-6
+    )
+    with pytest.raises(
+        ValueError, match=r"holds 2 times, but the embedding is RawTime\(1\)"
+    ):
         fk.nn.RawTime()(times)
     with pytest.raises(ValueError, match="must hold the two times"):
         fk.nn.TwoTimes(fk.nn.RawTime())(0.3)
@@ -309,11 +395,17 @@ def test_embeddings_of_two_times():
 # -- sampling
 
 
-@pytest.mark.parametrize("options", [{}, {"num_steps": 3}, {"grid": (0.0, 0.2, 1.0)}], ids=["one", "three", "grid"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_steps": 3}, {"grid": (0.0, 0.2, 1.0)}],
+    ids=["one", "three", "grid"],
+)
 def test_any_number_of_steps_is_the_same_map(options, key):
     law = mixture_1d()
     values = fs.sample(fs.exact_flow_map(law), (1,), num_samples=8, key=key, **options)
-    exact = fk.sample(fk.exact_flow(law), (1,), num_samples=8, key=jr.fold_in(key, 0)).values
+    exact = fk.sample(
+        fk.exact_flow(law), (1,), num_samples=8, key=jr.fold_in(key, 0)
+    ).values
     np.testing.assert_allclose(values, exact, atol=1e-3)
     back = jax.vmap(lambda x: fs.encode(fs.exact_flow_map(law), x, **options))(values)
     noise = fk.Normal().sample((8, 1), key=jr.fold_in(key, 0))
@@ -322,15 +414,30 @@ def test_any_number_of_steps_is_the_same_map(options, key):
 
 def test_renoising_keeps_the_law(key):
     num = 20_000
-    values = fs.sample(fs.exact_flow_map(GAUSSIAN), (1,), num_samples=num, num_steps=3, renoise=True, key=key)
+    values = fs.sample(
+        fs.exact_flow_map(GAUSSIAN),
+        (1,),
+        num_samples=num,
+        num_steps=3,
+        renoise=True,
+        key=key,
+    )
     assert abs(values.mean() - 0.7) < 3 * 0.5 / np.sqrt(num)
     assert abs(values.std() / 0.5 - 1) < 3 / np.sqrt(2 * num)
-    once = fs.sample(fs.exact_flow_map(GAUSSIAN), (1,), num_samples=num, num_steps=3, key=key)
-    assert np.abs(np.corrcoef(values[:, 0], once[:, 0])[0, 1]) < 0.9  # the noise is another
+    once = fs.sample(
+        fs.exact_flow_map(GAUSSIAN), (1,), num_samples=num, num_steps=3, key=key
+    )
+    assert (
+        np.abs(np.corrcoef(values[:, 0], once[:, 0])[0, 1]) < 0.9
+    )  # the noise is another
 
 
 def test_second_call_compiles_nothing(key):
-    flow_map, x1, other = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2)), jr.key(1)
+    flow_map, x1, other = (
+        fs.FlowMap(network_of_two_times()),
+        jnp.ones((4, 2)),
+        jr.key(1),
+    )
     calls = [
         lambda key: fs.mean_flow_loss(flow_map, x1, key=key, **fs.MEAN_FLOW_TOY),
         lambda key: fs.sample(flow_map, (2,), num_samples=2, num_steps=2, key=key),
@@ -348,7 +455,15 @@ def test_conditions_and_masks_in_sampling(key):
     network = lambda times, x, cond, mask: x * 0 + cond
     mask = np.array([[True, False], [True, True]])
     flow_map = fs.FlowMap(network)
-    values = fs.sample(flow_map, (2, 1), num_samples=2, cond=jnp.array([1.0, 2.0]), mask=mask, num_steps=2, key=key)
+    values = fs.sample(
+        flow_map,
+        (2, 1),
+        num_samples=2,
+        cond=jnp.array([1.0, 2.0]),
+        mask=mask,
+        num_steps=2,
+        key=key,
+    )
     noise = fk.Normal().sample((2, 2, 1), key=jr.fold_in(key, 0))
     expected = np.where(mask[..., None], noise + np.array([1.0, 2.0])[:, None, None], 0)
     np.testing.assert_allclose(values, expected, rtol=1e-6)
@@ -371,8 +486,12 @@ def test_reflow_pairs_are_ends_of_the_flow(key):
     pairs = fs.reflow_pairs(flow, (1,), 16, key=key)
     np.testing.assert_allclose(pairs.x1, 0.7 + 0.5 * pairs.x0, atol=1e-3)
     # One reflow of a Gaussian has straight paths: its loss is zero at the velocity along them.
-    straight = fk.Flow(lambda t, x, cond: 0.7 + (0.5 - 1) * (x - 0.7 * t) / (1 - t + 0.5 * t))
-    loss = fk.flow_matching_loss(straight, pairs.x1, coupling=fk.Paired(pairs.x0), key=key)
+    straight = fk.Flow(
+        lambda t, x, cond: 0.7 + (0.5 - 1) * (x - 0.7 * t) / (1 - t + 0.5 * t)
+    )
+    loss = fk.flow_matching_loss(
+        straight, pairs.x1, coupling=fk.Paired(pairs.x0), key=key
+    )
     assert loss < 1e-5
 
 
@@ -386,32 +505,48 @@ def test_network_without_forward_mode(key):
 
     kernel.defvjp(lambda x: (x, None), lambda _, g: (g,))
     with pytest.raises(ValueError, match="without a forward-mode derivative"):
-        fs.mean_flow_loss(fs.FlowMap(lambda times, x, cond: kernel(x)), jnp.ones((4, 2)), key=key)
+        fs.mean_flow_loss(
+            fs.FlowMap(lambda times, x, cond: kernel(x)), jnp.ones((4, 2)), key=key
+        )
 
 
 @pytest.mark.parametrize(
     "loss",
-    [fs.mean_flow_loss, fs.improved_mean_flow_loss, fs.back_flow_loss, fs.shortcut_loss],
+    [
+        fs.mean_flow_loss,
+        fs.improved_mean_flow_loss,
+        fs.back_flow_loss,
+        fs.shortcut_loss,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_a_map_of_one_time_is_not_trained_on_pairs(loss, key):
     flow_map = fs.FlowMap(fk.nn.MLP(2, key=KEY), times=fs.expanded_interval)
-    with pytest.raises(ValueError, match="only `facm_loss` and `consistency_loss` train"):
+    with pytest.raises(
+        ValueError, match="only `facm_loss` and `consistency_loss` train"
+    ):
         loss(flow_map, jnp.ones((4, 2)), key=key)
 
 
 def test_a_map_of_one_time_jumps_to_the_end_only(key):
-    flow_map, x = fs.FlowMap(fk.nn.MLP(2, key=KEY), times=fs.expanded_interval), jnp.ones(2)
+    flow_map, x = (
+        fs.FlowMap(fk.nn.MLP(2, key=KEY), times=fs.expanded_interval),
+        jnp.ones(2),
+    )
     with pytest.raises(ValueError, match="`t` must be `s` or 1"):
         flow_map(0.2, 0.5, x)
     with pytest.raises(ValueError, match="give `renoise=True`"):
         fs.sample(flow_map, (2,), num_samples=1, num_steps=2, key=key)
     with pytest.raises(ValueError, match="cannot encode"):
         fs.encode(flow_map, x)
-    assert fs.sample(flow_map, (2,), num_samples=1, num_steps=2, renoise=True, key=key).shape == (1, 2)
+    assert fs.sample(
+        flow_map, (2,), num_samples=1, num_steps=2, renoise=True, key=key
+    ).shape == (1, 2)
 
 
-@pytest.mark.parametrize("loss", [fs.mean_flow_loss, fs.improved_mean_flow_loss], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "loss", [fs.mean_flow_loss, fs.improved_mean_flow_loss], ids=lambda f: f.__name__
+)
 def test_pairs_that_go_backwards(loss, key):
     flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
     law = lambda s, t: lambda num, *, key: (jnp.full(num, s), jnp.full(num, t))
@@ -425,18 +560,28 @@ def test_pairs_that_go_backwards(loss, key):
 def test_laws_outside_of_the_interval(key):
     flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
     late = lambda num, *, key: jnp.full(num, 1.2)
-    for pairs in (fs.TimePairs(late), lambda num, *, key: (jnp.zeros(num), late(num, key=key))):
+    for pairs in (
+        fs.TimePairs(late),
+        lambda num, *, key: (jnp.zeros(num), late(num, key=key)),
+    ):
         with pytest.raises(Exception, match="drew a time outside"):
             fs.mean_flow_loss(flow_map, x1, pairs=pairs, key=key)
     with pytest.raises(Exception, match="drew a time outside"):
         fs.facm_loss(flow_map, x1, times=late, key=key)
     with pytest.raises(ValueError, match="must return two arrays of shape"):
-        fs.mean_flow_loss(flow_map, x1, pairs=lambda num, *, key: (jnp.zeros(2), jnp.zeros(2)), key=key)
+        fs.mean_flow_loss(
+            flow_map,
+            x1,
+            pairs=lambda num, *, key: (jnp.zeros(2), jnp.zeros(2)),
+            key=key,
+        )
 
 
 def test_networks_with_embeddings_of_one_time():
     for embedding in (fk.nn.SinusoidalTime(4, scale=1.0), fk.nn.ZeroToOneTime(4)):
-        flow_map = fs.FlowMap(fk.nn.MLP(2, hidden_sizes=(4,), time_embedding=embedding, key=KEY))
+        flow_map = fs.FlowMap(
+            fk.nn.MLP(2, hidden_sizes=(4,), time_embedding=embedding, key=KEY)
+        )
         with pytest.raises(ValueError, match=r"`fk.nn.TwoTimes\(embedding\)`"):
             flow_map(0.0, 1.0, jnp.ones(2))
 
@@ -451,7 +596,13 @@ def test_options_out_of_range(key):
     with pytest.raises(ValueError, match="`dropout` must be a probability below 1"):
         fs.Guidance(dropout=1.0)
     with pytest.raises(ValueError, match="`null` must be the condition of one example"):
-        fs.mean_flow_loss(flow_map, x1, jnp.ones((4, 1)), guidance=fs.Guidance(null=jnp.zeros(3)), key=key)
+        fs.mean_flow_loss(
+            flow_map,
+            x1,
+            jnp.ones((4, 1)),
+            guidance=fs.Guidance(null=jnp.zeros(3)),
+            key=key,
+        )
 
 
 def test_wrong_use(key):
@@ -462,7 +613,9 @@ def test_wrong_use(key):
         fs.mean_flow_loss(flow_map, x1, guidance=fs.Guidance(), key=key)
     with pytest.raises(ValueError, match="`mix` must be below 1"):
         fs.Guidance(mix=1.0)
-    with pytest.raises(ValueError, match="`fraction` must leave examples for both parts"):
+    with pytest.raises(
+        ValueError, match="`fraction` must leave examples for both parts"
+    ):
         fs.shortcut_loss(flow_map, x1, fraction=0.0, key=key)
     with pytest.raises(ValueError, match="`equal` must be a probability"):
         fs.TimePairs(equal=1.2)

@@ -18,10 +18,18 @@ def squares(a, b):
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_nearest_neighbors_are_those_of_all_distances(shift):
-    indices, valid = call(lambda p, m: nn.nearest_neighbors(p, 4, m), (POINTS + shift).astype(np.float32), MASK)
-    distances = np.where(np.eye(12, dtype=bool) | ~MASK, np.inf, squares(POINTS, POINTS))
+    indices, valid = call(
+        lambda p, m: nn.nearest_neighbors(p, 4, m),
+        (POINTS + shift).astype(np.float32),
+        MASK,
+    )
+    distances = np.where(
+        np.eye(12, dtype=bool) | ~MASK, np.inf, squares(POINTS, POINTS)
+    )
     assert np.all(valid)
-    np.testing.assert_array_equal(np.asarray(indices)[MASK], np.argsort(distances, axis=1)[MASK, :4])
+    np.testing.assert_array_equal(
+        np.asarray(indices)[MASK], np.argsort(distances, axis=1)[MASK, :4]
+    )
 
 
 def test_nearest_neighbors_say_which_are_there():
@@ -48,15 +56,24 @@ def test_farthest_points_do_not_depend_on_the_order_even_with_ties():
     mask = np.array([1, 1, 1, 1, 1, 0], bool)
     choose = lambda p, m: p[nn.farthest_points(p, 7, m)]
     first = np.asarray(call(choose, corners, mask))
-    assert {tuple(point) for point in first[:4].tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert {tuple(point) for point in first[:4].tolist()} == {
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    }
     for order in ([5, 4, 3, 2, 1, 0], [2, 5, 0, 4, 1, 3]):
         np.testing.assert_array_equal(call(choose, corners[order], mask[order]), first)
 
 
 def test_k_means_are_those_of_lloyd():
     steps, start = 3, POINTS[MASK][:3]
-    centers = call(lambda p, c, m: nn.k_means(p, c, num_steps=steps, mask=m), POINTS, start, MASK)
-    expected = KMeans(3, init=start, n_init=1, max_iter=steps, tol=0, algorithm="lloyd").fit(POINTS[MASK])
+    centers = call(
+        lambda p, c, m: nn.k_means(p, c, num_steps=steps, mask=m), POINTS, start, MASK
+    )
+    expected = KMeans(
+        3, init=start, n_init=1, max_iter=steps, tol=0, algorithm="lloyd"
+    ).fit(POINTS[MASK])
     np.testing.assert_allclose(centers, expected.cluster_centers_, atol=1e-5)
 
 

@@ -50,7 +50,9 @@ def test_fixed_point_is_that_of_scikit_learn():
     order = np.argsort(-reference.weights_)
     assert np.all(valid)
     np.testing.assert_allclose(weights, reference.weights_[order], atol=1e-4)
-    np.testing.assert_allclose(means, reference.means_[order] + points.mean(0), atol=1e-4)
+    np.testing.assert_allclose(
+        means, reference.means_[order] + points.mean(0), atol=1e-4
+    )
     np.testing.assert_allclose(covariances, reference.covariances_[order], atol=1e-4)
 
 
@@ -66,13 +68,19 @@ def test_no_step_lowers_the_evidence_bound(d, num, n):
         @jax.jit
         def path(mixture):
             def step(mixture, _):
-                responsibilities = jax.nn.softmax(expected_log_joint(mixture, points), axis=1)
-                new = damped(mixture, target(prior, points, responsibilities, weight), 0.5)
+                responsibilities = jax.nn.softmax(
+                    expected_log_joint(mixture, points), axis=1
+                )
+                new = damped(
+                    mixture, target(prior, points, responsibilities, weight), 0.5
+                )
                 return new, elbo(mixture, prior, points, weight)
 
             return jax.lax.scan(step, mixture, length=30)[1]
 
-        bounds = np.asarray(path(prior._replace(mean=points[nn.farthest_points(points, num)])))
+        bounds = np.asarray(
+            path(prior._replace(mean=points[nn.farthest_points(points, num)]))
+        )
     assert np.all(np.diff(bounds) >= -1e-9 * np.abs(bounds).max())
     assert bounds[-1] > bounds[0] + 1
 
@@ -86,12 +94,24 @@ def test_evidence_bound_of_one_component_is_the_evidence():
         best = target(prior, jnp.asarray(points), jnp.ones((30, 1)), jnp.ones(()))
         bound = float(elbo(best, prior, jnp.asarray(points), jnp.ones(())))
         nu, nu0, beta, beta0 = (
-            float(x[0]) for x in (best.degrees, prior.degrees, best.mean_precision, prior.mean_precision)
+            float(x[0])
+            for x in (
+                best.degrees,
+                prior.degrees,
+                best.mean_precision,
+                prior.mean_precision,
+            )
         )
-        matrix, matrix0 = np.asarray(best.inverse_scale[0]), np.asarray(prior.inverse_scale[0])
+        matrix, matrix0 = (
+            np.asarray(best.inverse_scale[0]),
+            np.asarray(prior.inverse_scale[0]),
+        )
     log_det = lambda m: np.linalg.slogdet(m)[1]
     evidence = (
-        multigammaln(nu / 2, d) - multigammaln(nu0 / 2, d) + nu0 / 2 * log_det(matrix0) - nu / 2 * log_det(matrix)
+        multigammaln(nu / 2, d)
+        - multigammaln(nu0 / 2, d)
+        + nu0 / 2 * log_det(matrix0)
+        - nu / 2 * log_det(matrix)
     )
     evidence += d / 2 * np.log(beta0 / beta) - 30 * d / 2 * np.log(np.pi)
     assert abs(bound - evidence) < 1e-3  # the jitter of 1e-6 on the matrices
@@ -99,7 +119,9 @@ def test_evidence_bound_of_one_component_is_the_evidence():
 
 def test_one_component_is_the_mean_and_the_axes():
     # Closed form: around the mean the posterior mean is the mean, and W^-1 = W0^-1 + sum of squares.
-    points = np.asarray(jr.normal(KEY, (30, 3))) * np.array([0.2, 1.0, 3.0], np.float32) + 5
+    points = (
+        np.asarray(jr.normal(KEY, (30, 3))) * np.array([0.2, 1.0, 3.0], np.float32) + 5
+    )
     rows = np.asarray(call(nn.GMMFeaturizer(3, num_components=1, num_steps=60), points))
     centred = points - points.mean(0)
     covariance = (5 * 0.09 * np.eye(3) + centred.T @ centred) / (5 + 30)
@@ -107,7 +129,9 @@ def test_one_component_is_the_mean_and_the_axes():
     np.testing.assert_allclose(rows[0], points.mean(0), rtol=1e-4)
     axes = rows[1:4] - rows[0]
     np.testing.assert_allclose(np.linalg.norm(axes, axis=1), np.sqrt(values), rtol=1e-3)
-    np.testing.assert_allclose(np.abs(np.sum(axes * vectors.T, axis=1)), np.sqrt(values), rtol=1e-3)
+    np.testing.assert_allclose(
+        np.abs(np.sum(axes * vectors.T, axis=1)), np.sqrt(values), rtol=1e-3
+    )
     np.testing.assert_allclose(rows[4:] - rows[0], -axes, atol=1e-4)
     assert np.all(axes[np.arange(3), np.abs(axes).argmax(1)] > 0)
 
@@ -117,13 +141,18 @@ def test_points_count_at_most_forty_for_each_component():
     featurizer = nn.GMMFeaturizer(2, num_components=1, num_steps=60)
     centred = points - points.mean(0)
     expected = (4 * 0.09 * np.eye(2) + 40 * np.cov(centred.T, bias=True)) / 44
-    np.testing.assert_allclose(call(featurizer.components, points).covariances[0], expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        call(featurizer.components, points).covariances[0], expected, rtol=1e-3
+    )
 
 
 def test_mixture_moves_with_the_cloud():
     featurizer = nn.GMMFeaturizer(2, num_components=4)
     shift = np.array([100.0, -50.0], np.float32)
-    rows, moved = np.asarray(call(featurizer, blobs())), np.asarray(call(featurizer, blobs() + shift))
+    rows, moved = (
+        np.asarray(call(featurizer, blobs())),
+        np.asarray(call(featurizer, blobs() + shift)),
+    )
     there = np.any(rows != 0, axis=1)
     np.testing.assert_allclose(moved[there], rows[there] + shift, atol=1e-3)
 
@@ -136,14 +165,19 @@ def test_mixture_of_a_large_cloud_is_finite():
 def test_mixture_is_a_constant_unless_told_otherwise():
     total = lambda featurizer: jax.grad(lambda points: jnp.sum(featurizer(points) ** 2))
     assert not np.any(call(total(nn.GMMFeaturizer(2, num_components=2)), blobs()))
-    gradient = call(total(nn.GMMFeaturizer(2, num_components=2, stop_gradient=False)), blobs())
+    gradient = call(
+        total(nn.GMMFeaturizer(2, num_components=2, stop_gradient=False)), blobs()
+    )
     assert np.all(np.isfinite(gradient))
     assert np.any(gradient)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_components": 0}, "`num_components` must be at least 1"), ({"rate": 0.0}, r"`rate` must be in \(0, 1\]")],
+    [
+        ({"num_components": 0}, "`num_components` must be at least 1"),
+        ({"rate": 0.0}, r"`rate` must be in \(0, 1\]"),
+    ],
 )
 def test_featurizer_refuses(options, message):
     with pytest.raises(ValueError, match=message):

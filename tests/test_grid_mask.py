@@ -15,18 +15,26 @@ CORNERS = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], np.float32)
 
 @ft.partial(jax.jit, static_argnames=("grid_size", "num"))
 def draws(points, mask=None, *, grid_size, probability, num, key):
-    one = lambda key: fk.latent.grid_mask(points, mask, grid_size=grid_size, probability=probability, key=key)
+    one = lambda key: fk.latent.grid_mask(
+        points, mask, grid_size=grid_size, probability=probability, key=key
+    )
     return jax.vmap(one)(jr.split(key, num))
 
 
 def test_visible_fraction(key):
     """Four occupied cells: each is visible with 1 - p, and the guard adds p^4: 0.5625 for p = 0.5."""
-    visible = np.asarray(draws(CORNERS, grid_size=2, probability=0.5, num=20_000, key=key))
+    visible = np.asarray(
+        draws(CORNERS, grid_size=2, probability=0.5, num=20_000, key=key)
+    )
     np.testing.assert_allclose(visible.mean(0), 0.5625, atol=4 * np.sqrt(0.25 / 20_000))
     # All 15 patterns but none at all, that of the guard twice as often.
     patterns, counts = np.unique(visible @ [1, 2, 4, 8], return_counts=True)
     np.testing.assert_array_equal(patterns, np.arange(1, 16))
-    np.testing.assert_allclose(counts / 20_000, np.append(np.full(14, 1 / 16), 1 / 8), atol=4 * np.sqrt(0.11 / 20_000))
+    np.testing.assert_allclose(
+        counts / 20_000,
+        np.append(np.full(14, 1 / 16), 1 / 8),
+        atol=4 * np.sqrt(0.11 / 20_000),
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 3, 20])
@@ -84,17 +92,31 @@ def test_drawn_inside_the_loss_for_the_encoder_only(key):
     points = np.broadcast_to(CORNERS, (4000, 4, 2))
 
     def mean_square(**options):
-        return float(fk.latent.set_flow_loss(model, points, key=key, prior_weight=0, **options)[0]) / 1e6
+        return (
+            float(
+                fk.latent.set_flow_loss(
+                    model, points, key=key, prior_weight=0, **options
+                )[0]
+            )
+            / 1e6
+        )
 
     everything = mean_square(mask=np.ones((4000, 4), bool))
     assert everything == pytest.approx(16, rel=2e-3)
     counts = np.append(np.repeat([1, 2, 3], [4, 6, 4]), [4, 4])
     hidden = mean_square(encoder_mask=fk.latent.GridMask(2, 0.5))
-    assert abs(hidden - np.mean(counts**2)) < 5 * np.std(counts**2) / np.sqrt(4000) + 0.01
-    assert mean_square(encoder_mask=fk.latent.GridMask(2, 0.0)) == pytest.approx(everything, rel=2e-3)
+    assert (
+        abs(hidden - np.mean(counts**2)) < 5 * np.std(counts**2) / np.sqrt(4000) + 0.01
+    )
+    assert mean_square(encoder_mask=fk.latent.GridMask(2, 0.0)) == pytest.approx(
+        everything, rel=2e-3
+    )
 
 
-@pytest.mark.parametrize(("options", "fragment"), [({"grid_size": 0}, "`grid_size`"), ({"probability": 1.5}, "`prob")])
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [({"grid_size": 0}, "`grid_size`"), ({"probability": 1.5}, "`prob")],
+)
 def test_wrong_use(options, fragment, key):
     with pytest.raises(ValueError, match=fragment):
         fk.latent.grid_mask(CORNERS, **options, key=key)

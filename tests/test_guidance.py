@@ -20,7 +20,9 @@ def test_a_shifted_gaussian_is_shifted_by_the_scale(scale, key):
     flow, cond = fk.guided(fk.Flow(shifted), scale), jnp.array([1.0, -0.5])
     for t in (0.0, 0.4, 1.0):
         x = jr.normal(key, (2,))
-        np.testing.assert_allclose(flow(t, x, cond), shifted(t, x, scale * cond), atol=1e-5)
+        np.testing.assert_allclose(
+            flow(t, x, cond), shifted(t, x, scale * cond), atol=1e-5
+        )
     options = {"num_samples": 4, "cond_axes": None, "key": key}
     samples = fk.sample(flow, (2,), cond=cond, **options)
     expected = fk.sample(fk.Flow(shifted), (2,), cond=scale * cond, **options)
@@ -37,14 +39,18 @@ def test_every_prediction_is_guided_alike(prediction, key):
     for target in (fk.Velocity(), fk.Score()):
         with_cond, without = (flow.predict(target, 0.3, x, c) for c in (cond, null))
         value = fk.guided(flow, 1.8, null=null).predict(target, 0.3, x, cond)
-        np.testing.assert_allclose(value, without + 1.8 * (with_cond - without), rtol=1e-4)
+        np.testing.assert_allclose(
+            value, without + 1.8 * (with_cond - without), rtol=1e-4
+        )
 
 
 def test_outside_its_interval_the_flow_is_as_it_was(key):
     flow, cond, x = fk.Flow(shifted), jnp.ones(2), jr.normal(key, (2,))
     part = fk.guided(flow, 3.0, interval=(0.2, 0.6))
     for t, scale in ((0.1, 1.0), (0.2, 3.0), (0.6, 3.0), (0.7, 1.0)):
-        np.testing.assert_allclose(part(t, x, cond), shifted(t, x, scale * cond), atol=1e-5)
+        np.testing.assert_allclose(
+            part(t, x, cond), shifted(t, x, scale * cond), atol=1e-5
+        )
 
 
 def test_masks_and_keys_reach_the_network(key):
@@ -61,10 +67,15 @@ def test_conditions_are_dropped_whole_and_as_often_as_said(key):
     cond = {"class": jax.nn.one_hot(jnp.arange(num) % 3, 3), "size": jnp.full(num, 2.0)}
     dropped = fk.drop_condition(cond, 0.3, key=key)
     gone = np.asarray(dropped["size"]) == 0
-    np.testing.assert_array_equal(dropped["class"], np.where(gone[:, None], 0, cond["class"]))
+    np.testing.assert_array_equal(
+        dropped["class"], np.where(gone[:, None], 0, cond["class"])
+    )
     assert abs(gone.mean() - 0.3) < 3 * np.sqrt(0.3 * 0.7 / num)
     null = {"class": np.ones(3), "size": 7}
-    assert set(np.unique(fk.drop_condition(cond, 0.3, null=null, key=key)["size"])) == {2.0, 7.0}
+    assert set(np.unique(fk.drop_condition(cond, 0.3, null=null, key=key)["size"])) == {
+        2.0,
+        7.0,
+    }
 
 
 def test_wrong_use(key):

@@ -9,7 +9,14 @@ from jaxtyping import TypeCheckError
 
 import flowkit as fk
 
-from .oracles import compilations, mixture_1d, mixture_2d, mixture_map, PATHS, PREDICTIONS
+from .oracles import (
+    compilations,
+    mixture_1d,
+    mixture_2d,
+    mixture_map,
+    PATHS,
+    PREDICTIONS,
+)
 
 
 # Absolute errors at 20, 40 and 80 steps on the field of N(1.3, 0.5^2), from 0.7, in float64, from a plain loop over
@@ -28,7 +35,13 @@ def test_orders_of_convergence(solver, errors, order):
         flow, x0 = fk.exact_flow(fk.Normal(1.3, 0.5)), jnp.array([0.7])
         exact = 1.3 + 0.5 * 0.7
         steps = (20, 40, 80)
-        got = [abs(float(fk.integrate(flow, x0, solver=solver, num_steps=n).ys[0, 0]) - exact) for n in steps]
+        got = [
+            abs(
+                float(fk.integrate(flow, x0, solver=solver, num_steps=n).ys[0, 0])
+                - exact
+            )
+            for n in steps
+        ]
         np.testing.assert_allclose(got, errors, rtol=5e-3)
         assert np.all(np.log2(np.divide(got[:-1], got[1:])) > order)
 
@@ -49,7 +62,13 @@ def test_rk4_by_hand():
 
 @pytest.mark.parametrize("solver", [dfx.Euler(), fk.RK4(), dfx.Tsit5()])
 def test_a_constant_velocity_needs_one_step(solver):
-    moved = fk.integrate(lambda t, x, cond: cond, jnp.zeros(2), jnp.array([1.0, -2.0]), solver=solver, num_steps=1)
+    moved = fk.integrate(
+        lambda t, x, cond: cond,
+        jnp.zeros(2),
+        jnp.array([1.0, -2.0]),
+        solver=solver,
+        num_steps=1,
+    )
     np.testing.assert_allclose(moved.ys[0], [1.0, -2.0], rtol=1e-6)
 
 
@@ -62,11 +81,17 @@ def test_the_map_of_the_mixture(name):
         z = np.array([-3, -2, -1, -0.5, 0, 0.25, 0.5, 0.6, 1, 2, 3])
         expected = [mixture_map(value, 0, 1) for value in z]
         controller = dfx.PIDController(rtol=1e-9, atol=1e-9)
-        solve = lambda z: fk.integrate(flow, z, t1=flow.t_end, stepsize_controller=controller).ys[0]
+        solve = lambda z: fk.integrate(
+            flow, z, t1=flow.t_end, stepsize_controller=controller
+        ).ys[0]
         got = jax.vmap(solve)(jnp.asarray(z)[:, None])[:, 0]
         if name == "variance-preserving":
-            got = jax.vmap(lambda x: flow.predict(fk.Target(), flow.t_end, x))(got[:, None])[:, 0]
-        tolerance = {"linear-sigma-min": 1e-3, "variance-preserving": 0.2}.get(name, 1e-6)
+            got = jax.vmap(lambda x: flow.predict(fk.Target(), flow.t_end, x))(
+                got[:, None]
+            )[:, 0]
+        tolerance = {"linear-sigma-min": 1e-3, "variance-preserving": 0.2}.get(
+            name, 1e-6
+        )
         np.testing.assert_allclose(got, expected, atol=tolerance)
 
 
@@ -75,8 +100,15 @@ def test_jumps_and_encodings_of_the_mixture():
     with jax.enable_x64(True):
         flow = fk.exact_flow(mixture_1d(jnp.float64))
         controller = dfx.PIDController(rtol=1e-9, atol=1e-9)
-        for x, s, t in [(0.0, 0.0, 0.5), (0.5, 0.5, 1.0), (-1.0, 0.25, 0.75), (0.3, 0.9, 0.1)]:
-            moved = fk.integrate(flow, jnp.array([x]), t0=s, t1=t, stepsize_controller=controller)
+        for x, s, t in [
+            (0.0, 0.0, 0.5),
+            (0.5, 0.5, 1.0),
+            (-1.0, 0.25, 0.75),
+            (0.3, 0.9, 0.1),
+        ]:
+            moved = fk.integrate(
+                flow, jnp.array([x]), t0=s, t1=t, stepsize_controller=controller
+            )
             np.testing.assert_allclose(moved.ys[0], [mixture_map(x, s, t)], atol=1e-6)
         for x in (-2.0, 0.0, 1.5):
             code = fk.encode(flow, jnp.array([x]), stepsize_controller=controller)
@@ -94,7 +126,13 @@ def test_there_and_back(path, key):
 @pytest.mark.parametrize("num_steps", [1, 3, 7, 10, 49])
 def test_a_uniform_grid_has_its_steps_and_exact_ends(num_steps):
     saveat = dfx.SaveAt(steps=True, t0=True)
-    solution = fk.integrate(lambda t, x, cond: x, jnp.ones(1), solver=dfx.Euler(), num_steps=num_steps, saveat=saveat)
+    solution = fk.integrate(
+        lambda t, x, cond: x,
+        jnp.ones(1),
+        solver=dfx.Euler(),
+        num_steps=num_steps,
+        saveat=saveat,
+    )
     ts = np.asarray(solution.ts)
     ts = ts[np.isfinite(ts)]
     assert ts[0] == 0
@@ -107,15 +145,22 @@ def test_other_grids_are_diffrax_own():
     with jax.enable_x64(True):
         grid = np.array([0.0, 0.1, 0.5, 1.0])
         got = fk.integrate(
-            lambda t, x, cond: -x, jnp.ones(()), solver=dfx.Euler(), stepsize_controller=dfx.StepTo(grid)
+            lambda t, x, cond: -x,
+            jnp.ones(()),
+            solver=dfx.Euler(),
+            stepsize_controller=dfx.StepTo(grid),
         )
         np.testing.assert_allclose(got.ys[0], np.prod(1 - np.diff(grid)))
 
 
 def test_trajectories_are_saved():
     ts = jnp.linspace(0, 1, 5)
-    solution = fk.integrate(lambda t, x, cond: jnp.ones_like(x), jnp.zeros(2), saveat=dfx.SaveAt(ts=ts))
-    np.testing.assert_allclose(solution.ys, np.broadcast_to(ts[:, None], (5, 2)), atol=1e-6)
+    solution = fk.integrate(
+        lambda t, x, cond: jnp.ones_like(x), jnp.zeros(2), saveat=dfx.SaveAt(ts=ts)
+    )
+    np.testing.assert_allclose(
+        solution.ys, np.broadcast_to(ts[:, None], (5, 2)), atol=1e-6
+    )
 
 
 def test_gradients_of_a_solve_match_finite_differences():
@@ -124,7 +169,9 @@ def test_gradients_of_a_solve_match_finite_differences():
         end = lambda x: fk.integrate(flow, x, solver=fk.RK4(), num_steps=20).ys[0, 0]
         h = 1e-6
         expected = (end(jnp.array([0.3 + h])) - end(jnp.array([0.3 - h]))) / (2 * h)
-        np.testing.assert_allclose(jax.grad(end)(jnp.array([0.3])), [expected], rtol=1e-6)
+        np.testing.assert_allclose(
+            jax.grad(end)(jnp.array([0.3])), [expected], rtol=1e-6
+        )
 
 
 EVALUATIONS = {
@@ -148,10 +195,15 @@ def test_evaluations_are_those_that_happen(solver, count, key):
         jax.debug.callback(lambda _: calls.append(1), t)
         return -x * jnp.cos(9 * t)
 
-    samples = fk.sample(velocity, (1,), num_samples=1, key=key, solver=solver, num_steps=5)
+    samples = fk.sample(
+        velocity, (1,), num_samples=1, key=key, solver=solver, num_steps=5
+    )
     jax.effects_barrier()
     assert samples.stats.evaluations.tolist() == [count(5)] == [len(calls)]
-    assert (samples.stats.accepted.tolist(), samples.stats.rejected.tolist()) == ([5], [0])
+    assert (samples.stats.accepted.tolist(), samples.stats.rejected.tolist()) == (
+        [5],
+        [0],
+    )
 
 
 def test_statistics_are_per_example(key):
@@ -160,16 +212,26 @@ def test_statistics_are_per_example(key):
     stats = samples.stats
     assert stats.evaluations.shape == stats.accepted.shape == (200,)
     assert len(np.unique(stats.evaluations)) > 3
-    np.testing.assert_array_equal(stats.evaluations, 6 * (stats.accepted + stats.rejected) + 1)
-    assert np.all(np.asarray(jax.vmap(lambda r: r == dfx.RESULTS.successful)(stats.result)))
+    np.testing.assert_array_equal(
+        stats.evaluations, 6 * (stats.accepted + stats.rejected) + 1
+    )
+    assert np.all(
+        np.asarray(jax.vmap(lambda r: r == dfx.RESULTS.successful)(stats.result))
+    )
 
 
 def test_a_solver_that_gives_up_says_so(key):
     field = fk.exact_flow(mixture_1d())
     samples = fk.sample(field, (1,), num_samples=4, key=key, max_steps=2, throw=False)
-    assert np.all(np.asarray(jax.vmap(lambda r: r == dfx.RESULTS.max_steps_reached)(samples.stats.result)))
+    assert np.all(
+        np.asarray(
+            jax.vmap(lambda r: r == dfx.RESULTS.max_steps_reached)(samples.stats.result)
+        )
+    )
     with pytest.raises(Exception, match="maximum number of solver steps"):
-        jax.block_until_ready(fk.sample(field, (1,), num_samples=4, key=key, max_steps=2).values)
+        jax.block_until_ready(
+            fk.sample(field, (1,), num_samples=4, key=key, max_steps=2).values
+        )
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "target"])
@@ -195,17 +257,30 @@ def test_the_jump_ends_on_finite_data(key):
 
 def test_conditions_per_sample_and_shared(key):
     velocity = lambda t, x, cond: cond - 0 * x
-    each = fk.sample(velocity, (2,), num_samples=3, key=key, cond=jnp.arange(6.0).reshape(3, 2)).values
-    shared = fk.sample(velocity, (2,), num_samples=3, key=key, cond=jnp.array([0.0, 1.0]), cond_axes=None).values
+    each = fk.sample(
+        velocity, (2,), num_samples=3, key=key, cond=jnp.arange(6.0).reshape(3, 2)
+    ).values
+    shared = fk.sample(
+        velocity,
+        (2,),
+        num_samples=3,
+        key=key,
+        cond=jnp.array([0.0, 1.0]),
+        cond_axes=None,
+    ).values
     x0 = fk.sample(lambda t, x, cond: 0 * x, (2,), num_samples=3, key=key).values
     np.testing.assert_allclose(each - x0, np.arange(6.0).reshape(3, 2), atol=1e-6)
-    np.testing.assert_allclose(shared - x0, np.broadcast_to([0.0, 1.0], (3, 2)), atol=1e-6)
+    np.testing.assert_allclose(
+        shared - x0, np.broadcast_to([0.0, 1.0], (3, 2)), atol=1e-6
+    )
 
 
 def test_masked_points_stay_at_zero(key):
     flow = fk.Flow(lambda t, x, cond, mask=None: x * 0 + 1)
     mask = np.array([[True, False, True], [True, True, False]])
-    values = np.asarray(fk.sample(flow, (3, 2), num_samples=2, key=key, mask=mask).values)
+    values = np.asarray(
+        fk.sample(flow, (3, 2), num_samples=2, key=key, mask=mask).values
+    )
     assert np.all(values[~mask] == 0)
     assert np.all(values[mask] != 0)
     x = np.array([[np.inf, np.nan], [0.0, 0.0], [np.nan, 1.0]], np.float32)
@@ -226,9 +301,13 @@ def test_inference_mode(key):
     x = jnp.zeros(3)
     np.testing.assert_allclose(fk.integrate(flow, x).ys[0], np.ones(3), rtol=1e-6)
     np.testing.assert_allclose(fk.encode(flow, x), -np.ones(3), rtol=1e-6)
-    np.testing.assert_allclose(fk.log_prob(flow, x), fk.Normal().log_prob(-jnp.ones(3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        fk.log_prob(flow, x), fk.Normal().log_prob(-jnp.ones(3)), rtol=1e-6
+    )
     assert np.all(np.isfinite(fk.sample(flow, (3,), num_samples=2, key=key).values))
-    assert np.all(np.isfinite(fk.sample_and_log_prob(flow, (3,), num_samples=2, key=key)[1]))
+    assert np.all(
+        np.isfinite(fk.sample_and_log_prob(flow, (3,), num_samples=2, key=key)[1])
+    )
 
 
 def test_the_second_call_compiles_nothing(key):
@@ -237,10 +316,18 @@ def test_the_second_call_compiles_nothing(key):
     x = np.zeros(1, np.float32)
     controller = lambda tol: dfx.PIDController(rtol=tol, atol=tol)
     calls = [
-        lambda key, tol: fk.integrate(flow, x, t0=tol, stepsize_controller=controller(tol)).ys,
-        lambda key, tol: fk.integrate(flow, x, num_steps=4, solver=fk.RK4(), t1=1 - tol).ys,
+        lambda key, tol: (
+            fk.integrate(flow, x, t0=tol, stepsize_controller=controller(tol)).ys
+        ),
+        lambda key, tol: (
+            fk.integrate(flow, x, num_steps=4, solver=fk.RK4(), t1=1 - tol).ys
+        ),
         lambda key, tol: fk.encode(flow, x, stepsize_controller=controller(tol)),
-        lambda key, tol: fk.sample(flow, (1,), num_samples=4, key=key, stepsize_controller=controller(tol)).values,
+        lambda key, tol: (
+            fk.sample(
+                flow, (1,), num_samples=4, key=key, stepsize_controller=controller(tol)
+            ).values
+        ),
     ]
     for call in calls:
         jax.block_until_ready(call(key, 1e-3))
@@ -279,11 +366,15 @@ def test_single_precision_stays_so_in_a_double_precision_session(key):
         assert fk.encode(flow, x).dtype == jnp.float32
         assert fk.log_prob(flow, x).dtype == jnp.float32
         assert fk.log_prob(flow, x, key=key).dtype == jnp.float32
-        assert fk.integrate(flow, x, num_steps=3, solver=fk.RK4()).ys.dtype == jnp.float32
+        assert (
+            fk.integrate(flow, x, num_steps=3, solver=fk.RK4()).ys.dtype == jnp.float32
+        )
 
 
 def test_every_step_is_saved_without_padding():
-    solution = fk.integrate(lambda t, x, cond: x, jnp.ones(2), num_steps=3, saveat=dfx.SaveAt(steps=True))
+    solution = fk.integrate(
+        lambda t, x, cond: x, jnp.ones(2), num_steps=3, saveat=dfx.SaveAt(steps=True)
+    )
     assert solution.ys.shape == (3, 2)
     assert np.all(np.isfinite(solution.ys))
 
@@ -294,35 +385,83 @@ def test_every_step_is_saved_without_padding():
         (lambda f, key: fk.integrate(f, jnp.zeros(1), t0=0.5, t1=0.5), "must differ"),
         (lambda f, key: fk.integrate(f, jnp.full(1, jnp.nan)), "`x0` holds NaN"),
         (lambda f, key: fk.integrate(f, jnp.zeros((0, 2))), "`x0` must not be empty"),
-        (lambda f, key: fk.integrate(f, jnp.zeros((2, 2)), mask=np.zeros(2, bool)), "without any valid point"),
-        (lambda f, key: fk.integrate(f, jnp.zeros((2, 2)), mask=np.ones(2, bool)), "does not take one"),
-        (lambda f, key: fk.integrate(f, jnp.zeros(1), stepsize_controller=dfx.ConstantStepSize()), "`num_steps`"),
-        (lambda f, key: fk.sample(f, (2, 1), num_samples=1, key=key, mask=np.zeros((1, 2), bool)), "valid point"),
-        (lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond=3.0), "`cond` must hold arrays"),
+        (
+            lambda f, key: fk.integrate(f, jnp.zeros((2, 2)), mask=np.zeros(2, bool)),
+            "without any valid point",
+        ),
+        (
+            lambda f, key: fk.integrate(f, jnp.zeros((2, 2)), mask=np.ones(2, bool)),
+            "does not take one",
+        ),
+        (
+            lambda f, key: fk.integrate(
+                f, jnp.zeros(1), stepsize_controller=dfx.ConstantStepSize()
+            ),
+            "`num_steps`",
+        ),
+        (
+            lambda f, key: fk.sample(
+                f, (2, 1), num_samples=1, key=key, mask=np.zeros((1, 2), bool)
+            ),
+            "valid point",
+        ),
+        (
+            lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond=3.0),
+            "`cond` must hold arrays",
+        ),
         (lambda f, key: fk.log_prob(f, jnp.full(1, jnp.inf)), "`x1` holds NaN"),
         (lambda f, key: fk.log_prob(f, jnp.zeros(1), num_probes=2), "needs a `key`"),
         (
             lambda f, key: fk.log_prob(
-                f, jnp.zeros((2, 2)), mask=np.ones(2, bool), source=fk.Normal(jnp.zeros((2, 2)), 1.0)
+                f,
+                jnp.zeros((2, 2)),
+                mask=np.ones(2, bool),
+                source=fk.Normal(jnp.zeros((2, 2)), 1.0),
             ),
             "`source` must be the same for all points",
         ),
         (lambda f, key: fk.integrate(f, jnp.zeros(1), t0=-0.1), "`t0` must be in"),
         (lambda f, key: fk.integrate(f, jnp.zeros(1), t1=1.1), "`t1` must be in"),
-        (lambda f, key: fk.integrate(f, jnp.zeros(1), solver=fk.RK4()), "no error estimate"),
-        (lambda f, key: fk.integrate(f, jnp.zeros(1), solver=dfx.Euler()), "no error estimate"),
+        (
+            lambda f, key: fk.integrate(f, jnp.zeros(1), solver=fk.RK4()),
+            "no error estimate",
+        ),
+        (
+            lambda f, key: fk.integrate(f, jnp.zeros(1), solver=dfx.Euler()),
+            "no error estimate",
+        ),
         (lambda f, key: fk.integrate(f, jnp.zeros(1), num_steps=0), "`num_steps`"),
         (
-            lambda f, key: fk.integrate(f, jnp.zeros(1), num_steps=4, stepsize_controller=dfx.ConstantStepSize()),
+            lambda f, key: fk.integrate(
+                f, jnp.zeros(1), num_steps=4, stepsize_controller=dfx.ConstantStepSize()
+            ),
             "not both",
         ),
         (lambda f, key: fk.sample(f, (1,), num_samples=0, key=key), "`num_samples`"),
         (lambda f, key: fk.sample(f, (0, 2), num_samples=1, key=key), "`shape`"),
-        (lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond=jnp.zeros(3)), "`cond` must have 2 rows"),
-        (lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond_axes=1), "`cond_axes`"),
-        (lambda f, key: fk.sample(f, (3, 1), num_samples=2, key=key, mask=np.ones((2, 2), bool)), "`mask`"),
+        (
+            lambda f, key: fk.sample(
+                f, (1,), num_samples=2, key=key, cond=jnp.zeros(3)
+            ),
+            "`cond` must have 2 rows",
+        ),
+        (
+            lambda f, key: fk.sample(f, (1,), num_samples=2, key=key, cond_axes=1),
+            "`cond_axes`",
+        ),
+        (
+            lambda f, key: fk.sample(
+                f, (3, 1), num_samples=2, key=key, mask=np.ones((2, 2), bool)
+            ),
+            "`mask`",
+        ),
         (lambda f, key: fk.log_prob(f, jnp.zeros(1), num_probes=0), "`num_probes`"),
-        (lambda f, key: fk.sample_and_log_prob(f, (1,), num_samples=2, num_probes=0, key=key), "`num_probes`"),
+        (
+            lambda f, key: fk.sample_and_log_prob(
+                f, (1,), num_samples=2, num_probes=0, key=key
+            ),
+            "`num_probes`",
+        ),
     ],
 )
 def test_wrong_use(call, fragment, key):

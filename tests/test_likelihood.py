@@ -9,30 +9,47 @@ from scipy.stats import multivariate_normal
 
 import flowkit as fk
 
-from .oracles import compilations, mixture_1d, mixture_2d, mixture_log_prob, PATHS, PREDICTIONS
+from .oracles import (
+    compilations,
+    mixture_1d,
+    mixture_2d,
+    mixture_log_prob,
+    PATHS,
+    PREDICTIONS,
+)
 
 
 TIGHT = dfx.PIDController(rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-5), (False, 1e-3)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("x64", "tolerance"), [(True, 1e-5), (False, 1e-3)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("path", ["linear", "cosine", "polynomial"])
 def test_gaussian(path, x64, tolerance):
     with jax.enable_x64(x64):
         mean, covariance = np.array([1.3, -0.4]), np.array([[0.5, 0.3], [0.3, 0.4]])
         dtype = jnp.float64 if x64 else jnp.float32
-        data = fk.GaussianMixture(jnp.asarray(mean[None], dtype), jnp.asarray(covariance[None], dtype))
+        data = fk.GaussianMixture(
+            jnp.asarray(mean[None], dtype), jnp.asarray(covariance[None], dtype)
+        )
         flow = fk.exact_flow(data, PATHS[path])
         x = np.array([[0.7, 0.1], [2.0, -1.5], [1.3, -0.4]])
-        got = jax.vmap(lambda x: fk.log_prob(flow, x, stepsize_controller=TIGHT))(jnp.asarray(x, dtype))
-        np.testing.assert_allclose(got, multivariate_normal(mean, covariance).logpdf(x), atol=tolerance)
+        got = jax.vmap(lambda x: fk.log_prob(flow, x, stepsize_controller=TIGHT))(
+            jnp.asarray(x, dtype)
+        )
+        np.testing.assert_allclose(
+            got, multivariate_normal(mean, covariance).logpdf(x), atol=tolerance
+        )
 
 
 def test_mixture_within_two_millinats():
     with jax.enable_x64(True):
         x = np.linspace(-4.5, 3.5, 33)
         flow = fk.exact_flow(mixture_1d(jnp.float64))
-        got = jax.vmap(lambda x: fk.log_prob(flow, x, stepsize_controller=TIGHT))(jnp.asarray(x)[:, None])
+        got = jax.vmap(lambda x: fk.log_prob(flow, x, stepsize_controller=TIGHT))(
+            jnp.asarray(x)[:, None]
+        )
         np.testing.assert_allclose(got, mixture_log_prob(x), atol=2e-3)
 
 
@@ -49,9 +66,13 @@ def test_another_source():
 def test_cut_predictions_give_the_density_near_the_end(prediction):
     """Noise and target networks are cut 1e-3 from an end, which moves the density by that order."""
     with jax.enable_x64(True):
-        flow = fk.exact_flow(mixture_1d(jnp.float64), prediction=PREDICTIONS[prediction])
+        flow = fk.exact_flow(
+            mixture_1d(jnp.float64), prediction=PREDICTIONS[prediction]
+        )
         x = np.array([-2.5, -1.0, 2.2])
-        got = jax.vmap(lambda x: fk.log_prob(flow, x, stepsize_controller=TIGHT))(jnp.asarray(x)[:, None])
+        got = jax.vmap(lambda x: fk.log_prob(flow, x, stepsize_controller=TIGHT))(
+            jnp.asarray(x)[:, None]
+        )
         np.testing.assert_allclose(got, mixture_log_prob(x), atol=1e-2)
 
 
@@ -70,7 +91,9 @@ def test_hutchinson_is_unbiased(key):
     x = jnp.array([0.3, -0.5, 0.8, 0.1])
     exact = fk.log_prob(field, x, stepsize_controller=TIGHT)
     for num_probes in (1, 4):
-        estimate = lambda key, n=num_probes: fk.log_prob(field, x, key=key, num_probes=n, stepsize_controller=TIGHT)
+        estimate = lambda key, n=num_probes: fk.log_prob(
+            field, x, key=key, num_probes=n, stepsize_controller=TIGHT
+        )
         draws = np.asarray(jax.vmap(estimate)(jr.split(jr.key(num_probes), 1000)))
         assert draws.std() > 0.05
         assert abs(draws.mean() - exact) < 3 * draws.std() / np.sqrt(1000)
@@ -80,7 +103,11 @@ def test_rademacher_probes_have_their_variance(key):
     """One probe at a frozen linear field: variance 2 (|S|_F^2 - sum S_ii^2), S the symmetric part."""
     matrix = jr.normal(key, (3, 3))
     field = lambda t, x, cond: matrix @ x
-    draws = np.asarray(jax.vmap(lambda key: fk.log_prob(field, jnp.zeros(3), key=key))(jr.split(jr.key(1), 2000)))
+    draws = np.asarray(
+        jax.vmap(lambda key: fk.log_prob(field, jnp.zeros(3), key=key))(
+            jr.split(jr.key(1), 2000)
+        )
+    )
     symmetric = np.asarray(matrix + matrix.T) / 2
     expected = 2 * (np.sum(symmetric**2) - np.sum(np.diag(symmetric) ** 2))
     assert draws.var() == pytest.approx(float(expected), rel=0.15)
@@ -94,7 +121,11 @@ def test_joint_field_of_a_cloud(key):
         field = Swirl(jr.normal(key, (6, 6), jnp.float64))
         x0 = jr.normal(jr.key(1), (3, 2), jnp.float64)
         tight = dfx.PIDController(rtol=1e-9, atol=1e-9)
-        flow_map = lambda x: fk.integrate(field, x.reshape(3, 2), stepsize_controller=tight).ys[0].ravel()
+        flow_map = lambda x: (
+            fk.integrate(field, x.reshape(3, 2), stepsize_controller=tight)
+            .ys[0]
+            .ravel()
+        )
         log_det = jnp.linalg.slogdet(jax.jacrev(flow_map)(x0.ravel()))[1]
         x1 = flow_map(x0.ravel()).reshape(3, 2)
         got = fk.log_prob(field, x1, stepsize_controller=tight)
@@ -112,22 +143,40 @@ def test_masked_points_do_not_count(key):
 
     x = mixture.sample((5, 2), key=key)
     mask = np.array([True, True, False, True, False])
-    got = fk.log_prob(fk.Flow(PointWise()), x.at[2].set(jnp.inf), mask=mask, stepsize_controller=TIGHT)
+    got = fk.log_prob(
+        fk.Flow(PointWise()), x.at[2].set(jnp.inf), mask=mask, stepsize_controller=TIGHT
+    )
     np.testing.assert_allclose(got, mixture.log_prob(x[mask]), atol=5e-3)
     clouds, log_probs = fk.sample_and_log_prob(
-        fk.Flow(PointWise()), (5, 2), num_samples=2, key=key, mask=np.stack([mask, ~mask]), stepsize_controller=TIGHT
+        fk.Flow(PointWise()),
+        (5, 2),
+        num_samples=2,
+        key=key,
+        mask=np.stack([mask, ~mask]),
+        stepsize_controller=TIGHT,
     )
-    np.testing.assert_allclose(log_probs[0], mixture.log_prob(clouds[0][mask]), atol=5e-3)
-    np.testing.assert_allclose(log_probs[1], mixture.log_prob(clouds[1][~mask]), atol=5e-3)
+    np.testing.assert_allclose(
+        log_probs[0], mixture.log_prob(clouds[0][mask]), atol=5e-3
+    )
+    np.testing.assert_allclose(
+        log_probs[1], mixture.log_prob(clouds[1][~mask]), atol=5e-3
+    )
 
 
 @pytest.mark.parametrize("num_probes", [None, 2])
 def test_samples_come_with_their_density(num_probes, key):
     values, log_probs = fk.sample_and_log_prob(
-        fk.exact_flow(mixture_1d()), (1,), num_samples=64, key=key, num_probes=num_probes, stepsize_controller=TIGHT
+        fk.exact_flow(mixture_1d()),
+        (1,),
+        num_samples=64,
+        key=key,
+        num_probes=num_probes,
+        stepsize_controller=TIGHT,
     )
     # In one dimension random signs give the exact trace.
-    np.testing.assert_allclose(log_probs, mixture_log_prob(np.asarray(values)[:, 0]), atol=5e-3)
+    np.testing.assert_allclose(
+        log_probs, mixture_log_prob(np.asarray(values)[:, 0]), atol=5e-3
+    )
 
 
 @pytest.mark.slow
@@ -140,12 +189,22 @@ def test_a_trained_network_does_not_see_the_batch(key):
     data = mixture_2d().sample((2048, 2), key=tkey)
     loss = lambda flow, batch, key: fk.flow_matching_loss(flow, batch, key=key)
     state = fk.training.fit(
-        loss, flow, data, optimizer=optax.adam(3e-3), num_steps=300, batch_size=256, key=tkey, progress=False
+        loss,
+        flow,
+        data,
+        optimizer=optax.adam(3e-3),
+        num_steps=300,
+        batch_size=256,
+        key=tkey,
+        progress=False,
     )
     log_prob = eqx.filter_jit(jax.vmap(lambda x: fk.log_prob(state.model, x)))
     others = jr.normal(key, (31, 2))
     x = jnp.array([[0.4, 0.9]])
-    one, other = log_prob(jnp.concatenate([x, others])), log_prob(jnp.concatenate([x, 3 * others]))
+    one, other = (
+        log_prob(jnp.concatenate([x, others])),
+        log_prob(jnp.concatenate([x, 3 * others])),
+    )
     assert one[0] == other[0]
     np.testing.assert_allclose(log_prob(x)[0], one[0], atol=1e-3)
     np.testing.assert_allclose(fk.log_prob(state.model, x[0]), one[0], atol=1e-3)
@@ -154,7 +213,11 @@ def test_a_trained_network_does_not_see_the_batch(key):
 def test_the_second_call_compiles_nothing(key):
     flow = fk.exact_flow(mixture_2d())
     calls = [
-        lambda key, tol: fk.log_prob(flow, np.ones(2, np.float32), stepsize_controller=dfx.PIDController(tol, tol)),
+        lambda key, tol: fk.log_prob(
+            flow,
+            np.ones(2, np.float32),
+            stepsize_controller=dfx.PIDController(tol, tol),
+        ),
         lambda key, tol: fk.log_prob(flow, np.ones(2, np.float32), key=key),
         lambda key, tol: fk.sample_and_log_prob(flow, (2,), num_samples=3, key=key),
     ]

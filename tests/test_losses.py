@@ -42,7 +42,9 @@ def converted(path, prediction):
     return fk.Flow(Restated(base), path, PREDICTIONS[prediction])
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "variance-preserving"])
+@pytest.mark.parametrize(
+    "name", ["linear", "cosine", "polynomial", "variance-preserving"]
+)
 @pytest.mark.parametrize("target", NATIVE)
 def test_native_losses_agree_after_their_factors(name, target, key):
     """Whatever the network predicts, the loss of a listed target is the same number."""
@@ -50,7 +52,13 @@ def test_native_losses_agree_after_their_factors(name, target, key):
         x1 = jr.normal(key, (16, 2), jnp.float64) + 1
         times = lambda num, key: fk.uniform(num, key=key) * 0.9 + 0.05
         losses = [
-            fk.flow_matching_loss(converted(PATHS[name], p), x1, key=key, times=times, targets=(PREDICTIONS[target],))
+            fk.flow_matching_loss(
+                converted(PATHS[name], p),
+                x1,
+                key=key,
+                times=times,
+                targets=(PREDICTIONS[target],),
+            )
             for p in NATIVE
         ]
         np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-10)
@@ -63,12 +71,16 @@ def test_factor_table_of_the_linear_path(key):
         flow = fk.Flow(network(jnp.float64))
         velocity, t = fk.flow_matching_errors(flow, x1, key=key)
         noise, _ = fk.flow_matching_errors(flow, x1, key=key, targets=(fk.Noise(),))
-        both, _ = fk.flow_matching_errors(flow, x1, key=key, targets=(fk.Noise(), fk.Target()))
+        both, _ = fk.flow_matching_errors(
+            flow, x1, key=key, targets=(fk.Noise(), fk.Target())
+        )
         score, _ = fk.flow_matching_errors(flow, x1, key=key, targets=(fk.Score(),))
         np.testing.assert_allclose(noise, t**2 * velocity)
         np.testing.assert_allclose(both, (t**2 + (1 - t) ** 2) * velocity)
         inside = t < 1 - 1e-3
-        np.testing.assert_allclose(score[inside], ((t / (1 - t)) ** 2 * velocity)[inside])
+        np.testing.assert_allclose(
+            score[inside], ((t / (1 - t)) ** 2 * velocity)[inside]
+        )
 
 
 @pytest.mark.parametrize("prediction", NATIVE)
@@ -82,7 +94,9 @@ def test_likelihood_weighting_is_applied_once(prediction, key):
         options = {"key": key, "times": times, "weighting": fk.likelihood_weighting}
         weighted, _ = fk.flow_matching_errors(flow, x1, **options)
         np.testing.assert_allclose(weighted, t / (1 - t) * velocity, rtol=1e-10)
-        twice, _ = fk.flow_matching_errors(flow, x1, targets=(fk.Noise(), fk.Target()), **options)
+        twice, _ = fk.flow_matching_errors(
+            flow, x1, targets=(fk.Noise(), fk.Target()), **options
+        )
         np.testing.assert_allclose(twice, 2 * weighted, rtol=1e-10)
 
 
@@ -96,18 +110,25 @@ def test_likelihood_weighting_is_half_the_slope_of_the_log_snr(name):
             c = path.coefficients(t)
             squared_ratio = ((c.d_alpha * c.sigma - c.alpha * c.d_sigma) / c.alpha) ** 2
             np.testing.assert_allclose(
-                fk.likelihood_weighting(path, t) * squared_ratio, 0.5 * jax.grad(log_snr)(t), rtol=1e-9
+                fk.likelihood_weighting(path, t) * squared_ratio,
+                0.5 * jax.grad(log_snr)(t),
+                rtol=1e-9,
             )
         assert np.isfinite(fk.likelihood_weighting(path, 1.0))
 
 
-@pytest.mark.parametrize(("floor", "flow"), [(np.pi / 2 * 0.5, fk.exact_flow(fk.Normal(1.3, 0.5))), (2.827313, None)])
+@pytest.mark.parametrize(
+    ("floor", "flow"),
+    [(np.pi / 2 * 0.5, fk.exact_flow(fk.Normal(1.3, 0.5))), (2.827313, None)],
+)
 def test_loss_of_the_exact_flow_is_its_floor(floor, flow, key):
     """(pi / 2) s s0 for Gaussians, 2.827313 for the mixture by quadrature; within 5 standard errors."""
     xkey, lkey = jr.split(key)
     data = mixture_1d() if flow is None else fk.Normal(1.3, 0.5)
     x1 = data.sample((200_000, 1), key=xkey)
-    errors, _ = fk.flow_matching_errors(flow or fk.exact_flow(mixture_1d()), x1, key=lkey)
+    errors, _ = fk.flow_matching_errors(
+        flow or fk.exact_flow(mixture_1d()), x1, key=lkey
+    )
     assert abs(errors.mean() - floor) < 5 * errors.std() / np.sqrt(len(errors))
 
 
@@ -141,7 +162,9 @@ def test_expected_gradient_at_the_exact_flow_is_zero(prediction, key):
     @jax.vmap
     def gradient(x1, key):
         def loss(shift_and_scale):
-            flow = fk.Flow(Perturbed(exact, *shift_and_scale), path, PREDICTIONS[prediction])
+            flow = fk.Flow(
+                Perturbed(exact, *shift_and_scale), path, PREDICTIONS[prediction]
+            )
             return fk.flow_matching_loss(flow, x1, key=key, **options)
 
         return jnp.stack(jax.grad(loss)((jnp.zeros(()), jnp.ones(()))))
@@ -163,13 +186,17 @@ def test_masked_points_change_nothing(key):
     mask = np.ones((4, 6), bool)
     mask[:, 4:] = False
     mask[0, 3] = False
-    value_and_grad = eqx.filter_value_and_grad(lambda flow, x1: fk.flow_matching_loss(flow, x1, key=key, mask=mask))
+    value_and_grad = eqx.filter_value_and_grad(
+        lambda flow, x1: fk.flow_matching_loss(flow, x1, key=key, mask=mask)
+    )
     value, gradient = value_and_grad(flow, x1)
     for bad in (1e9, np.inf, np.nan):
         x1[~mask] = bad
         other, other_gradient = value_and_grad(flow, x1)
         assert value == other
-        np.testing.assert_array_equal(gradient.network.weight, other_gradient.network.weight)
+        np.testing.assert_array_equal(
+            gradient.network.weight, other_gradient.network.weight
+        )
 
 
 def test_masks_may_be_constants_of_a_compiled_function(key):
@@ -185,19 +212,21 @@ def test_masked_mean_is_over_valid_points(key):
     mask = np.zeros((5, 3), bool)
     mask[:, 1] = True
     per_example = fk.flow_matching_errors(flow, x1, key=key, mask=mask).values
-    whole = jax.vmap(lambda m: fk.flow_matching_errors(flow, x1, key=key, mask=m).values)(
-        jnp.stack([jnp.broadcast_to(jnp.arange(3) == i, (5, 3)) for i in range(3)])
-    )
+    whole = jax.vmap(
+        lambda m: fk.flow_matching_errors(flow, x1, key=key, mask=m).values
+    )(jnp.stack([jnp.broadcast_to(jnp.arange(3) == i, (5, 3)) for i in range(3)]))
     np.testing.assert_allclose(whole[1], per_example)
-    np.testing.assert_allclose(whole.mean(0), fk.flow_matching_errors(flow, x1, key=key).values, rtol=1e-5)
+    np.testing.assert_allclose(
+        whole.mean(0), fk.flow_matching_errors(flow, x1, key=key).values, rtol=1e-5
+    )
 
 
 def test_blocks_keep_the_type(key):
     with jax.enable_x64(True):
         x1 = jr.normal(key, (8, 2), jnp.float32)
-        value, gradient = eqx.filter_value_and_grad(lambda f: fk.flow_matching_loss(f, x1, key=key, block=4))(
-            fk.Flow(network())
-        )
+        value, gradient = eqx.filter_value_and_grad(
+            lambda f: fk.flow_matching_loss(f, x1, key=key, block=4)
+        )(fk.Flow(network()))
         assert value.dtype == gradient.network.weight.dtype == jnp.float32
 
 
@@ -211,12 +240,18 @@ def test_blocks_give_the_same_value_and_gradients(block, key):
         @eqx.filter_value_and_grad
         def loss(flow_and_cond, block):
             flow, cond = flow_and_cond
-            return fk.flow_matching_loss(flow, x1, cond, key=key, block=block, coupling=fk.assignment)
+            return fk.flow_matching_loss(
+                flow, x1, cond, key=key, block=block, coupling=fk.assignment
+            )
 
         whole, whole_gradient = loss((flow, cond), None)
         blocked, blocked_gradient = loss((flow, cond), block)
         np.testing.assert_allclose(blocked, whole, rtol=1e-12)
-        leaves = zip(jax.tree.leaves(blocked_gradient), jax.tree.leaves(whole_gradient), strict=True)
+        leaves = zip(
+            jax.tree.leaves(blocked_gradient),
+            jax.tree.leaves(whole_gradient),
+            strict=True,
+        )
         for got, expected in leaves:
             np.testing.assert_allclose(got, expected, rtol=1e-10)
 
@@ -235,23 +270,36 @@ def test_assignment_of_batches_far_from_the_origin(key):
     """In float32 the squared norms of such points have no digits left for their differences."""
     x0key, x1key = jr.split(key)
     x0, x1 = jr.normal(x0key, (64, 2)), jr.normal(x1key, (64, 2)) + 1e4
-    cost = np.sum((np.asarray(x1, np.float64)[:, None] - np.asarray(x0, np.float64)[None]) ** 2, axis=2)
+    cost = np.sum(
+        (np.asarray(x1, np.float64)[:, None] - np.asarray(x0, np.float64)[None]) ** 2,
+        axis=2,
+    )
     rows = np.arange(64)
-    got, best = cost[rows, fk.assignment(x0, x1, key=key).source].sum(), cost[linear_sum_assignment(cost)].sum()
+    got, best = (
+        cost[rows, fk.assignment(x0, x1, key=key).source].sum(),
+        cost[linear_sum_assignment(cost)].sum(),
+    )
     # Rounding the data to float32 at 1e4 moves each by up to 5e-4.
     assert got - best < 64 * 4 * 5e-4
 
 
 def test_assignment_sorts_in_one_dimension(key):
-    x0, x1 = np.array([[3.0], [-1.0], [0.5]], np.float32), np.array([[0.0], [9.0], [-5.0]], np.float32)
-    np.testing.assert_array_equal(x0[np.asarray(fk.assignment(x0, x1, key=key).source)].ravel(), [0.5, 3.0, -1.0])
+    x0, x1 = (
+        np.array([[3.0], [-1.0], [0.5]], np.float32),
+        np.array([[0.0], [9.0], [-5.0]], np.float32),
+    )
+    np.testing.assert_array_equal(
+        x0[np.asarray(fk.assignment(x0, x1, key=key).source)].ravel(), [0.5, 3.0, -1.0]
+    )
 
 
 def test_labels_and_masks_follow_their_data(key):
     """A coupling that reverses the data, and a network that subtracts its label: the loss must not change."""
 
     def reverse(x0, x1, cond, *, key):
-        return fk.Pairing(data=jnp.arange(x1.shape[0])[::-1], source=jnp.arange(x1.shape[0])[::-1])
+        return fk.Pairing(
+            data=jnp.arange(x1.shape[0])[::-1], source=jnp.arange(x1.shape[0])[::-1]
+        )
 
     class ByLabel(eqx.Module):
         def __call__(self, t, x, cond, mask=None):
@@ -263,23 +311,38 @@ def test_labels_and_masks_follow_their_data(key):
     mask[:, 0] = True
     times = lambda num, key: jnp.full(num, 0.3)
     losses = [
-        fk.flow_matching_loss(fk.Flow(ByLabel()), x1, cond, key=key, times=times, coupling=coupling, mask=mask)
+        fk.flow_matching_loss(
+            fk.Flow(ByLabel()),
+            x1,
+            cond,
+            key=key,
+            times=times,
+            coupling=coupling,
+            mask=mask,
+        )
         for coupling in (fk.independent, reverse)
     ]
     assert losses[0] == pytest.approx(float(losses[1]), rel=1e-6)
 
 
 def test_weights_of_a_pairing_scale_the_errors(key):
-    doubled = lambda x0, x1, cond, *, key: fk.Pairing(weights=jnp.full(x0.shape[0], 2.0))
+    doubled = lambda x0, x1, cond, *, key: fk.Pairing(
+        weights=jnp.full(x0.shape[0], 2.0)
+    )
     x1, flow = jr.normal(key, (8, 2)), fk.Flow(network())
-    once, twice = (fk.flow_matching_loss(flow, x1, key=key, coupling=c) for c in (fk.independent, doubled))
+    once, twice = (
+        fk.flow_matching_loss(flow, x1, key=key, coupling=c)
+        for c in (fk.independent, doubled)
+    )
     assert twice == pytest.approx(2 * float(once))
 
 
 def test_explained_velocity_of_the_exact_flow_is_one(key):
     xkey, ekey = jr.split(key)
     exact = fk.exact_flow(mixture_2d())
-    report = fk.explained_velocity(exact, mixture_2d().sample((4000, 2), key=xkey), key=ekey, floor=exact)
+    report = fk.explained_velocity(
+        exact, mixture_2d().sample((4000, 2), key=xkey), key=ekey, floor=exact
+    )
     np.testing.assert_allclose(report.r2, np.ones(10), atol=1e-6)
     np.testing.assert_allclose(report.times, np.arange(0.05, 1, 0.1), rtol=1e-6)
 
@@ -289,10 +352,14 @@ def test_explained_velocity_without_a_floor(key):
     std, num = 0.5, 200_000
     xkey, ekey = jr.split(key)
     x1 = fk.Normal(1.3, std).sample((num, 1), key=xkey)
-    report = fk.explained_velocity(fk.exact_flow(fk.Normal(1.3, std)), x1, key=ekey, bins=5)
+    report = fk.explained_velocity(
+        fk.exact_flow(fk.Normal(1.3, std)), x1, key=ekey, bins=5
+    )
     t = np.linspace(0, 1, 1001)
     floor = std**2 / ((1 - t) ** 2 + t**2 * std**2)
-    expected = 1 - np.array([floor[i * 200 : i * 200 + 201].mean() for i in range(5)]) / (1 + std**2)
+    expected = 1 - np.array(
+        [floor[i * 200 : i * 200 + 201].mean() for i in range(5)]
+    ) / (1 + std**2)
     # The ratio of two means over num / 5 squares of normals: a relative error of about sqrt(2 / (num / 5)) each.
     np.testing.assert_allclose(report.r2, expected, atol=5 * 2 * np.sqrt(2 / (num / 5)))
     assert report.total == pytest.approx(float(report.r2.mean()), abs=0.01)
@@ -309,14 +376,18 @@ def test_explained_velocity_far_from_the_origin(key):
 
 
 def test_explained_velocity_of_single_examples(key):
-    report = fk.explained_velocity(fk.Flow(network()), jr.normal(key, (8, 2)), key=key, bins=20)
+    report = fk.explained_velocity(
+        fk.Flow(network()), jr.normal(key, (8, 2)), key=key, bins=20
+    )
     assert np.sum(np.isnan(report.r2)) >= 12
     assert not np.isinf(report.total)
 
 
 def test_explained_velocity_of_the_mean_is_zero(key):
     x1 = fk.Normal(2.0, 1.0).sample((50_000, 1), key=key)
-    report = fk.explained_velocity(fk.Flow(lambda t, x, cond: 0 * x + 2.0), x1, key=jr.key(1))
+    report = fk.explained_velocity(
+        fk.Flow(lambda t, x, cond: 0 * x + 2.0), x1, key=jr.key(1)
+    )
     np.testing.assert_allclose(report.r2, np.zeros(10), atol=5e-3)
 
 
@@ -326,7 +397,11 @@ def test_losses_are_finite_at_the_ends_of_time(path, prediction):
     ends = lambda num, key: jnp.linspace(0, 1, num)
     flow = fk.Flow(network(), path, prediction)
     loss = lambda flow: fk.flow_matching_loss(
-        flow, jnp.ones((5, 2)), key=jr.key(0), times=ends, weighting=fk.likelihood_weighting
+        flow,
+        jnp.ones((5, 2)),
+        key=jr.key(0),
+        times=ends,
+        weighting=fk.likelihood_weighting,
     )
     value, gradient = eqx.filter_value_and_grad(loss)(flow)
     assert np.isfinite(value)
@@ -337,8 +412,12 @@ def test_the_second_call_compiles_nothing(key):
     x1 = np.zeros((8, 2), np.float32)
     flow = fk.Flow(network())
     calls = [
-        lambda key, x1: fk.flow_matching_loss(flow, x1, key=key, coupling=fk.assignment, block=4),
-        lambda key, x1: fk.flow_matching_errors(flow, x1, key=key, times=fk.LogitNormal()),
+        lambda key, x1: fk.flow_matching_loss(
+            flow, x1, key=key, coupling=fk.assignment, block=4
+        ),
+        lambda key, x1: fk.flow_matching_errors(
+            flow, x1, key=key, times=fk.LogitNormal()
+        ),
         lambda key, x1: fk.explained_velocity(flow, x1, key=key),
     ]
     for call in calls:
@@ -387,17 +466,26 @@ def test_wrong_types(change, key):
 
 def test_coupling_on_unequal_batches(key):
     with pytest.raises(ValueError, match="equal shape"):
-        fk.assignment(np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32), key=key)
+        fk.assignment(
+            np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32), key=key
+        )
 
 
 def test_a_law_that_leaves_the_unit_interval(key):
     with pytest.raises(Exception, match="outside"):
-        fk.flow_matching_loss(fk.Flow(network()), np.zeros((4, 2)), key=key, times=lambda num, key: jnp.full(num, 1.5))
+        fk.flow_matching_loss(
+            fk.Flow(network()),
+            np.zeros((4, 2)),
+            key=key,
+            times=lambda num, key: jnp.full(num, 1.5),
+        )
 
 
 def test_laws_can_be_swept_without_compiling(key):
     x1, flow = jr.normal(key, (8, 2)), fk.Flow(network())
-    loss = lambda mean: fk.flow_matching_loss(flow, x1, key=key, times=fk.LogitNormal(jnp.asarray(mean), 1.0))
+    loss = lambda mean: fk.flow_matching_loss(
+        flow, x1, key=key, times=fk.LogitNormal(jnp.asarray(mean), 1.0)
+    )
     values = [loss(0.0)]
     with compilations() as events:
         values.append(loss(1.0))
@@ -407,4 +495,6 @@ def test_laws_can_be_swept_without_compiling(key):
 
 def test_targets_may_be_a_list(key):
     x1, flow = jr.normal(key, (8, 2)), fk.Flow(network())
-    assert fk.flow_matching_loss(flow, x1, key=key, targets=[fk.Velocity()]) == fk.flow_matching_loss(flow, x1, key=key)
+    assert fk.flow_matching_loss(
+        flow, x1, key=key, targets=[fk.Velocity()]
+    ) == fk.flow_matching_loss(flow, x1, key=key)

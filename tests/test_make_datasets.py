@@ -9,14 +9,24 @@ import pytest
 from flowkit import data
 
 
-SPEC = importlib.util.spec_from_file_location("make_datasets", Path(__file__).parents[1] / "examples/make_datasets.py")
+SPEC = importlib.util.spec_from_file_location(
+    "make_datasets", Path(__file__).parents[1] / "examples/make_datasets.py"
+)
 example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 
 
 def make(folder, dataset):
-    sizes = {"num_sets": 40, "num_scenes": 16, "num_points": 20, "min_objects": 2, "max_objects": 2}
-    example.main(example.Config(dataset=dataset, images="digits", output=str(folder), **sizes))
+    sizes = {
+        "num_sets": 40,
+        "num_scenes": 16,
+        "num_points": 20,
+        "min_objects": 2,
+        "max_objects": 2,
+    }
+    example.main(
+        example.Config(dataset=dataset, images="digits", output=str(folder), **sizes)
+    )
 
 
 @pytest.mark.slow
@@ -24,13 +34,22 @@ def test_all_data_sets(tmp_path, capsys):
     make(tmp_path / "all", "all")
     names = [*example.CLOUDS, *example.SCENES]
     assert len(capsys.readouterr().out.splitlines()) == 7
-    assert {path.name for path in (tmp_path / "all").iterdir()} == {f"{n}.{e}" for n in names for e in ("npz", "png")}
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {
+        f"{n}.{e}" for n in names for e in ("npz", "png")
+    }
     for name in names:
-        sets = data.load_npz(tmp_path / "all" / f"{name}.npz", data.Scenes if "scenes" in name else data.PosedSets)
+        sets = data.load_npz(
+            tmp_path / "all" / f"{name}.npz",
+            data.Scenes if "scenes" in name else data.PosedSets,
+        )
         assert sets.points.shape == ((16, 40, 2) if "scenes" in name else (40, 20, 2))
         assert np.any(sets.rotations != 0) == ("rotated" in name)
         assert np.any(sets.scales != 1) == ("scaled" in name)
-        assert np.any(sets.translations != 0) == ("translated" in name or "scenes" in name)
+        assert np.any(sets.translations != 0) == (
+            "translated" in name or "scenes" in name
+        )
     make(tmp_path / "one", "rotated")
-    one, among_all = (data.load_npz(tmp_path / folder / "rotated.npz") for folder in ("one", "all"))
+    one, among_all = (
+        data.load_npz(tmp_path / folder / "rotated.npz") for folder in ("one", "all")
+    )
     assert np.array_equal(one.points, among_all.points)

@@ -62,12 +62,16 @@ def normal(seed, *shape):
 
 
 def clouds(n=12, m=12, d=2, seed=0, shift=0.5):
-    return normal(seed, n, d), normal(seed + 1, m, d) * np.float32(1.3) + np.float32(shift)
+    return normal(seed, n, d), normal(seed + 1, m, d) * np.float32(1.3) + np.float32(
+        shift
+    )
 
 
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration_secs, **_: COMPILED.append(event) if "backend_compile" in event else None
+    lambda event, duration_secs, **_: (
+        COMPILED.append(event) if "backend_compile" in event else None
+    )
 )
 
 
@@ -94,7 +98,10 @@ def test_worked_values():
 
 def test_emd_is_the_minimum_over_all_bijections():
     x, y = (np.asarray(a) for a in clouds(5, 5, 3))
-    every = [np.linalg.norm(x - y[list(pi)], axis=1).mean() for pi in itertools.permutations(range(5))]
+    every = [
+        np.linalg.norm(x - y[list(pi)], axis=1).mean()
+        for pi in itertools.permutations(range(5))
+    ]
     assert metrics.emd(x, y) == pytest.approx(min(every), rel=1e-5)
 
 
@@ -125,7 +132,9 @@ def test_unequal_sizes(name):
 def test_blocks_of_rows(name, monkeypatch):
     from flowkit.metrics import _distances
 
-    monkeypatch.setattr(_distances, "BLOCK_ENTRIES", 100)  # 29 points wide: blocks of 3 rows, the last one padded
+    monkeypatch.setattr(
+        _distances, "BLOCK_ENTRIES", 100
+    )  # 29 points wide: blocks of 3 rows, the last one padded
     x, y = clouds(37, 29)
     assert DISTANCES[name](x, y) == pytest.approx(BRUTE[name](x, y), rel=2e-5)
 
@@ -135,7 +144,9 @@ def test_tiles(size, monkeypatch):
     from flowkit.metrics import _chamfer, _distances
 
     monkeypatch.setattr(_distances, "BLOCK_ENTRIES", 64)
-    monkeypatch.setattr(_chamfer, "TILE_WIDTH", 16)  # 3 tiles of 37 columns, 10 blocks of 4 rows in each
+    monkeypatch.setattr(
+        _chamfer, "TILE_WIDTH", 16
+    )  # 3 tiles of 37 columns, 10 blocks of 4 rows in each
     x, y = clouds(39, 37, size)
     assert metrics.chamfer(x, y) == pytest.approx(brute_chamfer(x, y), rel=2e-5)
 
@@ -144,10 +155,18 @@ def test_tiles(size, monkeypatch):
         return squared.min(0).mean() + squared.min(1).mean()
 
     results = [
-        jax.jit(lambda x, y, f=f: (jax.grad(f, (0, 1))(x, y), jax.jvp(f, (x, y), (y[:1] + x, y))))
+        jax.jit(
+            lambda x, y, f=f: (
+                jax.grad(f, (0, 1))(x, y),
+                jax.jvp(f, (x, y), (y[:1] + x, y)),
+            )
+        )
         for f in (metrics.chamfer, whole)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *[f(x, y) for f in results])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        *[f(x, y) for f in results],
+    )
 
 
 def temporary_memory(function, *shapes):
@@ -158,9 +177,13 @@ def temporary_memory(function, *shapes):
     return memory.temp_size_in_bytes
 
 
-@pytest.mark.parametrize("function", [metrics.chamfer, jax.grad(metrics.chamfer)], ids=["value", "gradient"])
+@pytest.mark.parametrize(
+    "function", [metrics.chamfer, jax.grad(metrics.chamfer)], ids=["value", "gradient"]
+)
 def test_large_clouds_stay_small(function):
-    assert temporary_memory(function, (100_000, 2), (100_000, 2)) < 2**26  # the matrix would be 40 GB
+    assert (
+        temporary_memory(function, (100_000, 2), (100_000, 2)) < 2**26
+    )  # the matrix would be 40 GB
 
 
 @pytest.mark.parametrize("size", [3, 12])
@@ -202,7 +225,9 @@ def test_symmetric_and_blind_to_order(distance):
     x, y = clouds()
     value = distance(x, y)
     assert distance(y, x) == pytest.approx(float(value), rel=1e-5)
-    assert distance(x[np.random.default_rng(0).permutation(len(x))], y[::-1]) == pytest.approx(float(value), rel=1e-5)
+    assert distance(
+        x[np.random.default_rng(0).permutation(len(x))], y[::-1]
+    ) == pytest.approx(float(value), rel=1e-5)
 
 
 @all_distances
@@ -256,7 +281,9 @@ def test_numpy_and_dtypes(distance):
 @pytest.mark.parametrize(("n", "m"), [(9, 9), (9, 12), (5, 31)])
 def test_wasserstein_1d_against_scipy(n, m):
     x, y = normal(0, n), normal(1, m) + 0.3
-    assert metrics.wasserstein_1d(x, y) == pytest.approx(scipy.stats.wasserstein_distance(x, y), rel=1e-5)
+    assert metrics.wasserstein_1d(x, y) == pytest.approx(
+        scipy.stats.wasserstein_distance(x, y), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3])
@@ -266,7 +293,9 @@ def test_wasserstein_1d_by_repetition(p):
     long_x, long_y = np.sort(np.repeat(x, 3)), np.sort(np.repeat(y, 2))
     expected = np.mean(np.abs(long_x - long_y) ** p) ** (1 / p)
     assert metrics.wasserstein_1d(x, y, p) == pytest.approx(expected, rel=1e-5)
-    assert metrics.wasserstein_1d(long_x, long_y, p) == pytest.approx(expected, rel=1e-5)
+    assert metrics.wasserstein_1d(long_x, long_y, p) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("p", [1, 2, 4])
@@ -292,8 +321,12 @@ def test_wasserstein_1d_masks_gradient_and_order():
 
 def test_w2_on_a_line_is_the_sorted_distance():
     x, y = clouds(20, 20, 1)
-    assert metrics.w2(x, y) == pytest.approx(float(metrics.wasserstein_1d(x[:, 0], y[:, 0], 2)), rel=1e-5)
-    assert metrics.emd(x, y) == pytest.approx(float(metrics.wasserstein_1d(x[:, 0], y[:, 0], 1)), rel=1e-5)
+    assert metrics.w2(x, y) == pytest.approx(
+        float(metrics.wasserstein_1d(x[:, 0], y[:, 0], 2)), rel=1e-5
+    )
+    assert metrics.emd(x, y) == pytest.approx(
+        float(metrics.wasserstein_1d(x[:, 0], y[:, 0], 1)), rel=1e-5
+    )
 
 
 def test_energy_distance_on_a_line_against_scipy():
@@ -324,8 +357,12 @@ def test_sliced_w2_of_two_gaussians():
 
 def test_sliced_w2_same_key_same_value():
     x, y = clouds()
-    assert metrics.sliced_w2(x, y, key=jr.key(0)) == metrics.sliced_w2(x, y, key=jr.key(0))
-    assert metrics.sliced_w2(x, y, key=jr.key(0)) != metrics.sliced_w2(x, y, key=jr.key(1))
+    assert metrics.sliced_w2(x, y, key=jr.key(0)) == metrics.sliced_w2(
+        x, y, key=jr.key(0)
+    )
+    assert metrics.sliced_w2(x, y, key=jr.key(0)) != metrics.sliced_w2(
+        x, y, key=jr.key(1)
+    )
     with pytest.raises(ValueError, match="`num_projections` is 0"):
         metrics.sliced_w2(x, y, num_projections=0, key=jr.key(0))
 
@@ -333,24 +370,35 @@ def test_sliced_w2_same_key_same_value():
 def test_gaussian_w2():
     a, b = np.asarray([[1.5, 0.6], [0.6, 0.7]]), np.diag([0.5, 2.0])
     zero, shift = np.zeros(2), np.asarray([1.0, -1.0])
-    assert metrics.gaussian_w2(zero, a, shift, b) ** 2 == pytest.approx(2.795477, rel=1e-5)
+    assert metrics.gaussian_w2(zero, a, shift, b) ** 2 == pytest.approx(
+        2.795477, rel=1e-5
+    )
     root = np.asarray(scipy.linalg.sqrtm(a))
     cross = np.asarray(scipy.linalg.sqrtm(root @ b @ root))
     expected = 2 + np.trace(a + b - 2 * cross)
-    assert metrics.gaussian_w2(zero, a, shift, b) ** 2 == pytest.approx(expected, rel=1e-5)
-    assert metrics.gaussian_w2(shift, b, zero, a) ** 2 == pytest.approx(expected, rel=1e-5)
+    assert metrics.gaussian_w2(zero, a, shift, b) ** 2 == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert metrics.gaussian_w2(shift, b, zero, a) ** 2 == pytest.approx(
+        expected, rel=1e-5
+    )
     assert metrics.gaussian_w2(zero, a, zero, a) == pytest.approx(0, abs=2e-3)
 
 
 def test_gaussian_w2_of_singular_and_isotropic():
     eye, zero, mean = np.eye(3), np.zeros(3), np.asarray([1.0, 2.0, 2.0])
-    assert metrics.gaussian_w2(zero, 4 * eye, mean, eye) == pytest.approx(np.sqrt(9 + 3))
+    assert metrics.gaussian_w2(zero, 4 * eye, mean, eye) == pytest.approx(
+        np.sqrt(9 + 3)
+    )
     assert metrics.gaussian_w2(zero, 0 * eye, mean, 0 * eye) == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
     ("cov", "message"),
-    [([[1.0, 2.0], [0.0, 1.0]], "`cov_y` is not symmetric"), ([[1.0, 0.0], [0.0, -1.0]], "negative eigenvalue")],
+    [
+        ([[1.0, 2.0], [0.0, 1.0]], "`cov_y` is not symmetric"),
+        ([[1.0, 0.0], [0.0, -1.0]], "negative eigenvalue"),
+    ],
 )
 def test_gaussian_w2_wants_covariances(cov, message):
     with pytest.raises(ValueError, match=message):
@@ -365,9 +413,13 @@ def test_pairwise_is_the_matrix_of_distances(distance):
     xs = normal(0, 3, 6, 2)
     ys = normal(1, 4, 6, 2)
     expected = [[float(distance(x, y)) for y in ys] for x in xs]
-    np.testing.assert_allclose(metrics.pairwise(distance, xs, ys, block_size=6), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics.pairwise(distance, xs, ys, block_size=6), expected, rtol=1e-4
+    )
     within = metrics.pairwise(distance, xs)
-    np.testing.assert_allclose(within, metrics.pairwise(distance, xs, xs), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        within, metrics.pairwise(distance, xs, xs), rtol=1e-4, atol=1e-3
+    )
     np.testing.assert_array_equal(within, within.T)
 
 
@@ -411,13 +463,17 @@ def test_one_nna_of_one_law_is_one_half():
     number = 150
     xs, ys = normal(0, number, 8, 2), normal(1, number, 8, 2)
     for distance in (metrics.chamfer, metrics.energy_distance):
-        assert metrics.one_nna(*scores(xs, ys, distance)) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(number))
+        assert metrics.one_nna(*scores(xs, ys, distance)) == pytest.approx(
+            0.5, abs=5 * 0.5 / np.sqrt(number)
+        )
 
 
 def test_one_nna_extremes():
     xs = normal(0, 20, 8, 2)
     assert metrics.one_nna(*scores(xs, xs + 100)) == 1
-    assert metrics.one_nna(*scores(xs, xs)) == 0  # copies: the nearest other cloud is the twin
+    assert (
+        metrics.one_nna(*scores(xs, xs)) == 0
+    )  # copies: the nearest other cloud is the twin
 
 
 def test_one_nna_against_brute_force_with_ties():
@@ -452,7 +508,9 @@ def test_mmd_and_coverage_limits():
     assert metrics.mmd(d_xy) == 0
     assert metrics.coverage(d_xy) == 1
     same = np.repeat(reference[:1], len(samples), 0)
-    assert metrics.coverage(metrics.pairwise(metrics.chamfer, same, reference)) == pytest.approx(1 / 6)
+    assert metrics.coverage(
+        metrics.pairwise(metrics.chamfer, same, reference)
+    ) == pytest.approx(1 / 6)
 
 
 # ---- diagnostics
@@ -467,7 +525,9 @@ def test_straightness():
         times = np.linspace(0, 1, 2001)
         curved = times + (1 - np.cos(2 * np.pi * times)) / (2 * np.pi)
         assert metrics.straightness(times, curved) == pytest.approx(0.5, rel=1e-4)
-        assert metrics.straightness(5 * times + 1, curved) == pytest.approx(0.5, rel=1e-4)
+        assert metrics.straightness(5 * times + 1, curved) == pytest.approx(
+            0.5, rel=1e-4
+        )
     with pytest.raises(ValueError, match="`times` must increase"):
         metrics.straightness(jnp.asarray([1.0, 0.0]), jnp.zeros((2, 3)))
     with pytest.raises(ValueError, match="at least two"):
@@ -483,8 +543,12 @@ def test_latent_statistics():
     classes = metrics.latent_statistics(latents, labels, 4)
     assert classes.count.tolist() == [14, 13, 13, 0]
     for k in range(3):
-        np.testing.assert_allclose(classes.mean[k], latents[labels == k].mean(0), atol=1e-6)
-        np.testing.assert_allclose(classes.std[k], latents[labels == k].std(0), rtol=1e-5)
+        np.testing.assert_allclose(
+            classes.mean[k], latents[labels == k].mean(0), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            classes.std[k], latents[labels == k].std(0), rtol=1e-5
+        )
     assert jnp.isnan(classes.mean[3]).all()
     with pytest.raises(ValueError, match="belong together"):
         metrics.latent_statistics(latents, labels)
@@ -518,7 +582,9 @@ def test_assignment_needs_equal_counts(name):
     mask = np.arange(12) < 9
     assert np.isfinite(DISTANCES[name](x, y, mask_x=mask))
     assert np.isnan(jax.jit(DISTANCES[name])(x, x, mask_x=mask))
-    with pytest.raises(ValueError, match=r"`distance` is NaN for 2 pairs, the first of them \(0, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"`distance` is NaN for 2 pairs, the first of them \(0, 0\)"
+    ):
         metrics.pairwise(DISTANCES[name], x[None], np.stack([x, x]), mask_xs=mask[None])
 
 
@@ -544,14 +610,18 @@ def test_wrong_lists():
     with pytest.raises(ValueError, match="`mask_ys` was given without `ys`"):
         metrics.pairwise(metrics.chamfer, xs, mask_ys=jnp.ones((3, 4), bool))
     with pytest.raises(ValueError, match="`mask_xs` leaves no valid point"):
-        metrics.pairwise(metrics.chamfer, xs, mask_xs=jnp.zeros((3, 4), bool).at[0].set(True))
+        metrics.pairwise(
+            metrics.chamfer, xs, mask_xs=jnp.zeros((3, 4), bool).at[0].set(True)
+        )
     with pytest.raises(ValueError, match="`xs` holds values"):
         metrics.pairwise(metrics.chamfer, xs.at[0].set(jnp.inf))
     with pytest.raises(ValueError, match="`block_size` is 0"):
         metrics.pairwise(metrics.chamfer, xs, block_size=0)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be chosen here")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="processors cannot be chosen here"
+)
 def test_assignments_on_one_processor():
     """Where no second thread could hand large costs to the host."""
     code = """

@@ -36,19 +36,30 @@ def cube(reference):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_jsd_against_scipy(size):
-    samples, reference = normal(0, 5, 40, size) + np.float32(0.4), normal(1, 7, 30, size)
+    samples, reference = (
+        normal(0, 5, 40, size) + np.float32(0.4),
+        normal(1, 7, 30, size),
+    )
     expected = brute_jsd(samples, reference, 6, *cube(reference))
-    assert metrics.jsd(samples, reference, num_cells=6) == pytest.approx(expected, rel=1e-5)
+    assert metrics.jsd(samples, reference, num_cells=6) == pytest.approx(
+        expected, rel=1e-5
+    )
     expected = brute_jsd(samples, reference, 5, np.full(size, -2.0), 4.0)
-    assert metrics.jsd(samples, reference, num_cells=5, limits=(-2, 2)) == pytest.approx(expected, rel=1e-5)
+    assert metrics.jsd(
+        samples, reference, num_cells=5, limits=(-2, 2)
+    ) == pytest.approx(expected, rel=1e-5)
 
 
 def test_jsd_limits():
     reference = normal(0, 5, 40, 3)
     assert metrics.jsd(reference[::-1, ::-1], reference) == 0
-    assert metrics.jsd(reference + 100, reference, limits=(-200, 200)) == pytest.approx(np.log(2), rel=1e-6)
+    assert metrics.jsd(reference + 100, reference, limits=(-200, 200)) == pytest.approx(
+        np.log(2), rel=1e-6
+    )
     # Blind to shapes: the same points, dealt to other clouds.
-    dealt = np.random.default_rng(1).permutation(reference.reshape(-1, 3)).reshape(5, 40, 3)
+    dealt = (
+        np.random.default_rng(1).permutation(reference.reshape(-1, 3)).reshape(5, 40, 3)
+    )
     assert metrics.jsd(dealt, reference) == 0
 
 
@@ -58,7 +69,9 @@ def test_jsd_known_value():
     reference = np.asarray([[[0.1], [0.2]]], np.float32)
     p, q, m = np.asarray([0.5, 0.5]), np.asarray([1.0, 0.0]), np.asarray([0.75, 0.25])
     expected = 0.5 * np.sum(p * np.log(p / m)) + 0.5 * np.log(1 / 0.75)
-    assert metrics.jsd(samples, reference, num_cells=2, limits=(0, 1)) == pytest.approx(expected, rel=1e-6)
+    assert metrics.jsd(samples, reference, num_cells=2, limits=(0, 1)) == pytest.approx(
+        expected, rel=1e-6
+    )
     assert expected == pytest.approx(jensenshannon(p, q) ** 2)
 
 
@@ -70,7 +83,9 @@ def test_jsd_of_one_law_is_the_bias_of_a_histogram():
         x, y = (rng.random((10, number // 10, 2)).astype(np.float32) for _ in range(2))
         values.append(float(metrics.jsd(x, y, num_cells=num_cells, limits=(0, 1))))
     expected = (num_cells**2 - 1) / (4 * number)
-    assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / np.sqrt(len(values)))
+    assert np.mean(values) == pytest.approx(
+        expected, abs=4 * np.std(values) / np.sqrt(len(values))
+    )
 
 
 @pytest.mark.parametrize("padding", [1e30, np.nan])
@@ -79,9 +94,16 @@ def test_jsd_is_blind_to_masked_points(padding):
     pad = lambda x: np.concatenate([np.full((len(x), 3, 2), padding, np.float32), x], 1)
     mask = lambda x: np.tile(np.arange(x.shape[1] + 3) >= 3, (len(x), 1))
     value = metrics.jsd(samples, reference)
-    padded = metrics.jsd(pad(samples), pad(reference), mask_samples=mask(samples), mask_reference=mask(reference))
+    padded = metrics.jsd(
+        pad(samples),
+        pad(reference),
+        mask_samples=mask(samples),
+        mask_reference=mask(reference),
+    )
     assert padded == value
-    assert jax.jit(metrics.jsd)(samples, reference) == pytest.approx(float(value), rel=1e-6)
+    assert jax.jit(metrics.jsd)(samples, reference) == pytest.approx(
+        float(value), rel=1e-6
+    )
 
 
 def test_jsd_of_one_point():
@@ -102,33 +124,60 @@ def test_known_scores_in_both_orders():
     samples, reference = segments(0, 1, 2), segments(0, 10, 13)
     there = metrics.set_scores(samples, reference)
     back = metrics.set_scores(reference, samples)
-    assert there.mmd == pytest.approx(2 * (0 + 64 + 121) / 3)  # each reference to its nearest sample
+    assert there.mmd == pytest.approx(
+        2 * (0 + 64 + 121) / 3
+    )  # each reference to its nearest sample
     assert back.mmd == pytest.approx(2 * (0 + 1 + 4) / 3)
-    assert there.coverage == pytest.approx(1 / 3)  # all samples are nearest to the reference at 0
+    assert there.coverage == pytest.approx(
+        1 / 3
+    )  # all samples are nearest to the reference at 0
     assert back.coverage == pytest.approx(2 / 3)
     # Of the pool 0 1 2 | 0 10 13: both at 0 are nearest to each other; 1 has one of each list at distance 1.
     expected = (0 + 0.5 + 1 + 0 + 1 + 1) / 6
     assert there.one_nna == pytest.approx(expected)
-    assert back.one_nna == pytest.approx(expected)  # 1-NNA does not depend on which list is which
+    assert back.one_nna == pytest.approx(
+        expected
+    )  # 1-NNA does not depend on which list is which
 
 
 def test_swapped_matrices_give_another_score():
     d_xx, d_yy = (np.asarray([[0, within], [within, 0]]) for within in (2.5, 1.0))
     d_xy = np.asarray([[2.0, 9.0], [2.0, 9.0]])
-    assert metrics.one_nna(d_xx, d_xy, d_yy) == pytest.approx(2 / 4)  # both samples miss, both references hit
-    assert metrics.one_nna(d_yy, d_xy.T, d_xx) == pytest.approx(2 / 4)  # the lists exchanged
-    assert metrics.one_nna(d_yy, d_xy, d_xx) == pytest.approx(3 / 4)  # wrong: the matrices within exchanged
-    assert metrics.one_nna(d_xx, d_xy.T, d_yy) == pytest.approx(3 / 4)  # wrong: references in rows
+    assert metrics.one_nna(d_xx, d_xy, d_yy) == pytest.approx(
+        2 / 4
+    )  # both samples miss, both references hit
+    assert metrics.one_nna(d_yy, d_xy.T, d_xx) == pytest.approx(
+        2 / 4
+    )  # the lists exchanged
+    assert metrics.one_nna(d_yy, d_xy, d_xx) == pytest.approx(
+        3 / 4
+    )  # wrong: the matrices within exchanged
+    assert metrics.one_nna(d_xx, d_xy.T, d_yy) == pytest.approx(
+        3 / 4
+    )  # wrong: references in rows
 
 
 def test_set_scores_are_the_scores_of_the_matrices():
     samples, reference = normal(0, 6, 9, 2), normal(1, 6, 9, 2)
-    masks = [np.random.default_rng(k).permuted(np.tile(np.arange(9) < 5, (6, 1)), axis=1) for k in range(2)]
-    value = metrics.set_scores(samples, reference, distance=metrics.emd, mask_samples=masks[0], mask_reference=masks[1])
+    masks = [
+        np.random.default_rng(k).permuted(np.tile(np.arange(9) < 5, (6, 1)), axis=1)
+        for k in range(2)
+    ]
+    value = metrics.set_scores(
+        samples,
+        reference,
+        distance=metrics.emd,
+        mask_samples=masks[0],
+        mask_reference=masks[1],
+    )
     lists = (samples, reference)
-    matrix = lambda i, j: metrics.pairwise(metrics.emd, lists[i], lists[j], mask_xs=masks[i], mask_ys=masks[j])
+    matrix = lambda i, j: metrics.pairwise(
+        metrics.emd, lists[i], lists[j], mask_xs=masks[i], mask_ys=masks[j]
+    )
     d_xy = matrix(0, 1)
-    assert value.one_nna == pytest.approx(float(metrics.one_nna(matrix(0, 0), d_xy, matrix(1, 1))))
+    assert value.one_nna == pytest.approx(
+        float(metrics.one_nna(matrix(0, 0), d_xy, matrix(1, 1)))
+    )
     assert value.mmd == pytest.approx(float(metrics.mmd(d_xy)))
     assert value.coverage == pytest.approx(float(metrics.coverage(d_xy)))
 
@@ -136,19 +185,35 @@ def test_set_scores_are_the_scores_of_the_matrices():
 # ---- degenerate and bad input
 
 
-DISTANCES = {"chamfer": metrics.chamfer, "chamfer_l1": metrics.chamfer_l1, "energy_distance": metrics.energy_distance}
+DISTANCES = {
+    "chamfer": metrics.chamfer,
+    "chamfer_l1": metrics.chamfer_l1,
+    "energy_distance": metrics.energy_distance,
+}
 ASSIGNED = {"emd": metrics.emd, "w2": metrics.w2}
 
 
-@pytest.mark.parametrize("distance", [*DISTANCES.values(), *ASSIGNED.values()], ids=[*DISTANCES, *ASSIGNED])
+@pytest.mark.parametrize(
+    "distance", [*DISTANCES.values(), *ASSIGNED.values()], ids=[*DISTANCES, *ASSIGNED]
+)
 def test_clouds_of_one_point_and_of_equal_points(distance):
     zero, shifted = np.zeros((1, 3), np.float32), np.asarray([[2, 0, 0]], np.float32)
-    scale = {metrics.chamfer: 8, metrics.chamfer_l1: 4, metrics.energy_distance: 2, metrics.emd: 2, metrics.w2: 2}
+    scale = {
+        metrics.chamfer: 8,
+        metrics.chamfer_l1: 4,
+        metrics.energy_distance: 2,
+        metrics.emd: 2,
+        metrics.w2: 2,
+    }
     assert distance(zero, shifted) == pytest.approx(scale[distance])
     assert distance(zero, zero) == 0
     # Equal points are points like any other.
-    assert distance(np.repeat(zero, 7, 0), np.repeat(shifted, 7, 0)) == pytest.approx(scale[distance])
-    gradient = jax.grad(lambda x: distance(x, jnp.repeat(shifted, 7, 0)))(jnp.repeat(zero, 7, 0))
+    assert distance(np.repeat(zero, 7, 0), np.repeat(shifted, 7, 0)) == pytest.approx(
+        scale[distance]
+    )
+    gradient = jax.grad(lambda x: distance(x, jnp.repeat(shifted, 7, 0)))(
+        jnp.repeat(zero, 7, 0)
+    )
     assert np.isfinite(gradient).all()
     assert np.isfinite(jax.grad(distance)(jnp.asarray(zero), zero)).all()
 
@@ -163,12 +228,27 @@ def test_scores_of_equal_clouds():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, y: metrics.set_scores(x, y[:3]), "`samples` holds 4 clouds and `reference` 3"),
+        (
+            lambda x, y: metrics.set_scores(x, y[:3]),
+            "`samples` holds 4 clouds and `reference` 3",
+        ),
         (lambda x, y: metrics.set_scores(x[:1], y[:1]), "at least two clouds"),
-        (lambda x, y: metrics.set_scores(x * np.float32(np.nan), y), "`xs` holds values that are not finite"),
-        (lambda x, y: metrics.set_scores(x, y[:, :3], distance=metrics.emd), "an assignment needs equal numbers"),
-        (lambda x, y: metrics.jsd(x * np.float32(np.inf), y), "`samples` holds values that are not finite"),
-        (lambda x, y: metrics.jsd(x, y, mask_reference=np.zeros((4, 5), bool)), "`mask_reference` leaves no valid"),
+        (
+            lambda x, y: metrics.set_scores(x * np.float32(np.nan), y),
+            "`xs` holds values that are not finite",
+        ),
+        (
+            lambda x, y: metrics.set_scores(x, y[:, :3], distance=metrics.emd),
+            "an assignment needs equal numbers",
+        ),
+        (
+            lambda x, y: metrics.jsd(x * np.float32(np.inf), y),
+            "`samples` holds values that are not finite",
+        ),
+        (
+            lambda x, y: metrics.jsd(x, y, mask_reference=np.zeros((4, 5), bool)),
+            "`mask_reference` leaves no valid",
+        ),
         (lambda x, y: metrics.jsd(x[:0], y), r"`samples` has shape \(0, 5, 2\)"),
         (lambda x, y: metrics.jsd(x, y, num_cells=0), "`num_cells` is 0"),
         (lambda x, y: metrics.jsd(x, y, num_cells=5000), r"5000\^2 cells"),

@@ -14,7 +14,9 @@ import flowkit.metrics as metrics
 
 def clouds(seed, n, m, size):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, size)).astype(np.float32), (0.3 + rng.random((m, size))).astype(np.float32)
+    return rng.normal(size=(n, size)).astype(np.float32), (
+        0.3 + rng.random((m, size))
+    ).astype(np.float32)
 
 
 def exact_emd(x, y):
@@ -23,7 +25,9 @@ def exact_emd(x, y):
     if len(x) == len(y):
         return cost[linear_sum_assignment(cost)].mean()
     n, m = cost.shape
-    marginals = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+    marginals = np.concatenate(
+        [np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))]
+    )
     weights = np.concatenate([np.full(n, 1 / n), np.full(m, 1 / m)])
     return linprog(cost.ravel(), A_eq=marginals[:-1], b_eq=weights[:-1]).fun
 
@@ -49,7 +53,9 @@ def test_bounds_hold_the_exact_value_and_close_with_epsilon(size):
 @pytest.mark.parametrize("max_iterations", [1, 3])
 def test_bounds_hold_however_early_the_iteration_stops(max_iterations):
     x, y = clouds(0, 60, 45, 3)
-    assert_between(metrics.emd_bounds(x, y, max_iterations=max_iterations), exact_emd(x, y))
+    assert_between(
+        metrics.emd_bounds(x, y, max_iterations=max_iterations), exact_emd(x, y)
+    )
 
 
 def test_bounds_with_unequal_sizes_and_masks():
@@ -59,10 +65,15 @@ def test_bounds_with_unequal_sizes_and_masks():
     assert_between(bounds, exact)
     assert bounds.gap < 0.1 * exact
     mask_x, mask_y = np.arange(60) % 3 > 0, np.arange(45) < 20
-    spoilt_x, spoilt_y = (np.where(m[:, None], z, np.nan).astype(np.float32) for z, m in ((x, mask_x), (y, mask_y)))
+    spoilt_x, spoilt_y = (
+        np.where(m[:, None], z, np.nan).astype(np.float32)
+        for z, m in ((x, mask_x), (y, mask_y))
+    )
     masked = metrics.emd_bounds(spoilt_x, spoilt_y, mask_x=mask_x, mask_y=mask_y)
     assert_between(masked, exact_emd(x[mask_x], y[mask_y]))
-    np.testing.assert_allclose(masked, metrics.emd_bounds(x[mask_x], y[mask_y]), rtol=1e-4)
+    np.testing.assert_allclose(
+        masked, metrics.emd_bounds(x[mask_x], y[mask_y]), rtol=1e-4
+    )
 
 
 def test_bounds_of_simple_clouds():
@@ -101,22 +112,38 @@ def entropic_cost(x, y, epsilon):
 
 
 def brute_divergence(x, y, epsilon):
-    return entropic_cost(x, y, epsilon) - entropic_cost(x, x, epsilon) / 2 - entropic_cost(y, y, epsilon) / 2
+    return (
+        entropic_cost(x, y, epsilon)
+        - entropic_cost(x, x, epsilon) / 2
+        - entropic_cost(y, y, epsilon) / 2
+    )
 
 
 def test_divergence_against_numpy():
     x, y = clouds(4, 30, 24, 3)
     absolute = 0.1 * cdist(x, y, "sqeuclidean").mean()
     expected = brute_divergence(x, y, absolute)
-    assert metrics.sinkhorn_divergence(x, y, epsilon=0.1) == pytest.approx(expected, rel=1e-3)
+    assert metrics.sinkhorn_divergence(x, y, epsilon=0.1) == pytest.approx(
+        expected, rel=1e-3
+    )
     value = metrics.sinkhorn_divergence(x, y, epsilon=absolute, relative=False)
     assert value == pytest.approx(expected, rel=1e-3)
     mask_x, mask_y = np.arange(30) % 3 > 0, np.arange(24) < 15
-    spoilt_x, spoilt_y = (np.where(m[:, None], z, np.inf).astype(np.float32) for z, m in ((x, mask_x), (y, mask_y)))
-    value = metrics.sinkhorn_divergence(
-        spoilt_x, spoilt_y, epsilon=absolute, relative=False, mask_x=mask_x, mask_y=mask_y
+    spoilt_x, spoilt_y = (
+        np.where(m[:, None], z, np.inf).astype(np.float32)
+        for z, m in ((x, mask_x), (y, mask_y))
     )
-    assert value == pytest.approx(brute_divergence(x[mask_x], y[mask_y], absolute), rel=1e-3)
+    value = metrics.sinkhorn_divergence(
+        spoilt_x,
+        spoilt_y,
+        epsilon=absolute,
+        relative=False,
+        mask_x=mask_x,
+        mask_y=mask_y,
+    )
+    assert value == pytest.approx(
+        brute_divergence(x[mask_x], y[mask_y], absolute), rel=1e-3
+    )
 
 
 def test_divergence_in_its_limits():
@@ -134,7 +161,9 @@ def test_divergence_has_the_gradient_of_its_value():
     """Against central differences of the float64 loop, epsilon held fixed; masked points have none."""
     x, y = clouds(6, 12, 9, 2)
     mask = np.arange(12) < 10
-    divergence = lambda x: metrics.sinkhorn_divergence(x, y, epsilon=0.3, relative=False, mask_x=mask)
+    divergence = lambda x: metrics.sinkhorn_divergence(
+        x, y, epsilon=0.3, relative=False, mask_x=mask
+    )
     gradient = np.asarray(jax.grad(divergence)(jnp.asarray(x)))
     assert not np.any(gradient[10:])
     for i, k in ((0, 0), (3, 1), (9, 0)):
@@ -160,7 +189,9 @@ def test_masked_clouds_far_apart(num_x, num_y):
     assert_between(bounds, exact_emd(short_x, short_y))
     np.testing.assert_allclose(bounds, metrics.emd_bounds(short_x, short_y), rtol=1e-5)
 
-    evaluate = jax.value_and_grad(ft.partial(metrics.sinkhorn_divergence, epsilon=0.01), argnums=(0, 1))
+    evaluate = jax.value_and_grad(
+        ft.partial(metrics.sinkhorn_divergence, epsilon=0.01), argnums=(0, 1)
+    )
     value, gradients = evaluate(jnp.asarray(x), jnp.asarray(y), **masks)
     expected, short_gradients = evaluate(jnp.asarray(short_x), jnp.asarray(short_y))
     assert value == pytest.approx(float(expected), rel=1e-5)
@@ -171,7 +202,9 @@ def test_masked_clouds_far_apart(num_x, num_y):
 
 def test_divergence_over_pairs():
     xs = np.stack([clouds(seed, 12, 1, 2)[0] for seed in range(3)])
-    divergence = jax.tree_util.Partial(metrics.sinkhorn_divergence, epsilon=0.5, relative=False)
+    divergence = jax.tree_util.Partial(
+        metrics.sinkhorn_divergence, epsilon=0.5, relative=False
+    )
     matrix = np.asarray(metrics.pairwise(divergence, xs))
     assert matrix[0, 1] == pytest.approx(float(divergence(xs[0], xs[1])), rel=1e-3)
     np.testing.assert_array_equal(np.diag(matrix), 0)
@@ -184,7 +217,10 @@ def test_divergence_over_pairs():
         ({"epsilon": 0}, "`epsilon` is 0"),
         ({"max_iterations": 0}, "`max_iterations` is 0"),
         ({"mask_x": np.zeros(4, bool)}, "`mask_x` leaves no valid point"),
-        ({"y": np.full((5, 2), np.nan, np.float32)}, "`y` holds values that are not finite"),
+        (
+            {"y": np.full((5, 2), np.nan, np.float32)},
+            "`y` holds values that are not finite",
+        ),
         ({"x": np.zeros((0, 2), np.float32)}, "`x` has shape"),
     ],
 )

@@ -22,20 +22,39 @@ TIME_EMBEDDINGS = {
 }
 FEATURES = {
     "sinusoidal": (lambda d, key: nn.SinusoidalFeatures(), lambda d: 2 * 16 * d),
-    "banded": (lambda d, key: nn.SinusoidalFeatures(nn.banded(3, 5)), lambda d: 2 * 15 * d),
-    "fourier": (lambda d, key: nn.FourierFeatures(d, num_frequencies=7, key=key), lambda d: 14),
+    "banded": (
+        lambda d, key: nn.SinusoidalFeatures(nn.banded(3, 5)),
+        lambda d: 2 * 15 * d,
+    ),
+    "fourier": (
+        lambda d, key: nn.FourierFeatures(d, num_frequencies=7, key=key),
+        lambda d: 14,
+    ),
     "fourier_learnable": (
-        lambda d, key: nn.FourierFeatures(d, num_frequencies=7, learnable=True, key=key),
+        lambda d, key: nn.FourierFeatures(
+            d, num_frequencies=7, learnable=True, key=key
+        ),
         lambda d: 14,
     ),
 }
 PARAMETER_COUNTS = {
-    "autoencoder half, 1 to 1": (lambda: nn.FeedForward(1, 1, hidden_sizes=(32, 64, 32), key=KEY), 4289),
+    "autoencoder half, 1 to 1": (
+        lambda: nn.FeedForward(1, 1, hidden_sizes=(32, 64, 32), key=KEY),
+        4289,
+    ),
     "1-D velocity": (lambda: nn.MLP(1, hidden_sizes=(32, 64, 32), key=KEY), 4321),
     "2-D velocity": (lambda: nn.MLP(2, hidden_sizes=(32, 64, 32), key=KEY), 4386),
-    "1-D average velocity": (lambda: nn.MLP(1, hidden_sizes=(32, 64, 32), cond_size=1, key=KEY), 4353),
+    "1-D average velocity": (
+        lambda: nn.MLP(1, hidden_sizes=(32, 64, 32), cond_size=1, key=KEY),
+        4353,
+    ),
     "2-D velocity with learned time": (
-        lambda: nn.MLP(2, hidden_sizes=(128, 256, 256, 128), time_embedding=nn.LearnedTime(64, key=KEY), key=KEY),
+        lambda: nn.MLP(
+            2,
+            hidden_sizes=(128, 256, 256, 128),
+            time_embedding=nn.LearnedTime(64, key=KEY),
+            key=KEY,
+        ),
         144_834,
     ),
     "AdaLN MLP": (lambda: nn.AdaLNMLP(2, 32, residual=False, key=KEY), 305_858),
@@ -62,7 +81,9 @@ def test_time_embedding_size_and_legal_times(name, t):
 @pytest.mark.parametrize("endpoint", [True, False])
 def test_sinusoidal_time_is_its_formula(endpoint):
     t, size, scale, period = 0.37, 8, 5.0, 100.0
-    value = nn.SinusoidalTime(size, scale=scale, max_period=period, endpoint=endpoint)(t)
+    value = nn.SinusoidalTime(size, scale=scale, max_period=period, endpoint=endpoint)(
+        t
+    )
     for k in range(4):
         angle = scale * t * period ** (-k / (3 if endpoint else 4))
         np.testing.assert_allclose(value[k], np.sin(angle), rtol=1e-5)
@@ -84,7 +105,10 @@ def test_zero_to_one_time_is_a_fourier_basis():
         np.testing.assert_allclose(block.T @ block / n, 0.5 * np.eye(4), atol=1e-4)
 
 
-@pytest.mark.parametrize(("make", "size"), [(nn.SinusoidalTime, 2), (nn.SinusoidalTime, 7), (nn.ZeroToOneTime, 3)])
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [(nn.SinusoidalTime, 2), (nn.SinusoidalTime, 7), (nn.ZeroToOneTime, 3)],
+)
 def test_time_embedding_size_must_be_even(make, size):
     with pytest.raises(ValueError, match=f"`size` must be even.*got {size}"):
         make(size)
@@ -101,7 +125,9 @@ def test_features_size_and_pointwise(name, d):
     np.testing.assert_allclose(features(points[2:3])[0], value[2], atol=1e-4)
     # Every feature is a sine or a cosine, and they come in pairs.
     half = size(d) // 2
-    np.testing.assert_allclose(value[:, :half] ** 2 + value[:, half:] ** 2, 1.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        value[:, :half] ** 2 + value[:, half:] ** 2, 1.0, rtol=1e-5
+    )
 
 
 def test_frequencies():
@@ -132,8 +158,12 @@ def test_fixed_fourier_frequencies_are_not_trained():
 
 
 def test_fourier_features_of_several_keys():
-    make = eqx.filter_vmap(lambda key: nn.FourierFeatures(2, num_frequencies=4, key=key))
-    values = eqx.filter_vmap(lambda features: features(cloud(2)))(make(jr.split(KEY, 3)))
+    make = eqx.filter_vmap(
+        lambda key: nn.FourierFeatures(2, num_frequencies=4, key=key)
+    )
+    values = eqx.filter_vmap(lambda features: features(cloud(2)))(
+        make(jr.split(KEY, 3))
+    )
     assert values.shape == (3, 6, 8)
     assert not np.allclose(values[0], values[1])
 
@@ -142,7 +172,9 @@ def test_point_embedding_parts():
     features = nn.SinusoidalFeatures()
     assert nn.PointEmbedding(3, 5, key=KEY).linear.in_size == 3
     assert nn.PointEmbedding(3, 5, features=features, key=KEY).linear.in_size == 3 + 96
-    assert nn.PointEmbedding(3, 5, features=features, use_raw=False, key=KEY)(cloud(3)).shape == (6, 5)
+    assert nn.PointEmbedding(3, 5, features=features, use_raw=False, key=KEY)(
+        cloud(3)
+    ).shape == (6, 5)
 
 
 # -- layers
@@ -156,7 +188,9 @@ def test_linear_is_the_affine_map_and_its_law():
     # LeCun: variance 1 / in_size; the estimate of 120,000 draws has a relative error of sqrt(2 / 120,000) = 0.4 %.
     assert abs(400 * jnp.var(linear.weight) - 1) < 5 * 0.0041
     zero = nn.Linear(4, 3, zero_init=True, key=KEY)
-    assert not np.any(np.concatenate([p.ravel() for p in (linear.bias, zero.weight, zero.bias)]))  # pyright: ignore
+    assert not np.any(
+        np.concatenate([p.ravel() for p in (linear.bias, zero.weight, zero.bias)])
+    )  # pyright: ignore
 
 
 def test_layer_norm_values_and_derivatives():
@@ -164,7 +198,9 @@ def test_layer_norm_values_and_derivatives():
     h = jr.normal(KEY, (5, 7)) * 3 + 2
 
     def plain(h):
-        return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-6)
+        return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(
+            h.var(-1, keepdims=True) + 1e-6
+        )
 
     np.testing.assert_allclose(norm(h), plain(h), atol=1e-5)
     np.testing.assert_allclose(jax.jacfwd(norm)(h), jax.jacfwd(plain)(h), atol=1e-5)
@@ -195,7 +231,9 @@ def test_modulation_is_the_same_shared_or_per_point():
     shared, per_point = modulation(cond), modulation(jnp.tile(cond, (6, 1)))
     assert shared.shape == (3, 1, 4)
     assert per_point.shape == (3, 6, 4)
-    np.testing.assert_allclose(jnp.broadcast_to(shared, per_point.shape), per_point, atol=1e-6)
+    np.testing.assert_allclose(
+        jnp.broadcast_to(shared, per_point.shape), per_point, atol=1e-6
+    )
     h = cloud(4)
     assert jnp.array_equal(nn.modulate(h, jnp.zeros((1, 4)), jnp.zeros((1, 4))), h)
 
@@ -212,7 +250,15 @@ def test_parameter_counts_of_the_literature(name):
 @pytest.mark.parametrize("name", TIME_EMBEDDINGS)
 def test_mlp_sees_time_place_and_cond(name):
     embedding = TIME_EMBEDDINGS[name](KEY)
-    mlp = nn.MLP(3, 2, cond_size=5, hidden_sizes=(16,), time_embedding=embedding, zero_init=False, key=KEY)
+    mlp = nn.MLP(
+        3,
+        2,
+        cond_size=5,
+        hidden_sizes=(16,),
+        time_embedding=embedding,
+        zero_init=False,
+        key=KEY,
+    )
     x, cond = jnp.arange(3.0), {"image": jnp.ones((2, 2)), "label": 1}
     value = mlp(0.2, x, cond)
     assert value.shape == (2,)
@@ -222,11 +268,15 @@ def test_mlp_sees_time_place_and_cond(name):
 
 
 def test_mlp_is_its_formula():
-    mlp = nn.MLP(2, hidden_sizes=(5,), cond_size=1, activation=jnp.tanh, zero_init=False, key=KEY)
+    mlp = nn.MLP(
+        2, hidden_sizes=(5,), cond_size=1, activation=jnp.tanh, zero_init=False, key=KEY
+    )
     first, last = mlp.layers.layers
     x, t, cond = jnp.array([0.5, -1.0]), 0.3, jnp.array(2.0)
     joined = jnp.array([0.5, -1.0, 0.3, 2.0])
-    np.testing.assert_allclose(mlp(t, x, cond), jnp.tanh(joined @ first.weight) @ last.weight, rtol=1e-5)
+    np.testing.assert_allclose(
+        mlp(t, x, cond), jnp.tanh(joined @ first.weight) @ last.weight, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,4 +317,6 @@ def test_second_call_compiles_nothing(caplog):
     shifted = points + 1
     with jax.log_compiles():
         crn(0.4, shifted, encoder(shifted))
-    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
+    assert not [
+        record for record in caplog.records if "Compiling" in record.getMessage()
+    ]

@@ -24,19 +24,28 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("x", "t", "log_p", "data", "noise", "velocity", "score"), TABLE)
+@pytest.mark.parametrize(
+    ("x", "t", "log_p", "data", "noise", "velocity", "score"), TABLE
+)
 def test_mixture_table(x, t, log_p, data, noise, velocity, score):
     with jax.enable_x64(True):
         mixture, x = mixture_1d(jnp.float64), jnp.array([float(x)])
         flow, p_t = fk.exact_flow(mixture), fk.marginal(mixture, fk.LinearPath(), t)
-        got = flow(t, x), flow.predict(fk.Target(), t, x), flow.predict(fk.Noise(), t, x), p_t.score(x)
+        got = (
+            flow(t, x),
+            flow.predict(fk.Target(), t, x),
+            flow.predict(fk.Noise(), t, x),
+            p_t.score(x),
+        )
         np.testing.assert_allclose(p_t.log_prob(x), log_p, atol=5e-7)
         expected = np.array([velocity, data, noise, score])[:, None]
         # The last row's score is that of the data themselves, (m - x) / s^2 = 0 at the first mean.
         np.testing.assert_allclose(got, expected, atol=5e-7)
 
 
-@pytest.mark.parametrize(("x", "t", "slope"), [(0, 0, -1), (0, 0.5, 5.105084), (0.5, 0.5, 2.763563)])
+@pytest.mark.parametrize(
+    ("x", "t", "slope"), [(0, 0, -1), (0, 0.5, 5.105084), (0.5, 0.5, 2.763563)]
+)
 def test_mixture_slopes(x, t, slope):
     with jax.enable_x64(True):
         flow = fk.exact_flow(mixture_1d(jnp.float64))
@@ -45,11 +54,15 @@ def test_mixture_slopes(x, t, slope):
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("moments", [(0.0, 1.0), ((0.5, -1.0), (0.7, 1.6))], ids=["standard", "other"])
+@pytest.mark.parametrize(
+    "moments", [(0.0, 1.0), ((0.5, -1.0), (0.7, 1.6))], ids=["standard", "other"]
+)
 def test_continuity_equation(path, moments):
     """d/dt log p + div v + v . score = 0, with log p, its derivatives and the divergence by autodiff."""
     with jax.enable_x64(True):
-        source = fk.Normal(*(m if isinstance(m, float) else jnp.array(m) for m in moments))
+        source = fk.Normal(
+            *(m if isinstance(m, float) else jnp.array(m) for m in moments)
+        )
         mixture = mixture_2d(jnp.float64)
         flow = fk.exact_flow(mixture, path, source=source)
         log_p = lambda t, x: fk.marginal(mixture, path, t, source=source).log_prob(x)
@@ -75,7 +88,9 @@ def test_closed_forms_agree_with_conversions(path, prediction):
         direct = fk.exact_flow(mixture, path, prediction=PREDICTIONS[prediction])
         for t in (0.1, 0.6, 0.95):
             value = velocity.predict(PREDICTIONS[prediction], t, x)
-            np.testing.assert_allclose(direct.network(jnp.asarray(t), x), value, atol=1e-10)
+            np.testing.assert_allclose(
+                direct.network(jnp.asarray(t), x), value, atol=1e-10
+            )
 
 
 def test_one_gaussian_is_a_mixture_with_one_component():
@@ -86,8 +101,12 @@ def test_one_gaussian_is_a_mixture_with_one_component():
         for t in (0.0, 0.4, 1.0):
             variance = (1 - t) ** 2 + t**2 * std**2
             expected = mean + (t * std**2 - (1 - t)) / variance * (x - t * mean)
-            np.testing.assert_allclose(fk.exact_flow(mixture)(t, x), expected, atol=1e-12)
-            np.testing.assert_allclose(fk.exact_flow(fk.Normal(mean, std))(t, x), expected, atol=1e-12)
+            np.testing.assert_allclose(
+                fk.exact_flow(mixture)(t, x), expected, atol=1e-12
+            )
+            np.testing.assert_allclose(
+                fk.exact_flow(fk.Normal(mean, std))(t, x), expected, atol=1e-12
+            )
 
 
 def test_finite_data_by_brute_force(key):
@@ -95,7 +114,11 @@ def test_finite_data_by_brute_force(key):
         data = jr.normal(key, (5, 2, 3), jnp.float64)
         flow = fk.exact_flow(fk.Empirical(data))
         x, t = jnp.full((2, 3), 0.3), 0.6
-        log_weights = -0.5 * np.sum((np.asarray(x) - t * np.asarray(data)) ** 2, axis=(1, 2)) / (1 - t) ** 2
+        log_weights = (
+            -0.5
+            * np.sum((np.asarray(x) - t * np.asarray(data)) ** 2, axis=(1, 2))
+            / (1 - t) ** 2
+        )
         weights = np.exp(log_weights - log_weights.max())
         mean = np.tensordot(weights / weights.sum(), data, axes=1)
         np.testing.assert_allclose(flow.predict(fk.Target(), t, x), mean, atol=1e-12)
@@ -115,7 +138,10 @@ def test_marginal_of_finite_data():
         data = jnp.array([[0.0, 1.0], [2.0, 3.0]])
         p_t = fk.marginal(fk.Empirical(data), fk.LinearPath(), 0.5)
         x = np.array([0.2, 0.9])
-        densities = [multivariate_normal(0.5 * row, 0.25 * np.eye(2)).pdf(x) for row in np.asarray(data)]
+        densities = [
+            multivariate_normal(0.5 * row, 0.25 * np.eye(2)).pdf(x)
+            for row in np.asarray(data)
+        ]
         np.testing.assert_allclose(p_t.log_prob(x), np.log(np.mean(densities)))
 
 
@@ -128,32 +154,52 @@ def test_distributions_against_scipy(key):
             weight * multivariate_normal(mean[k], covariance[k]).pdf(np.asarray(x))
             for k, weight in enumerate(np.asarray(mixture.weights))
         )
-        np.testing.assert_allclose(mixture.log_prob(x), np.sum(np.log(density)), rtol=1e-12)
+        np.testing.assert_allclose(
+            mixture.log_prob(x), np.sum(np.log(density)), rtol=1e-12
+        )
         log_prob = mixture_1d(jnp.float64).log_prob(jnp.array([0.4]))
         np.testing.assert_allclose(log_prob, mixture_log_prob(0.4), rtol=1e-12)
         normal = fk.Normal(jnp.array([1.0, -1.0]), jnp.array([0.5, 2.0]))
-        expected = multivariate_normal([1.0, -1.0], np.diag([0.25, 4.0])).logpdf(np.asarray(x)).sum()
+        expected = (
+            multivariate_normal([1.0, -1.0], np.diag([0.25, 4.0]))
+            .logpdf(np.asarray(x))
+            .sum()
+        )
         np.testing.assert_allclose(normal.log_prob(x), expected, rtol=1e-12)
 
 
-NORMAL_2D = fk.Normal(np.array([1.0, -2.0], np.float32), np.array([0.5, 2.0], np.float32))
+NORMAL_2D = fk.Normal(
+    np.array([1.0, -2.0], np.float32), np.array([0.5, 2.0], np.float32)
+)
 
 
-@pytest.mark.parametrize("distribution", [mixture_2d(), NORMAL_2D], ids=["mixture", "normal"])
+@pytest.mark.parametrize(
+    "distribution", [mixture_2d(), NORMAL_2D], ids=["mixture", "normal"]
+)
 def test_samples_have_the_moments(distribution, key):
     num = 20_000
     x = np.asarray(distribution.sample((num, 2), key=key))
     if isinstance(distribution, fk.Normal):
-        mean, covariance = np.asarray(distribution.mean), np.diag(np.asarray(distribution.std) ** 2)
+        mean, covariance = (
+            np.asarray(distribution.mean),
+            np.diag(np.asarray(distribution.std) ** 2),
+        )
     else:
-        weights, means = np.asarray(distribution.weights), np.asarray(distribution.means)
+        weights, means = (
+            np.asarray(distribution.weights),
+            np.asarray(distribution.means),
+        )
         mean = weights @ means
-        second = np.asarray(distribution.covariances) + means[:, :, None] * means[:, None, :]
+        second = (
+            np.asarray(distribution.covariances) + means[:, :, None] * means[:, None, :]
+        )
         covariance = np.tensordot(weights, second, axes=1) - np.outer(mean, mean)
     errors = np.sqrt(np.diag(covariance) / num)
     assert np.all(np.abs(x.mean(0) - mean) < 5 * errors)
     products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
-    assert np.all(np.abs(products.mean(0) - covariance) < 5 * products.std(0) / np.sqrt(num))
+    assert np.all(
+        np.abs(products.mean(0) - covariance) < 5 * products.std(0) / np.sqrt(num)
+    )
 
 
 def test_leading_axes_are_independent_rows(key):
@@ -169,22 +215,52 @@ def test_leading_axes_are_independent_rows(key):
 @pytest.mark.parametrize(
     ("make", "fragment"),
     [
-        (lambda key: fk.GaussianMixture(jnp.ones((2, 3)), jnp.ones((3, 2))), "`covariances`"),
+        (
+            lambda key: fk.GaussianMixture(jnp.ones((2, 3)), jnp.ones((3, 2))),
+            "`covariances`",
+        ),
         (lambda key: fk.GaussianMixture(jnp.ones(3)), "`means`"),
-        (lambda key: fk.GaussianMixture(jnp.ones((2, 3)), weights=jnp.ones(3)), "`weights`"),
-        (lambda key: fk.GaussianMixture(jnp.ones((2, 3)), weights=jnp.array([1.0, -1.0])), "`weights`"),
+        (
+            lambda key: fk.GaussianMixture(jnp.ones((2, 3)), weights=jnp.ones(3)),
+            "`weights`",
+        ),
+        (
+            lambda key: fk.GaussianMixture(
+                jnp.ones((2, 3)), weights=jnp.array([1.0, -1.0])
+            ),
+            "`weights`",
+        ),
         (lambda key: fk.Normal(0.0, -1.0), "`std`"),
         (lambda key: fk.Empirical(jnp.zeros((0, 2))), "`data`"),
         (lambda key: mixture_2d().sample((3, 1), key=key), "last axis"),
-        (lambda key: fk.Empirical(jnp.zeros((3, 2))).sample((4, 3), key=key), "`shape`"),
-        (lambda key: fk.Empirical(jnp.zeros((3, 2))).log_prob(jnp.zeros(2)), "no density"),
+        (
+            lambda key: fk.Empirical(jnp.zeros((3, 2))).sample((4, 3), key=key),
+            "`shape`",
+        ),
+        (
+            lambda key: fk.Empirical(jnp.zeros((3, 2))).log_prob(jnp.zeros(2)),
+            "no density",
+        ),
         (lambda key: fk.marginal(fk.Normal(), fk.LinearPath(), 0.5), "`distribution`"),
         (lambda key: fk.marginal(mixture_1d(), fk.LinearPath(), 1.5), "`t` must be in"),
-        (lambda key: fk.marginal(fk.Empirical(jnp.zeros((3, 2))), fk.LinearPath(), 1.0), "`t` must be below 1"),
-        (lambda key: fk.exact_flow(mixture_1d(), source=fk.Normal(1.0, 2.0), prediction=fk.Score()), "standard normal"),
+        (
+            lambda key: fk.marginal(
+                fk.Empirical(jnp.zeros((3, 2))), fk.LinearPath(), 1.0
+            ),
+            "`t` must be below 1",
+        ),
+        (
+            lambda key: fk.exact_flow(
+                mixture_1d(), source=fk.Normal(1.0, 2.0), prediction=fk.Score()
+            ),
+            "standard normal",
+        ),
         (lambda key: fk.Normal(jnp.zeros(5)).sample((2, 1), key=key), "broadcast"),
         (lambda key: fk.Normal(jnp.zeros(5)).log_prob(jnp.zeros(1)), "broadcast"),
-        (lambda key: fk.LinearPath().interpolate(2.0, jnp.zeros(1), jnp.zeros(1)), "`t` must be in"),
+        (
+            lambda key: fk.LinearPath().interpolate(2.0, jnp.zeros(1), jnp.zeros(1)),
+            "`t` must be in",
+        ),
     ],
 )
 def test_wrong_use(make, fragment, key):
@@ -193,6 +269,8 @@ def test_wrong_use(make, fragment, key):
 
 
 def test_a_mixture_is_made_under_jit():
-    make = lambda x: fk.GaussianMixture(x[:, None], 1.0, jnp.array([0.5, 0.5])).log_prob(jnp.zeros(1))
+    make = lambda x: fk.GaussianMixture(
+        x[:, None], 1.0, jnp.array([0.5, 0.5])
+    ).log_prob(jnp.zeros(1))
     x = jnp.array([-1.0, 2.0])
     np.testing.assert_allclose(jax.jit(make)(x), make(x), rtol=1e-6)

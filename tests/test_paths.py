@@ -17,8 +17,12 @@ def test_derivatives_match_finite_differences(path):
             c = path.coefficients(t)
             h = 1e-6
             after, before = path.coefficients(t + h), path.coefficients(t - h)
-            assert c.d_alpha == pytest.approx(float(after.alpha - before.alpha) / (2 * h), rel=1e-5)
-            assert c.d_sigma == pytest.approx(float(after.sigma - before.sigma) / (2 * h), rel=1e-5)
+            assert c.d_alpha == pytest.approx(
+                float(after.alpha - before.alpha) / (2 * h), rel=1e-5
+            )
+            assert c.d_sigma == pytest.approx(
+                float(after.sigma - before.sigma) / (2 * h), rel=1e-5
+            )
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -46,9 +50,13 @@ def test_variance_preserving_ends():
 def test_closed_forms_of_the_table():
     t = 0.3
     c = fk.CosinePath().coefficients(t)
-    assert c.d_alpha * c.sigma - c.alpha * c.d_sigma == pytest.approx(np.pi / 2, rel=1e-6)
+    assert c.d_alpha * c.sigma - c.alpha * c.d_sigma == pytest.approx(
+        np.pi / 2, rel=1e-6
+    )
     c = fk.PolynomialPath(3).coefficients(t)
-    assert c.d_alpha * c.sigma - c.alpha * c.d_sigma == pytest.approx(3 * t**2, rel=1e-6)
+    assert c.d_alpha * c.sigma - c.alpha * c.d_sigma == pytest.approx(
+        3 * t**2, rel=1e-6
+    )
     c = fk.LinearPath(sigma_min=0.1).coefficients(t)
     assert (float(c.sigma), float(c.d_sigma)) == pytest.approx((1 - 0.9 * t, -0.9))
 
@@ -66,7 +74,10 @@ def test_interpolate_takes_numpy_and_keeps_the_dtype():
         (lambda: fk.LinearPath(sigma_min=1.0), "`sigma_min`"),
         (lambda: fk.PolynomialPath(0), "`degree`"),
         (lambda: fk.AffinePath(lambda t: 1 - t, lambda t: t), "t = 0 is noise"),
-        (lambda: fk.AffinePath(lambda t: t, lambda t: jnp.sqrt(1 - t)), "finite derivatives"),
+        (
+            lambda: fk.AffinePath(lambda t: t, lambda t: jnp.sqrt(1 - t)),
+            "finite derivatives",
+        ),
     ],
 )
 def test_wrong_use(make, fragment):
@@ -92,7 +103,13 @@ def test_times_lie_in_the_unit_interval(law, key):
 
 
 # A monotone map takes medians to medians; that of Beta(2, 1) is 2^(-1/2), and the cosmap is symmetric.
-MEDIANS = {"uniform": 0.5, "logit-normal": 0.5987, "arctan-lognormal": 0.7312, "beta": 0.7071, "cosmap": 0.5}
+MEDIANS = {
+    "uniform": 0.5,
+    "logit-normal": 0.5987,
+    "arctan-lognormal": 0.7312,
+    "beta": 0.7071,
+    "cosmap": 0.5,
+}
 
 
 @pytest.mark.parametrize("name", MEDIANS)
@@ -109,6 +126,8 @@ def test_stratified_puts_one_time_in_each_stratum(key):
 
 
 def test_laws_are_jitted_without_a_second_trace(key):
-    jitted = eqx.filter_jit(eqx.debug.assert_max_traces(lambda law, key: law(8, key=key), max_traces=1))
+    jitted = eqx.filter_jit(
+        eqx.debug.assert_max_traces(lambda law, key: law(8, key=key), max_traces=1)
+    )
     jitted(fk.LogitNormal(0.0, 1.0), key)
     jitted(fk.LogitNormal(0.0, 1.0), jr.key(1))

@@ -41,43 +41,120 @@ def pairs(*seeds, size=1):
     return tuple(normal(seed, 6, size) for seed in seeds)
 
 
-LATENTS = plotting.LatentMap(train=pairs(0, 1), infer=pairs(0, 2), encode=pairs(1, 3), decode=pairs(3, 4))
+LATENTS = plotting.LatentMap(
+    train=pairs(0, 1), infer=pairs(0, 2), encode=pairs(1, 3), decode=pairs(3, 4)
+)
 PLANE = plotting.LatentMap(infer=pairs(0, 2, size=2), encode=pairs(1, 3, size=2))
-PATHS = plotting.Paths(TIMES, normal(0, 7, 5, 1), normal(1, 9, 1), normal(2, 7, 1), pairs(3, 4))
+PATHS = plotting.Paths(
+    TIMES, normal(0, 7, 5, 1), normal(1, 9, 1), normal(2, 7, 1), pairs(3, 4)
+)
 
 # Every figure once: the call, and how many panels it has.
 FIGURES = {
     "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 36, 20, 2), **k), 36),
     "point_clouds_3d": (lambda **k: plotting.point_clouds(normal(0, 3, 20, 3), **k), 3),
-    "reconstructions": (lambda **k: plotting.reconstructions(normal(0, 7, 20, 2), normal(1, 7, 20, 2), **k), 14),
-    "reconstructions_3d": (lambda **k: plotting.reconstructions(normal(0, 2, 20, 3), normal(1, 2, 20, 3), **k), 4),
-    "masked_examples": (lambda **k: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=3, **k), 10),
-    "masked_examples_3d": (lambda **k: plotting.masked_examples(normal(0, 5, 20, 3), HALF, grid_size=2, **k), 10),
-    "segmentations": (lambda **k: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 2 * HALF, **k), 10),
-    "embedding": (lambda **k: plotting.embedding(normal(0, 30, 2), np.arange(30) % 3, **k), 1),
-    "latent_statistics": (lambda **k: plotting.latent_statistics(normal(0, 4), normal(1, 4) ** 2, **k), 1),
+    "reconstructions": (
+        lambda **k: plotting.reconstructions(
+            normal(0, 7, 20, 2), normal(1, 7, 20, 2), **k
+        ),
+        14,
+    ),
+    "reconstructions_3d": (
+        lambda **k: plotting.reconstructions(
+            normal(0, 2, 20, 3), normal(1, 2, 20, 3), **k
+        ),
+        4,
+    ),
+    "masked_examples": (
+        lambda **k: plotting.masked_examples(
+            normal(0, 5, 20, 2), HALF, grid_size=3, **k
+        ),
+        10,
+    ),
+    "masked_examples_3d": (
+        lambda **k: plotting.masked_examples(
+            normal(0, 5, 20, 3), HALF, grid_size=2, **k
+        ),
+        10,
+    ),
+    "segmentations": (
+        lambda **k: plotting.segmentations(
+            normal(0, 5, 20, 2), 1 * HALF, 2 * HALF, **k
+        ),
+        10,
+    ),
+    "embedding": (
+        lambda **k: plotting.embedding(normal(0, 30, 2), np.arange(30) % 3, **k),
+        1,
+    ),
+    "latent_statistics": (
+        lambda **k: plotting.latent_statistics(normal(0, 4), normal(1, 4) ** 2, **k),
+        1,
+    ),
     "latent_statistics_by_class": (
         lambda **k: plotting.latent_statistics(
-            normal(0, 2, 4), normal(1, 2, 4) ** 2, normal(2, 3, 2, 4), normal(3, 3, 2, 4) ** 2, **k
+            normal(0, 2, 4),
+            normal(1, 2, 4) ** 2,
+            normal(2, 3, 2, 4),
+            normal(3, 3, 2, 4) ** 2,
+            **k,
         ),
         5,  # with two colour bars
     ),
-    "samples_2d": (lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k), 3),
+    "samples_2d": (
+        lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k),
+        3,
+    ),
     "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 4),
-    "explained_velocity": (lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k), 1),
-    "trajectories_1d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 1), **k), 1),
-    "trajectories_2d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 2), **k), 1),
-    "trajectories_3d": (lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 3), **k), 1),
-    "vector_field": (lambda **k: plotting.vector_field(lambda t, x: t - x, **k), 5),  # four and the colour bar
+    "explained_velocity": (
+        lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k),
+        1,
+    ),
+    "trajectories_1d": (
+        lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 1), **k),
+        1,
+    ),
+    "trajectories_2d": (
+        lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 2), **k),
+        1,
+    ),
+    "trajectories_3d": (
+        lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 3), **k),
+        1,
+    ),
+    "vector_field": (
+        lambda **k: plotting.vector_field(lambda t, x: t - x, **k),
+        5,
+    ),  # four and the colour bar
     "density_1d": (lambda **k: plotting.density_1d(normal(0, 100), **k), 1),
-    "density_2d": (lambda **k: plotting.density_2d(normal(0, 100, 2), lambda x: -x @ x, resolution=9, **k), 3),
-    "snapshots_1d": (lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 1), num=4, **k), 4),
-    "snapshots_2d": (lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 2), target=normal(1, 9, 2), num=5, **k), 5),
+    "density_2d": (
+        lambda **k: plotting.density_2d(
+            normal(0, 100, 2), lambda x: -x @ x, resolution=9, **k
+        ),
+        3,
+    ),
+    "snapshots_1d": (
+        lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 1), num=4, **k),
+        4,
+    ),
+    "snapshots_2d": (
+        lambda **k: plotting.snapshots(
+            TIMES, normal(0, 7, 5, 2), target=normal(1, 9, 2), num=5, **k
+        ),
+        5,
+    ),
     "latent_map_1d": (lambda **k: plotting.latent_map(LATENTS, **k), 1),
     "latent_map_2d": (lambda **k: plotting.latent_map(PLANE, **k), 1),
-    "comparison_1d": (lambda **k: plotting.comparison({"flow": PATHS, "decoder": LATENTS}, title="x", **k), 2),
+    "comparison_1d": (
+        lambda **k: plotting.comparison(
+            {"flow": PATHS, "decoder": LATENTS}, title="x", **k
+        ),
+        2,
+    ),
     "comparison_2d": (
-        lambda **k: plotting.comparison({"a": plotting.Paths(TIMES, normal(0, 7, 5, 2)), "b": PLANE}, **k),
+        lambda **k: plotting.comparison(
+            {"a": plotting.Paths(TIMES, normal(0, 7, 5, 2)), "b": PLANE}, **k
+        ),
         2,
     ),
 }
@@ -88,7 +165,9 @@ def axes_of(figure) -> list[Any]:
 
 
 def offsets(axes):
-    return np.concatenate([c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)])
+    return np.concatenate(
+        [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)]
+    )
 
 
 @pytest.mark.parametrize(("make", "panels"), FIGURES.values(), ids=FIGURES)
@@ -98,7 +177,9 @@ def test_figure_is_made_and_saved(make, panels, tmp_path):
     figure = make(path=path)
     assert isinstance(figure, Figure)
     image = plt.imread(path)
-    np.testing.assert_allclose(image.shape[:2], figure.get_size_inches()[::-1] * 150, atol=1)
+    np.testing.assert_allclose(
+        image.shape[:2], figure.get_size_inches()[::-1] * 150, atol=1
+    )
     assert image[..., :3].std() > 0.01
     assert plt.get_fignums() == []
 
@@ -122,7 +203,9 @@ def test_point_clouds_draw_the_valid_points():
     clouds = normal(0, 3, 20, 2)
     clouds[1, 4] = np.nan
     masks = np.arange(20) < np.asarray([[20], [10], [1]])
-    figure = plotting.point_clouds(jnp.asarray(clouds), masks, titles=["a", "b", "c"], columns=3)
+    figure = plotting.point_clouds(
+        jnp.asarray(clouds), masks, titles=["a", "b", "c"], columns=3
+    )
     for axes, cloud, mask in zip(axes_of(figure), clouds, masks, strict=False):
         expected = cloud[mask & np.isfinite(cloud).all(1)]
         np.testing.assert_allclose(offsets(axes), expected)
@@ -133,7 +216,9 @@ def test_point_clouds_draw_the_valid_points():
 
 
 def test_point_clouds_of_different_sizes():
-    figure = plotting.point_clouds([normal(0, 5, 2), normal(1, 500, 2), normal(2, 50_000, 2)], limits=(-2, 2))
+    figure = plotting.point_clouds(
+        [normal(0, 5, 2), normal(1, 500, 2), normal(2, 50_000, 2)], limits=(-2, 2)
+    )
     areas = [a.collections[0].get_sizes()[0] for a in axes_of(figure)[:3]]
     assert areas[0] > areas[1] > areas[2] > 0
     assert figure.axes[0].get_xlim() == (-2, 2)
@@ -149,10 +234,19 @@ def test_weights_order_the_shades():
 
 def rgb(axes):
     """The colours of the points of a panel."""
-    return np.concatenate([c.get_facecolor()[:, :3] for c in axes.collections if isinstance(c, PathCollection)])
+    return np.concatenate(
+        [
+            c.get_facecolor()[:, :3]
+            for c in axes.collections
+            if isinstance(c, PathCollection)
+        ]
+    )
 
 
-RED, BLACK, GREY = ([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in ("#d62728", "#333333", "#b5b5b5"))
+RED, BLACK, GREY = (
+    [int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    for c in ("#d62728", "#333333", "#b5b5b5")
+)
 
 
 def tab10(ids):
@@ -163,7 +257,9 @@ def test_hidden_points_are_red():
     inputs, samples = normal(0, 1, 20, 2), normal(1, 1, 30, 2)
     seen = np.arange(20)[None] < 15
     valid = np.arange(20)[None] < 18
-    left, right = axes_of(plotting.reconstructions(inputs, samples[:, :20], seen, valid))
+    left, right = axes_of(
+        plotting.reconstructions(inputs, samples[:, :20], seen, valid)
+    )
     np.testing.assert_allclose(offsets(left), inputs[0, :18])
     np.testing.assert_allclose(rgb(left), np.repeat([BLACK, RED], [15, 3], axis=0))
     np.testing.assert_allclose(offsets(right), samples[0, :18])
@@ -181,22 +277,35 @@ def test_masked_examples_count_and_draw_cells():
     ends = np.concatenate(lines.get_segments())
     low, high = clouds[0, :18].min(0), clouds[0, :18].max(0)
     for axis in range(2):
-        np.testing.assert_allclose(np.unique(ends[:, axis].round(5)), np.linspace(low, high, 4)[:, axis], atol=1e-5)
+        np.testing.assert_allclose(
+            np.unique(ends[:, axis].round(5)),
+            np.linspace(low, high, 4)[:, axis],
+            atol=1e-5,
+        )
     assert len(ends) == 2 * 8
     assert not [c for c in left.collections if isinstance(c, LineCollection)]
     assert len(plotting.masked_examples(clouds, seen).axes) == 2
 
 
 def test_cells_in_space_are_drawn_behind_the_points():
-    corners = np.stack(np.meshgrid(*[np.asarray([-1, 1], np.float32)] * 3), -1).reshape(1, 8, 3)
-    figure = plotting.masked_examples(corners, np.ones((1, 8), bool), grid_size=2, view=(30, -60))
-    (lines,) = [c for c in axes_of(figure)[1].collections if isinstance(c, LineCollection)]
+    corners = np.stack(np.meshgrid(*[np.asarray([-1, 1], np.float32)] * 3), -1).reshape(
+        1, 8, 3
+    )
+    figure = plotting.masked_examples(
+        corners, np.ones((1, 8), bool), grid_size=2, view=(30, -60)
+    )
+    (lines,) = [
+        c for c in axes_of(figure)[1].collections if isinstance(c, LineCollection)
+    ]
     # Three faces of 3 + 3 lines; the three edges that two faces share are counted once.
     assert len(lines.get_segments()) == 15
 
 
 def test_point_labels_color_the_points():
-    clouds, ids = normal(0, 2, 6, 2), np.asarray([[0, 1, 2, 2, -1, 3], [3, 3, 3, 0, 0, 0]])
+    clouds, ids = (
+        normal(0, 2, 6, 2),
+        np.asarray([[0, 1, 2, 2, -1, 3], [3, 3, 3, 0, 0, 0]]),
+    )
     first, second = axes_of(plotting.point_clouds(clouds, point_labels=ids))
     np.testing.assert_allclose(rgb(first), [*tab10([0, 1, 2, 2]), GREY, *tab10([3])])
     np.testing.assert_allclose(rgb(second), tab10([3, 3, 3, 0, 0, 0]))
@@ -204,7 +313,16 @@ def test_point_labels_color_the_points():
     np.testing.assert_allclose(rgb(axes_of(masked)[0]), tab10([2, 2, 3]))
     for number in (15, 40):  # more colours than tab10 has
         ids = np.arange(number)[None]
-        assert len(np.unique(rgb(axes_of(plotting.point_clouds(normal(0, 1, number, 2), point_labels=ids))[0]), axis=0))
+        assert len(
+            np.unique(
+                rgb(
+                    axes_of(
+                        plotting.point_clouds(normal(0, 1, number, 2), point_labels=ids)
+                    )[0]
+                ),
+                axis=0,
+            )
+        )
 
 
 def test_slots_take_the_colors_of_their_objects():
@@ -212,7 +330,9 @@ def test_slots_take_the_colors_of_their_objects():
     slots = np.asarray([[7, 7, 0, 0, 0, 0, 4, -1]])
     left, right = axes_of(plotting.segmentations(normal(0, 1, 8, 2), objects, slots))
     np.testing.assert_allclose(rgb(left), [*tab10([5, 5, 5, 2, 2, 2, 2]), GREY])
-    np.testing.assert_allclose(rgb(right), [*tab10([5, 5, 2, 2, 2, 2, 0]), GREY])  # a third slot: the first colour left
+    np.testing.assert_allclose(
+        rgb(right), [*tab10([5, 5, 2, 2, 2, 2, 0]), GREY]
+    )  # a third slot: the first colour left
     assert titles(left.figure) == ["objects", "slots"]
 
 
@@ -221,19 +341,28 @@ def test_renamed_slots_agree_as_well_as_any():
 
     rng = np.random.default_rng(0)
     true, found = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
-    best = max(np.mean(np.asarray(names)[found] == true) for names in itertools.permutations(range(4)))
+    best = max(
+        np.mean(np.asarray(names)[found] == true)
+        for names in itertools.permutations(range(4))
+    )
     assert np.mean(match_ids(found, true) == true) == best
 
 
 @pytest.mark.parametrize("up", [0, 1, 2])
 def test_view_of_space(up):
-    cloud = np.concatenate([np.zeros((1, 3)), np.eye(3), 2 * np.eye(3)[[up]]]).astype(np.float32)
-    draw = lambda view: offsets(axes_of(plotting.point_clouds(cloud[None], up=up, view=view))[0])
+    cloud = np.concatenate([np.zeros((1, 3)), np.eye(3), 2 * np.eye(3)[[up]]]).astype(
+        np.float32
+    )
+    draw = lambda view: offsets(
+        axes_of(plotting.point_clouds(cloud[None], up=up, view=view))[0]
+    )
     # Ordered by depth, so points are looked up by where they must be.
     has = lambda flat, point: np.any(np.all(np.isclose(flat, point, atol=1e-6), 1))
     assert has(draw((0, -60)), (0, 2))  # upright
     first, second = (up + 1) % 3, (up + 2) % 3
-    above = draw((90, -90))  # a map, the first horizontal axis to the right and the second one upwards
+    above = draw(
+        (90, -90)
+    )  # a map, the first horizontal axis to the right and the second one upwards
     assert has(above, (1, 0))
     assert has(above, (0, 1))
     assert np.sum(np.all(np.isclose(above, 0, atol=1e-6), 1)) == 3
@@ -246,7 +375,9 @@ def test_view_of_space(up):
         np.sin(elevation),
     )
     seen = np.sqrt(np.maximum(np.sum(cloud**2, 1) - (cloud @ eye) ** 2, 0))
-    np.testing.assert_allclose(np.sort(np.linalg.norm(draw((20, -60)), axis=1)), np.sort(seen), atol=1e-6)
+    np.testing.assert_allclose(
+        np.sort(np.linalg.norm(draw((20, -60)), axis=1)), np.sort(seen), atol=1e-6
+    )
 
 
 def test_near_points_are_darker_and_drawn_last():
@@ -255,7 +386,9 @@ def test_near_points_are_darker_and_drawn_last():
     shades = rgb(axes)
     assert np.all(np.diff(shades[:, 0]) < 0)
     np.testing.assert_allclose(shades[-1], 0)
-    assert plotting.point_clouds(cloud[None], limits=(-1, 1)).axes[0].get_xlim()[0] < -1  # the cube, seen from a corner
+    assert (
+        plotting.point_clouds(cloud[None], limits=(-1, 1)).axes[0].get_xlim()[0] < -1
+    )  # the cube, seen from a corner
 
 
 def test_samples_2d_overlay_holds_both():
@@ -273,10 +406,18 @@ def test_embedding_draws_every_point_in_the_color_of_its_class():
     xy, labels = normal(0, 30, 2), np.arange(30) % 3
     xy[4] = np.nan
     axes = axes_of(plotting.embedding(xy, labels, names=["a", "b", "c"]))[0]
-    drawn, shades = axes.collections[0].get_offsets(), axes.collections[0].get_facecolor()[:, :3]
-    expected = {tuple(point): tuple(shade) for point, shade in zip(xy, tab10(labels), strict=True)}
+    drawn, shades = (
+        axes.collections[0].get_offsets(),
+        axes.collections[0].get_facecolor()[:, :3],
+    )
+    expected = {
+        tuple(point): tuple(shade)
+        for point, shade in zip(xy, tab10(labels), strict=True)
+    }
     assert len(drawn) == 29
-    assert {tuple(np.float32(p)): tuple(c) for p, c in zip(drawn, shades, strict=True)}.items() <= expected.items()
+    assert {
+        tuple(np.float32(p)): tuple(c) for p, c in zip(drawn, shades, strict=True)
+    }.items() <= expected.items()
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b", "c"]
     assert axes_of(plotting.embedding(xy))[0].get_legend() is None
 
@@ -284,12 +425,19 @@ def test_embedding_draws_every_point_in_the_color_of_its_class():
 def test_latent_statistics_are_relative_to_all_examples():
     latents, labels = normal(0, 60, 5), np.arange(60) % 3
     by_class = [
-        np.asarray([m(latents[labels == k], 0) for k in range(3)] + [np.full(5, np.nan)]) for m in (np.mean, np.std)
+        np.asarray(
+            [m(latents[labels == k], 0) for k in range(3)] + [np.full(5, np.nan)]
+        )
+        for m in (np.mean, np.std)
     ]
     figure = plotting.latent_statistics(latents.mean(0), latents.std(0), *by_class)
     above, shift, spread = axes_of(figure)[:3]
-    np.testing.assert_allclose([b.get_y() for b in above.patches], latents.mean(0) - latents.std(0), atol=1e-6)
-    np.testing.assert_allclose([b.get_height() for b in above.patches], 2 * latents.std(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        [b.get_y() for b in above.patches], latents.mean(0) - latents.std(0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        [b.get_height() for b in above.patches], 2 * latents.std(0), rtol=1e-6
+    )
     standardised = (latents - latents.mean(0)) / latents.std(0)
     for axes, moment in ((shift, np.mean), (spread, np.std)):
         expected = [moment(standardised[labels == k], 0) for k in range(3)]
@@ -305,7 +453,12 @@ def titles(figure):
 
 def test_loss_panels():
     figure = plotting.loss_trajectory(HISTORY)
-    assert titles(figure) == ["loss", "components (log scale)", "metrics", "explained velocity"]
+    assert titles(figure) == [
+        "loss",
+        "components (log scale)",
+        "metrics",
+        "explained velocity",
+    ]
     total, components = axes_of(figure)[:2]
     raw, smooth = total.lines
     np.testing.assert_allclose(raw.get_ydata(), HISTORY["loss"][1])
@@ -318,10 +471,15 @@ def test_loss_panels():
 def test_missing_and_chosen_panels():
     pick = lambda *names: {n: HISTORY[n] for n in names}
     assert titles(plotting.loss_trajectory(pick("loss"))) == ["loss"]
-    assert titles(plotting.loss_trajectory(pick("loss", "chamfer"))) == ["loss", "metrics"]
+    assert titles(plotting.loss_trajectory(pick("loss", "chamfer"))) == [
+        "loss",
+        "metrics",
+    ]
     four = plotting.loss_trajectory(pick("loss", "flow", "prior", "chamfer"))
     assert titles(four) == ["loss", "components (log scale)", "metrics", "components"]
-    chosen = plotting.loss_trajectory(HISTORY, panels={"mine": ["prior", "flow"]}, smoothing=0)
+    chosen = plotting.loss_trajectory(
+        HISTORY, panels={"mine": ["prior", "flow"]}, smoothing=0
+    )
     assert titles(chosen) == ["mine"]
     assert len(chosen.axes[0].lines) == 2
 
@@ -358,7 +516,9 @@ def test_trajectories_hold_their_paths():
     drawn = axes.collections[1].get_segments()
     np.testing.assert_allclose(drawn[0], points[0])
     np.testing.assert_allclose(drawn[2], points[2, :3])
-    line = axes_of(plotting.trajectories(TIMES, points[..., :1], target=normal(1, 9, 1)))[0]
+    line = axes_of(
+        plotting.trajectories(TIMES, points[..., :1], target=normal(1, 9, 1))
+    )[0]
     np.testing.assert_allclose(line.collections[0].get_segments()[1][:, 0], TIMES)
 
 
@@ -371,18 +531,31 @@ def segments(axes):
 def test_one_step_maps_lie_beside_their_paths():
     axes = axes_of(plotting.trajectories(**PATHS._asdict()))[0]
     starts, ends = PATHS.points[:, 0, 0], PATHS.one_step[:, 0]
-    np.testing.assert_allclose(segments(axes)["one step"][..., 0], np.tile([0, 1], (7, 1)))
-    np.testing.assert_allclose(segments(axes)["one step"][..., 1], np.stack([starts, ends], 1), rtol=1e-6)
-    np.testing.assert_allclose(segments(axes)["training pairs"][..., 1], np.concatenate(PATHS.coupling, 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        segments(axes)["one step"][..., 0], np.tile([0, 1], (7, 1))
+    )
+    np.testing.assert_allclose(
+        segments(axes)["one step"][..., 1], np.stack([starts, ends], 1), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        segments(axes)["training pairs"][..., 1],
+        np.concatenate(PATHS.coupling, 1),
+        rtol=1e-6,
+    )
     gap = np.abs(PATHS.points[:, -1, 0] - ends)
-    assert axes.texts[0].get_text().splitlines()[1] == f"{gap.mean():.3f} ± {gap.std():.3f}"
+    assert (
+        axes.texts[0].get_text().splitlines()[1]
+        == f"{gap.mean():.3f} ± {gap.std():.3f}"
+    )
     assert {"data", "start", "end", "one step", "training pairs"} == {
         t.get_text() for t in axes.get_legend().get_texts()
     }
     for size in (2, 3):
         arrays = {"one_step": normal(1, 7, size), "coupling": pairs(2, 3, size=size)}
         axes = axes_of(plotting.trajectories(TIMES, normal(0, 7, 5, size), **arrays))[0]
-        assert {"training pairs", "one step"} <= {c.get_label() for c in axes.collections}
+        assert {"training pairs", "one step"} <= {
+            c.get_label() for c in axes.collections
+        }
 
 
 def test_paths_of_a_map_in_one_step_are_straight():
@@ -401,10 +574,16 @@ def test_latent_map_connects_latents_and_examples():
     }
     assert lines.keys() == expected.keys()
     for label, (left, right) in expected.items():
-        np.testing.assert_allclose(lines[label][..., 1], np.concatenate([left, right], 1), rtol=1e-6)
-        np.testing.assert_allclose(lines[label][..., 0], np.tile([0, 1], (6, 1)), atol=0.03)
+        np.testing.assert_allclose(
+            lines[label][..., 1], np.concatenate([left, right], 1), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            lines[label][..., 0], np.tile([0, 1], (6, 1)), atol=0.03
+        )
     plane = axes_of(plotting.latent_map(PLANE))[0]
-    np.testing.assert_allclose(segments(plane)["encode"], np.stack(PLANE.encode[::-1], 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        segments(plane)["encode"], np.stack(PLANE.encode[::-1], 1), rtol=1e-6
+    )
     assert plane.get_aspect() == 1
 
 
@@ -423,12 +602,18 @@ def test_latent_map_uses_the_colors_of_the_roles():
     }
     assert set(roles.values()) == set(plotting.colors)
     for label, role in roles.items():
-        color = shades[label].get_color() if "Line" in type(shades[label]).__name__ else shades[label].get_facecolor()
+        color = (
+            shades[label].get_color()
+            if "Line" in type(shades[label]).__name__
+            else shades[label].get_facecolor()
+        )
         assert to_hex(color[0]) == plotting.colors[role], label
 
 
 def test_comparison_shares_limits_and_legend():
-    figure = plotting.comparison({"flow": PATHS, "decoder": LATENTS, "again": PATHS}, columns=2, title="epoch 3")
+    figure = plotting.comparison(
+        {"flow": PATHS, "decoder": LATENTS, "again": PATHS}, columns=2, title="epoch 3"
+    )
     assert titles(figure) == ["flow", "decoder", "again"]
     assert len({a.get_ylim() for a in figure.axes}) == 1
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
@@ -442,10 +627,18 @@ def test_comparison_shares_limits_and_legend():
 @pytest.mark.parametrize("size", [1, 2])
 def test_frames_are_the_pictures_of_comparisons(size):
     """The same pixels as a figure of its own; panels are cut out of them, without the title of the whole."""
-    moved = plotting.LatentMap(*((first, second + 1) for first, second in filter(None, LATENTS)))
-    shown = [{"flow": PATHS, "decoder": LATENTS}, {"flow": PATHS._replace(points=-PATHS.points), "decoder": moved}]
+    moved = plotting.LatentMap(
+        *((first, second + 1) for first, second in filter(None, LATENTS))
+    )
+    shown = [
+        {"flow": PATHS, "decoder": LATENTS},
+        {"flow": PATHS._replace(points=-PATHS.points), "decoder": moved},
+    ]
     if size == 2:
-        shown = [{"a": plotting.Paths(TIMES, normal(k, 7, 5, 2)), "b": PLANE} for k in range(2)]
+        shown = [
+            {"a": plotting.Paths(TIMES, normal(k, 7, 5, 2)), "b": PLANE}
+            for k in range(2)
+        ]
     steps = [(f"epoch {k}", panels) for k, panels in enumerate(shown)]
     frames = list(plotting.comparison_frames(steps, limits=(-4, 4), dpi=60))
     for (title, panels), frame in zip(steps, frames, strict=True):
@@ -468,7 +661,10 @@ def test_frames_have_the_same_panels():
     frames = [("", {"a": PATHS}), ("", {"b": PATHS})]
     drawn = plotting.comparison_frames(frames, limits=(-4, 4))
     assert next(drawn).image.size[0] > 0
-    with pytest.raises(ValueError, match=r"frame 1 of `frames` has the panels \['b'\], the first \['a'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"frame 1 of `frames` has the panels \['b'\], the first \['a'\]",
+    ):
         next(drawn)
     with pytest.raises(ValueError, match="`panels` is empty"):
         plotting.comparison_frames([], limits=(-4, 4))
@@ -482,42 +678,64 @@ def test_snapshots_take_evenly_spaced_steps():
     figure = plotting.snapshots(times, points, num=3, limits=(-4, 4))
     assert titles(figure) == ["t = 0.00", "t = 0.50", "t = 1.00"]
     for axes, step in zip(axes_of(figure), (0, 5, 10), strict=True):
-        np.testing.assert_allclose(offsets(axes), points[np.isfinite(points[:, step, 0]), step])
+        np.testing.assert_allclose(
+            offsets(axes), points[np.isfinite(points[:, step, 0]), step]
+        )
 
 
 def area_under(patch):
     corners = patch.get_path().vertices
-    return abs(0.5 * np.sum(corners[:-1, 0] * corners[1:, 1] - corners[1:, 0] * corners[:-1, 1]))
+    return abs(
+        0.5
+        * np.sum(corners[:-1, 0] * corners[1:, 1] - corners[1:, 0] * corners[:-1, 1])
+    )
 
 
 def test_snapshots_on_the_line_are_densities():
-    axes = axes_of(plotting.snapshots(TIMES, normal(0, 50, 5, 1), target=normal(1, 40, 1), num=2))[1]
+    axes = axes_of(
+        plotting.snapshots(TIMES, normal(0, 50, 5, 1), target=normal(1, 40, 1), num=2)
+    )[1]
     assert [area_under(patch) for patch in axes.patches] == [pytest.approx(1)] * 2
 
 
 def test_density_2d_is_a_density_at_its_place():
     samples = normal(0, 4000, 2) * [0.5, 1] + [1, -1]
-    log_prob = lambda x: jnp.log(x[0] > 0) + jnp.log(x[1] > 0)  # one on the first quadrant
-    figure = plotting.density_2d({"a": samples.astype(np.float32)}, log_prob, resolution=20, limits=(-4, 4))
+    log_prob = lambda x: (
+        jnp.log(x[0] > 0) + jnp.log(x[1] > 0)
+    )  # one on the first quadrant
+    figure = plotting.density_2d(
+        {"a": samples.astype(np.float32)}, log_prob, resolution=20, limits=(-4, 4)
+    )
     ours, exact = (a.images[0] for a in axes_of(figure)[:2])
     assert np.sum(ours.get_array()) * 0.4**2 == pytest.approx(1, abs=1e-3)
     centres = -4 + 0.4 * (np.arange(20) + 0.5)
     for axis, expected in ((0, 1), (1, -1)):  # columns are x, rows are y
-        assert np.sum(ours.get_array(), axis=axis) @ centres * 0.4**2 == pytest.approx(expected, abs=0.05)
+        assert np.sum(ours.get_array(), axis=axis) @ centres * 0.4**2 == pytest.approx(
+            expected, abs=0.05
+        )
     assert exact.get_extent() == [-4, 4, -4, 4]
     np.testing.assert_array_equal(exact.get_array(), np.outer(centres > 0, centres > 0))
     assert ours.get_clim() == exact.get_clim()
 
 
 def test_animation_holds_its_frames(tmp_path):
-    figure = lambda k: plotting.trajectories(TIMES[:k], normal(0, 7, 5, 2)[:, :k], limits=(-3, 3))
+    figure = lambda k: plotting.trajectories(
+        TIMES[:k], normal(0, 7, 5, 2)[:, :k], limits=(-3, 3)
+    )
     figure(5).savefig(tmp_path / "last.png", dpi=40)
-    frames = (f() for f in (lambda: figure(2), lambda: figure(3), lambda: tmp_path / "last.png"))
+    frames = (
+        f()
+        for f in (lambda: figure(2), lambda: figure(3), lambda: tmp_path / "last.png")
+    )
     path = plotting.animate(frames, tmp_path / "new" / "flow.gif", fps=20, dpi=40)
     with Image.open(path) as gif:
         assert gif.info["loop"] == 0
         durations, images = zip(
-            *((f.info["duration"], np.asarray(f.convert("RGB"), int)) for f in ImageSequence.Iterator(gif)), strict=True
+            *(
+                (f.info["duration"], np.asarray(f.convert("RGB"), int))
+                for f in ImageSequence.Iterator(gif)
+            ),
+            strict=True,
         )
     assert durations == (50, 50, 50)
     with Image.open(tmp_path / "last.png") as last:
@@ -527,7 +745,10 @@ def test_animation_holds_its_frames(tmp_path):
 
 
 def test_animation_refuses_before_it_writes(tmp_path):
-    small, large = plotting.density_1d(normal(0, 9)), plotting.samples_2d(normal(0, 9, 2), normal(1, 9, 2))
+    small, large = (
+        plotting.density_1d(normal(0, 9)),
+        plotting.samples_2d(normal(0, 9, 2), normal(1, 9, 2)),
+    )
     for frames, options, message in (
         ([], {}, "`frames` is empty"),
         ([small, large], {}, "`frames` must have one size, but frame 1"),
@@ -541,11 +762,15 @@ def test_animation_refuses_before_it_writes(tmp_path):
 
 
 def test_vector_field_arrows():
-    figure = plotting.vector_field(lambda t, x: t * x, (-1, 1), (0, 1), resolution=4, points=normal(0, 9, 2))
+    figure = plotting.vector_field(
+        lambda t, x: t * x, (-1, 1), (0, 1), resolution=4, points=normal(0, 9, 2)
+    )
     still, moving = (a.collections[-1] for a in axes_of(figure)[:2])
     assert len(still.U) == 16
     assert not np.any(still.U)
-    np.testing.assert_allclose(np.stack([moving.U, moving.V], 1), np.stack([moving.X, moving.Y], 1))
+    np.testing.assert_allclose(
+        np.stack([moving.U, moving.V], 1), np.stack([moving.X, moving.Y], 1)
+    )
 
 
 def test_vector_field_of_a_module_traces_once():
@@ -565,9 +790,13 @@ def test_vector_field_of_a_module_traces_once():
 
 def test_density_has_unit_mass():
     samples = normal(0, 500)
-    axes = axes_of(plotting.density_1d({"a": samples, "b": samples + 1}, (TIMES, TIMES), bins=30))[0]
+    axes = axes_of(
+        plotting.density_1d({"a": samples, "b": samples + 1}, (TIMES, TIMES), bins=30)
+    )[0]
     corners = axes.patches[0].get_path().vertices
-    area = 0.5 * np.sum(corners[:-1, 0] * corners[1:, 1] - corners[1:, 0] * corners[:-1, 1])
+    area = 0.5 * np.sum(
+        corners[:-1, 0] * corners[1:, 1] - corners[1:, 0] * corners[:-1, 1]
+    )
     assert abs(area) == pytest.approx(1)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), TIMES)
 
@@ -579,61 +808,193 @@ def test_density_has_unit_mass():
     ("call", "message"),
     [
         (lambda: plotting.point_clouds([]), "`clouds` is empty"),
-        (lambda: plotting.point_clouds(normal(0, 2, 5, 4)), r"`clouds` has a cloud of shape \(5, 4\)"),
-        (lambda: plotting.point_clouds(normal(0, 2, 5, 2), titles=["a"]), "`titles` must have one entry"),
-        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), np.ones((1, 4), bool)), r"shape \(4,\)"),
-        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), weights=normal(0, 1, 4)), "`weights` has 4"),
-        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), limits=(1, 0)), "lower limit comes first"),
-        (lambda: plotting.point_clouds([normal(0, 5, 2), normal(0, 5, 3)]), "same dimension"),
-        (lambda: plotting.reconstructions(normal(0, 2, 5, 2), normal(0, 3, 5, 2)), "`samples` has 3 clouds"),
-        (lambda: plotting.point_clouds(normal(0, 1, 5, 3), up=3), "`up` is 3"),
-        (lambda: plotting.point_clouds(normal(0, 1, 5, 2), point_labels=HALF[:1, :4] * 1), "`point_labels` has 4"),
         (
-            lambda: plotting.point_clouds(normal(0, 5, 20, 2), weights=1.0 * HALF, point_labels=1 * HALF),
+            lambda: plotting.point_clouds(normal(0, 2, 5, 4)),
+            r"`clouds` has a cloud of shape \(5, 4\)",
+        ),
+        (
+            lambda: plotting.point_clouds(normal(0, 2, 5, 2), titles=["a"]),
+            "`titles` must have one entry",
+        ),
+        (
+            lambda: plotting.point_clouds(normal(0, 1, 5, 2), np.ones((1, 4), bool)),
+            r"shape \(4,\)",
+        ),
+        (
+            lambda: plotting.point_clouds(normal(0, 1, 5, 2), weights=normal(0, 1, 4)),
+            "`weights` has 4",
+        ),
+        (
+            lambda: plotting.point_clouds(normal(0, 1, 5, 2), limits=(1, 0)),
+            "lower limit comes first",
+        ),
+        (
+            lambda: plotting.point_clouds([normal(0, 5, 2), normal(0, 5, 3)]),
+            "same dimension",
+        ),
+        (
+            lambda: plotting.reconstructions(normal(0, 2, 5, 2), normal(0, 3, 5, 2)),
+            "`samples` has 3 clouds",
+        ),
+        (lambda: plotting.point_clouds(normal(0, 1, 5, 3), up=3), "`up` is 3"),
+        (
+            lambda: plotting.point_clouds(
+                normal(0, 1, 5, 2), point_labels=HALF[:1, :4] * 1
+            ),
+            "`point_labels` has 4",
+        ),
+        (
+            lambda: plotting.point_clouds(
+                normal(0, 5, 20, 2), weights=1.0 * HALF, point_labels=1 * HALF
+            ),
             "`weights` and `point_labels`",
         ),
-        (lambda: plotting.point_clouds(normal(0, 2, 5, 2), columns=0), "`columns` is 0"),
-        (lambda: plotting.reconstructions(normal(0, 5, 9, 2), normal(0, 5, 9, 2), HALF), r"`input_masks` has a mask"),
-        (lambda: plotting.masked_examples(normal(0, 5, 9, 2), HALF), r"`visible_masks` has a mask of shape \(20,\)"),
-        (lambda: plotting.masked_examples(normal(0, 4, 20, 2), HALF), "`visible_masks` must have one entry"),
-        (lambda: plotting.masked_examples(normal(0, 5, 20, 2), None), "`visible_masks` is missing"),
-        (lambda: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=0), "`grid_size` is 0"),
-        (lambda: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 1 * HALF[:4]), "`slots` must have one entry"),
-        (lambda: plotting.embedding(normal(0, 5, 2), np.arange(5) - 1), "negative numbers"),
-        (lambda: plotting.embedding(normal(0, 5, 2), np.arange(5), names=["a"]), "`names` must name all 5"),
-        (lambda: plotting.latent_statistics(normal(0, 4), normal(0, 3)), "have 4 and 3 entries"),
-        (lambda: plotting.latent_statistics(normal(0, 4), normal(0, 4), normal(0, 2, 4)), "belong together"),
-        (lambda: plotting.latent_statistics(*[normal(0, 4)] * 2, *[normal(0, 2, 3)] * 2), r"have shape \(2, 3\)"),
+        (
+            lambda: plotting.point_clouds(normal(0, 2, 5, 2), columns=0),
+            "`columns` is 0",
+        ),
+        (
+            lambda: plotting.reconstructions(
+                normal(0, 5, 9, 2), normal(0, 5, 9, 2), HALF
+            ),
+            r"`input_masks` has a mask",
+        ),
+        (
+            lambda: plotting.masked_examples(normal(0, 5, 9, 2), HALF),
+            r"`visible_masks` has a mask of shape \(20,\)",
+        ),
+        (
+            lambda: plotting.masked_examples(normal(0, 4, 20, 2), HALF),
+            "`visible_masks` must have one entry",
+        ),
+        (
+            lambda: plotting.masked_examples(normal(0, 5, 20, 2), None),
+            "`visible_masks` is missing",
+        ),
+        (
+            lambda: plotting.masked_examples(normal(0, 5, 20, 2), HALF, grid_size=0),
+            "`grid_size` is 0",
+        ),
+        (
+            lambda: plotting.segmentations(normal(0, 5, 20, 2), 1 * HALF, 1 * HALF[:4]),
+            "`slots` must have one entry",
+        ),
+        (
+            lambda: plotting.embedding(normal(0, 5, 2), np.arange(5) - 1),
+            "negative numbers",
+        ),
+        (
+            lambda: plotting.embedding(normal(0, 5, 2), np.arange(5), names=["a"]),
+            "`names` must name all 5",
+        ),
+        (
+            lambda: plotting.latent_statistics(normal(0, 4), normal(0, 3)),
+            "have 4 and 3 entries",
+        ),
+        (
+            lambda: plotting.latent_statistics(
+                normal(0, 4), normal(0, 4), normal(0, 2, 4)
+            ),
+            "belong together",
+        ),
+        (
+            lambda: plotting.latent_statistics(
+                *[normal(0, 4)] * 2, *[normal(0, 2, 3)] * 2
+            ),
+            r"have shape \(2, 3\)",
+        ),
         (lambda: plotting.loss_trajectory({}), "`history` is empty"),
         (lambda: plotting.loss_trajectory({"a": ([1, 2], [1.0])}), r"`history\['a'\]`"),
-        (lambda: plotting.loss_trajectory(HISTORY, panels={"x": ["y"]}), "`panels` names 'y'"),
-        (lambda: plotting.loss_trajectory(HISTORY, smoothing=2), "`smoothing` is 2"),
-        (lambda: plotting.explained_velocity(TIMES, {"a": TIMES[1:]}), "has 4 bins and `times` has 5"),
-        (lambda: plotting.trajectories(TIMES, normal(0, 0, 5, 2)), "at least one trajectory"),
-        (lambda: plotting.trajectories(TIMES, normal(0, 7, 5, 4)), "`points` has 4 dimensions"),
-        (lambda: plotting.comparison({"a": PATHS._replace(times=TIMES[1:])}), "5 steps for 4 `times`"),
-        (lambda: plotting.comparison({"a": PATHS._replace(one_step=normal(0, 6, 1))}), "`one_step` must have one end"),
         (
-            lambda: plotting.comparison({"a": PATHS._replace(coupling=(TIMES[:, None], TIMES[1:, None]))}),
+            lambda: plotting.loss_trajectory(HISTORY, panels={"x": ["y"]}),
+            "`panels` names 'y'",
+        ),
+        (lambda: plotting.loss_trajectory(HISTORY, smoothing=2), "`smoothing` is 2"),
+        (
+            lambda: plotting.explained_velocity(TIMES, {"a": TIMES[1:]}),
+            "has 4 bins and `times` has 5",
+        ),
+        (
+            lambda: plotting.trajectories(TIMES, normal(0, 0, 5, 2)),
+            "at least one trajectory",
+        ),
+        (
+            lambda: plotting.trajectories(TIMES, normal(0, 7, 5, 4)),
+            "`points` has 4 dimensions",
+        ),
+        (
+            lambda: plotting.comparison({"a": PATHS._replace(times=TIMES[1:])}),
+            "5 steps for 4 `times`",
+        ),
+        (
+            lambda: plotting.comparison(
+                {"a": PATHS._replace(one_step=normal(0, 6, 1))}
+            ),
+            "`one_step` must have one end",
+        ),
+        (
+            lambda: plotting.comparison(
+                {"a": PATHS._replace(coupling=(TIMES[:, None], TIMES[1:, None]))}
+            ),
             "5 starts and",
         ),
         (lambda: plotting.comparison({}), "`panels` is empty"),
-        (lambda: plotting.comparison({"a": PATHS, "b": PLANE}), "one dimension, 1 or 2; got {'a': 1, 'b': 2}"),
+        (
+            lambda: plotting.comparison({"a": PATHS, "b": PLANE}),
+            "one dimension, 1 or 2; got {'a': 1, 'b': 2}",
+        ),
         (lambda: plotting.comparison({"a": PATHS}, columns=0), "`columns` is 0"),
-        (lambda: plotting.comparison({"a": plotting.Paths(TIMES, normal(0, 7, 5, 2), normal(0, 7, 1))}), "`target`"),
+        (
+            lambda: plotting.comparison(
+                {"a": plotting.Paths(TIMES, normal(0, 7, 5, 2), normal(0, 7, 1))}
+            ),
+            "`target`",
+        ),
         (lambda: plotting.latent_map(plotting.LatentMap()), "has no pairs"),
-        (lambda: plotting.latent_map(plotting.LatentMap(infer=(normal(0, 5, 1), normal(0, 6, 1)))), "`infer` of"),
-        (lambda: plotting.latent_map(plotting.LatentMap(infer=pairs(0, 1, size=3))), "all must have 1 or all 2"),
+        (
+            lambda: plotting.latent_map(
+                plotting.LatentMap(infer=(normal(0, 5, 1), normal(0, 6, 1)))
+            ),
+            "`infer` of",
+        ),
+        (
+            lambda: plotting.latent_map(plotting.LatentMap(infer=pairs(0, 1, size=3))),
+            "all must have 1 or all 2",
+        ),
         (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 2)), "`num` is 6"),
-        (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 3)), "`points` has 3 dimensions"),
-        (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 2), num=2, columns=0), "`columns` is 0"),
-        (lambda: plotting.density_2d(normal(0, 9, 2), resolution=1), "`resolution` is 1"),
-        (lambda: plotting.density_2d({"a": np.full((3, 2), np.nan)}), "`samples` holds no finite value"),
-        (lambda: plotting.density_2d(normal(0, 9, 2), lambda x: x), "`log_prob` must give one number"),
-        (lambda: plotting.vector_field(lambda t, x: t, times=(0.0,)), "`velocity` gives shape"),
+        (
+            lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 3)),
+            "`points` has 3 dimensions",
+        ),
+        (
+            lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 2), num=2, columns=0),
+            "`columns` is 0",
+        ),
+        (
+            lambda: plotting.density_2d(normal(0, 9, 2), resolution=1),
+            "`resolution` is 1",
+        ),
+        (
+            lambda: plotting.density_2d({"a": np.full((3, 2), np.nan)}),
+            "`samples` holds no finite value",
+        ),
+        (
+            lambda: plotting.density_2d(normal(0, 9, 2), lambda x: x),
+            "`log_prob` must give one number",
+        ),
+        (
+            lambda: plotting.vector_field(lambda t, x: t, times=(0.0,)),
+            "`velocity` gives shape",
+        ),
         (lambda: plotting.vector_field(lambda t, x: x, times=()), "`times` is empty"),
-        (lambda: plotting.density_1d(np.full(3, np.nan)), "`samples` holds no finite value"),
-        (lambda: plotting.density_1d(TIMES, (TIMES, TIMES[1:])), "`density` has shapes"),
+        (
+            lambda: plotting.density_1d(np.full(3, np.nan)),
+            "`samples` holds no finite value",
+        ),
+        (
+            lambda: plotting.density_1d(TIMES, (TIMES, TIMES[1:])),
+            "`density` has shapes",
+        ),
     ],
 )
 def test_wrong_use(call, message):

@@ -15,7 +15,12 @@ from .oracles import mixture_1d, mixture_2d, PATHS, PREDICTIONS
 
 
 PAIRS = [(a, b) for a in PREDICTIONS for b in PREDICTIONS]
-ENDS = [0.0, float(np.nextafter(np.float32(0), np.float32(1))), float(np.nextafter(np.float32(1), np.float32(0))), 1.0]
+ENDS = [
+    0.0,
+    float(np.nextafter(np.float32(0), np.float32(1))),
+    float(np.nextafter(np.float32(1), np.float32(0))),
+    1.0,
+]
 
 
 def pair(key, dtype=jnp.float32):
@@ -34,7 +39,14 @@ def test_conversion_recovers_the_pair(path, source, target, key):
             x_t = path.interpolate(t, x0, x1)
             value = PREDICTIONS[source].evaluate(c, x0, x1)
             expected = PREDICTIONS[target].evaluate(c, x0, x1)
-            got = fk.convert(value, t, x_t, path, source=PREDICTIONS[source], target=PREDICTIONS[target])
+            got = fk.convert(
+                value,
+                t,
+                x_t,
+                path,
+                source=PREDICTIONS[source],
+                target=PREDICTIONS[target],
+            )
             np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -44,7 +56,9 @@ def test_linear_path_table(key):
         x0, x1 = pair(key, jnp.float64)
         t = 0.3
         x, v = t * x1 + (1 - t) * x0, x1 - x0
-        to = lambda target: fk.convert(v, t, x, fk.LinearPath(), source=fk.Velocity(), target=target)
+        to = lambda target: fk.convert(
+            v, t, x, fk.LinearPath(), source=fk.Velocity(), target=target
+        )
         np.testing.assert_allclose(to(fk.Target()), x + (1 - t) * v)
         np.testing.assert_allclose(to(fk.Noise()), x - t * v)
         np.testing.assert_allclose(to(fk.Score()), (t * v - x) / (1 - t))
@@ -53,11 +67,17 @@ def test_linear_path_table(key):
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 @pytest.mark.parametrize("t", ENDS)
-def test_conversions_and_their_gradients_are_finite_at_the_ends(path, source, target, t):
+def test_conversions_and_their_gradients_are_finite_at_the_ends(
+    path, source, target, t
+):
     value, x = jnp.array([0.3, -1.0]), jnp.array([1.0, 2.0])
-    convert = lambda value, x: fk.convert(value, t, x, path, source=PREDICTIONS[source], target=PREDICTIONS[target])
+    convert = lambda value, x: fk.convert(
+        value, t, x, path, source=PREDICTIONS[source], target=PREDICTIONS[target]
+    )
     assert np.all(np.isfinite(convert(value, x)))
-    gradients = jax.grad(lambda *args: jnp.sum(convert(*args) ** 2), argnums=(0, 1))(value, x)
+    gradients = jax.grad(lambda *args: jnp.sum(convert(*args) ** 2), argnums=(0, 1))(
+        value, x
+    )
     # The score of a point at sigma = 1e-5 is large, and its square overflows nothing but float32.
     assert np.all(np.isfinite(gradients[0]))
     assert np.all(np.isfinite(gradients[1]))
@@ -69,12 +89,24 @@ def test_velocity_is_exact_on_the_closed_interval(name, t):
     """From a velocity, data and noise follow exactly at both ends and one float away from them."""
     with jax.enable_x64(True):
         flow = fk.exact_flow(mixture_1d(jnp.float64), PATHS[name])
-        means = fk.exact_flow(mixture_1d(jnp.float64), PATHS[name], prediction=fk.Target())
-        noises = fk.exact_flow(mixture_1d(jnp.float64), PATHS[name], prediction=fk.Noise())
+        means = fk.exact_flow(
+            mixture_1d(jnp.float64), PATHS[name], prediction=fk.Target()
+        )
+        noises = fk.exact_flow(
+            mixture_1d(jnp.float64), PATHS[name], prediction=fk.Noise()
+        )
         for x in (-2.0, 0.3, 1.9):
             x = jnp.array([x])
-            np.testing.assert_allclose(flow.predict(fk.Target(), t, x), means.network(jnp.asarray(t), x), atol=1e-12)
-            np.testing.assert_allclose(flow.predict(fk.Noise(), t, x), noises.network(jnp.asarray(t), x), atol=1e-12)
+            np.testing.assert_allclose(
+                flow.predict(fk.Target(), t, x),
+                means.network(jnp.asarray(t), x),
+                atol=1e-12,
+            )
+            np.testing.assert_allclose(
+                flow.predict(fk.Noise(), t, x),
+                noises.network(jnp.asarray(t), x),
+                atol=1e-12,
+            )
 
 
 @given(t=st.floats(0, 1, width=32), x=st.floats(-4, 4, width=32))
@@ -114,7 +146,14 @@ def test_polynomial_path_at_its_start():
 def test_wrong_use():
     x = jnp.ones(2)
     with pytest.raises(ValueError, match="`value` must have the shape"):
-        fk.convert(jnp.ones(3), 0.5, x, fk.LinearPath(), source=fk.Velocity(), target=fk.Score())
+        fk.convert(
+            jnp.ones(3),
+            0.5,
+            x,
+            fk.LinearPath(),
+            source=fk.Velocity(),
+            target=fk.Score(),
+        )
     with pytest.raises(TypeCheckError, match="prediction"):
         fk.Flow(lambda t, x, cond: x, prediction="velocity")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`t` must be in"):
@@ -124,7 +163,9 @@ def test_wrong_use():
     with pytest.raises(ValueError, match="does not take one"):
         fk.Flow(lambda t, x, cond: x)(0.5, jnp.ones((2, 3)), mask=np.ones(2, bool))
     with pytest.raises(ValueError, match="`mask` must have shape"):
-        fk.Flow(lambda t, x, cond, mask=None: x)(0.5, jnp.ones((2, 3)), mask=np.ones(3, bool))
+        fk.Flow(lambda t, x, cond, mask=None: x)(
+            0.5, jnp.ones((2, 3)), mask=np.ones(3, bool)
+        )
     with pytest.raises(TypeCheckError):
         fk.Flow(lambda t, x, cond: x)(0.5, jnp.ones(2, jnp.int32))
 
@@ -158,12 +199,16 @@ def test_a_prediction_with_parameters(key):
 
     x0, x1 = pair(key)
     x_t = fk.LinearPath().interpolate(0.4, x0, x1)
-    got = fk.convert(3 * x1 + x0, 0.4, x_t, fk.LinearPath(), source=Mixed(3.0), target=Mixed(0.5))
+    got = fk.convert(
+        3 * x1 + x0, 0.4, x_t, fk.LinearPath(), source=Mixed(3.0), target=Mixed(0.5)
+    )
     np.testing.assert_allclose(got, 0.5 * x1 + x0, rtol=1e-5)
 
 
 def test_integers_are_numbers(key):
-    assert float(fk.Normal(0, 1).log_prob(jnp.zeros(1))) == pytest.approx(-0.918939, abs=1e-6)
+    assert float(fk.Normal(0, 1).log_prob(jnp.zeros(1))) == pytest.approx(
+        -0.918939, abs=1e-6
+    )
     assert fk.Normal(np.float32(0.5), 1).sample((3,), key=key).shape == (3,)
     assert fk.LogitNormal(0, 1)(4, key=key).shape == (4,)
     assert fk.LinearPath(sigma_min=0).sigma_min == 0

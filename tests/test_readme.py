@@ -21,7 +21,16 @@ COMMANDS = """
 pip install -e ".[examples]" && python examples/point_clouds.py
 pip install -e ".[dev]" && pytest
 """
-NAMESPACES = ["few_step", "latent", "nn", "training", "data", "metrics", "plotting", "testing"]
+NAMESPACES = [
+    "few_step",
+    "latent",
+    "nn",
+    "training",
+    "data",
+    "metrics",
+    "plotting",
+    "testing",
+]
 
 
 def python_block() -> str:
@@ -35,7 +44,11 @@ def moons_log_prob(x: np.ndarray, noise: float, num: int = 2000) -> np.ndarray:
     outer = np.stack([np.cos(angles), np.sin(angles)], -1)
     centres = np.concatenate([outer, [1.0, 0.5] - outer])
     squares = np.sum((x[:, None] - centres) ** 2, -1)
-    return sp.logsumexp(-0.5 * squares / noise**2, axis=1) - np.log(2 * num) - np.log(2 * np.pi * noise**2)
+    return (
+        sp.logsumexp(-0.5 * squares / noise**2, axis=1)
+        - np.log(2 * num)
+        - np.log(2 * np.pi * noise**2)
+    )
 
 
 def test_commands():
@@ -75,18 +88,28 @@ def test_links_lead_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs" / "pages").rglob("*.md")]
     for page in pages:
         for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page}: {target}"
+            assert target.startswith("https://") or (page.parent / target).exists(), (
+                f"{page}: {target}"
+            )
 
 
 @pytest.mark.parametrize("namespace", ["", *NAMESPACES])
 def test_api_pages_list_every_public_name(namespace):
     module = importlib.import_module(f"flowkit.{namespace}".rstrip("."))
     page = ROOT / "docs" / "pages" / "api" / f"{namespace or 'core'}.md"
-    listed = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", page.read_text(), re.MULTILINE)
+    listed = re.findall(
+        rf"^::: {re.escape(module.__name__)}\.(\w+)$", page.read_text(), re.MULTILINE
+    )
     assert len(listed) == len(set(listed))
-    public = {name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
     if namespace == "testing":  # a plain module: what it imports is there too
-        public = {name for name in public if getattr(vars(module)[name], "__code__", None)}
+        public = {
+            name for name in public if getattr(vars(module)[name], "__code__", None)
+        }
     assert set(listed) == public
 
 
@@ -123,5 +146,7 @@ def test_pages_run(page, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(fk.training, "fit", shorter)
     monkeypatch.setattr("flowkit.training._stages.fit", shorter)
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
     exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": page.stem})

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 import flowkit.nn as nn
-from flowkit.testing import assert_mask_independent, assert_permutation_invariant, perturbed
+from flowkit.testing import (
+    assert_mask_independent,
+    assert_permutation_invariant,
+    perturbed,
+)
 
 from .helpers import call, cloud, KEY
 
@@ -30,9 +34,15 @@ def softmax(scores):
 
 
 def test_attention_pool_is_its_formula():
-    pooling = eqx.tree_at(lambda p: p.query, POOLINGS["attention"](KEY), np.array([1.0, -2.0, 0.5], np.float32))
+    pooling = eqx.tree_at(
+        lambda p: p.query,
+        POOLINGS["attention"](KEY),
+        np.array([1.0, -2.0, 0.5], np.float32),
+    )
     rows = FEATURES[MASK]
-    weights = softmax(rows @ np.asarray(pooling.keys.weight) @ np.asarray(pooling.query) / np.sqrt(3))
+    weights = softmax(
+        rows @ np.asarray(pooling.keys.weight) @ np.asarray(pooling.query) / np.sqrt(3)
+    )
     np.testing.assert_allclose(call(pooling, FEATURES, MASK), weights @ rows, atol=1e-5)
     flat = eqx.tree_at(lambda p: p.query, pooling, np.zeros(3, np.float32))
     np.testing.assert_allclose(call(flat, FEATURES, MASK), rows.mean(0), atol=1e-5)
@@ -42,16 +52,21 @@ def test_attention_pool_is_its_formula():
 def test_set2set_is_its_formula():
     pooling = POOLINGS["set2set"](KEY)
     w_input, w_hidden, bias = (
-        np.asarray(p) for p in (pooling.cell.weight_ih, pooling.cell.weight_hh, pooling.cell.bias)
+        np.asarray(p)
+        for p in (pooling.cell.weight_ih, pooling.cell.weight_hh, pooling.cell.bias)
     )
     sigmoid = lambda x: 1 / (1 + np.exp(-x))
     rows, query, memory, read = FEATURES[MASK], np.zeros(4), np.zeros(4), np.zeros(4)
     for _ in range(3):
-        i, f, g, o = np.split(w_input @ np.concatenate([query, read]) + w_hidden @ query + bias, 4)
+        i, f, g, o = np.split(
+            w_input @ np.concatenate([query, read]) + w_hidden @ query + bias, 4
+        )
         memory = sigmoid(f) * memory + sigmoid(i) * np.tanh(g)
         query = sigmoid(o) * np.tanh(memory)
         read = softmax(rows @ query) @ rows
-    np.testing.assert_allclose(call(pooling, FEATURES, MASK), np.concatenate([query, read]), atol=1e-5)
+    np.testing.assert_allclose(
+        call(pooling, FEATURES, MASK), np.concatenate([query, read]), atol=1e-5
+    )
 
 
 def test_seeds_attend_to_features_and_then_to_each_other():

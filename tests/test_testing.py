@@ -28,7 +28,9 @@ def total(x, mask):
 
 def centred(x, mask):
     x = where(mask, x)
-    count = x.shape[0] if mask is None else jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
+    count = (
+        x.shape[0] if mask is None else jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
+    )
     return where(mask, x - jnp.sum(x, axis=0) / count)
 
 
@@ -47,16 +49,36 @@ RIGHT = [
     (assert_mask_independent, Scaled(jnp.array(2.0))),
 ]
 WRONG = {
-    "order": (assert_permutation_invariant, lambda x, m: x[0], "output changed when the points were permuted"),
+    "order": (
+        assert_permutation_invariant,
+        lambda x, m: x[0],
+        "output changed when the points were permuted",
+    ),
     "mask left behind": (
         assert_permutation_invariant,
         lambda x, m: jnp.sum(jnp.where(MASK[:, None], x, jnp.zeros_like(x)), axis=0),
         "the largest deviation is",
     ),
-    "not equivariant": (assert_permutation_equivariant, lambda x, m: jnp.cumsum(x, axis=0), "not permuted as"),
-    "no rows": (assert_permutation_equivariant, total, r"shape \(2,\), not one row for each of the 5"),
-    "zero": (assert_permutation_invariant, lambda x, m: 0 * total(x, m), "zero everywhere.*perturbed"),
-    "ignores the mask": (assert_mask_independent, lambda x, m: jnp.sum(x, axis=0), "holding large numbers"),
+    "not equivariant": (
+        assert_permutation_equivariant,
+        lambda x, m: jnp.cumsum(x, axis=0),
+        "not permuted as",
+    ),
+    "no rows": (
+        assert_permutation_equivariant,
+        total,
+        r"shape \(2,\), not one row for each of the 5",
+    ),
+    "zero": (
+        assert_permutation_invariant,
+        lambda x, m: 0 * total(x, m),
+        "zero everywhere.*perturbed",
+    ),
+    "ignores the mask": (
+        assert_mask_independent,
+        lambda x, m: jnp.sum(x, axis=0),
+        "holding large numbers",
+    ),
     "multiplies by the mask": (
         assert_mask_independent,
         lambda x, m: jnp.sum(x * m[:, None].astype(x.dtype), axis=0),
@@ -67,7 +89,11 @@ WRONG = {
         lambda x, m: total(x, m) / x.shape[0],
         "output changed when 3 masked",
     ),
-    "rows left": (assert_mask_independent, lambda x, m: where(m, x) + 1.0, "not zero in masked rows"),
+    "rows left": (
+        assert_mask_independent,
+        lambda x, m: where(m, x) + 1.0,
+        "not zero in masked rows",
+    ),
     "all masked": (
         assert_mask_independent,
         lambda x, m: total(x, m) / jnp.sum(m).astype(x.dtype),
@@ -100,14 +126,20 @@ def test_the_deviation_and_its_place_are_told():
         # Right, except that the second entry depends on the first point by 1000 times its order.
         return total(x, mask).at[1].add(1000 * x[0, 0])
 
-    with pytest.raises(AssertionError, match=r"largest deviation is \d.*e\+03 at index \(1,\)"):
+    with pytest.raises(
+        AssertionError, match=r"largest deviation is \d.*e\+03 at index \(1,\)"
+    ):
         assert_permutation_invariant(shifted, 10 * POINTS, key=KEY)
 
 
 def test_points_may_be_a_pytree():
-    assert_permutation_equivariant(lambda both, mask: both[0] * both[1], (POINTS, POINTS + 1), key=KEY)
+    assert_permutation_equivariant(
+        lambda both, mask: both[0] * both[1], (POINTS, POINTS + 1), key=KEY
+    )
     with pytest.raises(ValueError, match="same number of rows"):
-        assert_permutation_invariant(lambda both, mask: both[0], (POINTS, POINTS[:2]), key=KEY)
+        assert_permutation_invariant(
+            lambda both, mask: both[0], (POINTS, POINTS[:2]), key=KEY
+        )
 
 
 def test_one_point_has_no_permutation():

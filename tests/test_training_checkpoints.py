@@ -32,14 +32,26 @@ def build(config):
 
 def loss(model, batch, key):
     noise = jr.normal(key, batch.shape)
-    return jnp.mean((jax.vmap(model)(batch + noise) - batch) ** 2), {"noise": jnp.mean(noise)}
+    return jnp.mean((jax.vmap(model)(batch + noise) - batch) ** 2), {
+        "noise": jnp.mean(noise)
+    }
 
 
 def shuffled():
     return grain.MapDataset.source(list(DATA)).shuffle(seed=4).repeat().batch(8)
 
 
-def run(directory=None, *, batches=None, num_steps=60, stop=None, config=None, every=20, keep=2, **options):
+def run(
+    directory=None,
+    *,
+    batches=None,
+    num_steps=60,
+    stop=None,
+    config=None,
+    every=20,
+    keep=2,
+    **options,
+):
     """One training run; `stop(step)` is called every 10 steps and may end it."""
     config = {"width": 8} | (config or {})
 
@@ -48,9 +60,15 @@ def run(directory=None, *, batches=None, num_steps=60, stop=None, config=None, e
             stop(step)
         return {"bias": state.ema.layers[-1].bias}
 
-    options = {"optimizer": ADAM, "callbacks": [tr.Every(10, callback)], "key": jr.key(7)} | options
+    options = {
+        "optimizer": ADAM,
+        "callbacks": [tr.Every(10, callback)],
+        "key": jr.key(7),
+    } | options
     if directory is not None:
-        options["checkpoints"] = tr.Checkpoints(directory, every=every, keep=keep, config=config)
+        options["checkpoints"] = tr.Checkpoints(
+            directory, every=every, keep=keep, config=config
+        )
     batches = shuffled() if batches is None else batches
     return fit(loss, build(config), batches, num_steps=num_steps, **options)
 
@@ -60,7 +78,9 @@ def stop_at(number, action):
 
 
 def assert_equal_runs(first, second):
-    for one, two in zip(jax.tree.leaves(first.state), jax.tree.leaves(second.state), strict=True):
+    for one, two in zip(
+        jax.tree.leaves(first.state), jax.tree.leaves(second.state), strict=True
+    ):
         if eqx.is_array(one) and not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             np.testing.assert_array_equal(one, two)
     assert list(first.history) == list(second.history)
@@ -70,7 +90,9 @@ def assert_equal_runs(first, second):
 
 
 def steps_in(directory):
-    return sorted(int(path.name) for path in Path(directory).iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in Path(directory).iterdir() if path.name.isdigit()
+    )
 
 
 def truncate_arrays(directory, step):
@@ -91,7 +113,11 @@ SOURCES: dict[str, dict[str, Any]] = {
     "several per call": {"steps_per_call": 8},
     "no average": {"ema_decay": None, "callbacks": ()},
     "frozen": {"trainable": lambda m: m.layers[0]},
-    "schedule": {"optimizer": optax.inject_hyperparams(optax.adamw)(optax.cosine_decay_schedule(1e-2, 60))},
+    "schedule": {
+        "optimizer": optax.inject_hyperparams(optax.adamw)(
+            optax.cosine_decay_schedule(1e-2, 60)
+        )
+    },
 }
 
 
@@ -99,7 +125,10 @@ SOURCES: dict[str, dict[str, Any]] = {
 def test_two_halves_are_a_whole(options, tmp_path):
     def half_or_whole(**kwargs: Any):
         batches = options.get("batches")
-        return run(**{**options, "batches": batches() if callable(batches) else batches}, **kwargs)
+        return run(
+            **{**options, "batches": batches() if callable(batches) else batches},
+            **kwargs,
+        )
 
     straight = half_or_whole()
     half_or_whole(directory=tmp_path, num_steps=40)
@@ -118,7 +147,9 @@ tests.run({directory!r}, every=10, stop=tests.stop_at(50, lambda: os.kill(os.get
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     # When it is killed the save of step 50 has not begun, and that of step 40 may be under way.
     script = SCRIPT.format(tests=str(Path(__file__).parent), directory=str(tmp_path))
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert steps_in(tmp_path)
     assert max(steps_in(tmp_path)) <= 40
@@ -200,7 +231,9 @@ def test_a_checkpoint_without_its_metadata_is_damaged(tmp_path):
         path.write_text(path.read_text()[:20])
     with pytest.warns(UserWarning, match="60 is damaged"):
         model = tr.restore_model(tmp_path, build)
-    np.testing.assert_array_equal(model.layers[0].weight, run(num_steps=40).ema.layers[0].weight)
+    np.testing.assert_array_equal(
+        model.layers[0].weight, run(num_steps=40).ema.layers[0].weight
+    )
     with pytest.warns(UserWarning, match="60 is damaged"):
         run(tmp_path)
 
@@ -209,7 +242,10 @@ def test_if_all_are_damaged_nothing_is_overwritten(tmp_path):
     run(tmp_path, num_steps=60)
     truncate_arrays(tmp_path, 40)
     truncate_arrays(tmp_path, 60)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="No checkpoint in .* can be read"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="No checkpoint in .* can be read"),
+    ):
         run(tmp_path)
     assert steps_in(tmp_path) == [40, 60]
 
@@ -223,7 +259,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "optimizer": ({"optimizer": optax.sgd(1e-2, momentum=0.9)}, "absent"),
     "average": ({"ema_decay": None, "callbacks": ()}, "ema` is only in the folder"),
     "trainable": ({"trainable": lambda m: m.layers[0]}, "absent here"),
-    "key": ({"key": jr.key(7, impl="rbg")}, r"key<fry>\[\] there and key<rbg>\[\] here"),
+    "key": (
+        {"key": jr.key(7, impl="rbg")},
+        r"key<fry>\[\] there and key<rbg>\[\] here",
+    ),
 }
 
 
@@ -238,9 +277,25 @@ def test_another_run_is_refused(options, message, tmp_path):
 
 
 def test_a_model_of_another_shape_without_config(tmp_path):
-    fit(loss, build({"width": 8}), DATA, num_steps=2, key=jr.key(0), checkpoints=tr.Checkpoints(tmp_path, every=5))
-    with pytest.raises(ValueError, match=r"weight is float32\[8, 2\] there and float32\[9, 2\] here"):
-        fit(loss, build({"width": 9}), DATA, num_steps=4, key=jr.key(0), checkpoints=tr.Checkpoints(tmp_path, every=5))
+    fit(
+        loss,
+        build({"width": 8}),
+        DATA,
+        num_steps=2,
+        key=jr.key(0),
+        checkpoints=tr.Checkpoints(tmp_path, every=5),
+    )
+    with pytest.raises(
+        ValueError, match=r"weight is float32\[8, 2\] there and float32\[9, 2\] here"
+    ):
+        fit(
+            loss,
+            build({"width": 9}),
+            DATA,
+            num_steps=4,
+            key=jr.key(0),
+            checkpoints=tr.Checkpoints(tmp_path, every=5),
+        )
 
 
 # Folders
@@ -268,7 +323,11 @@ def test_an_iterator_has_no_position(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"every": 0}, "`every`"), ({"keep": 0}, "`keep`"), ({"config": {"a": object()}}, "`config` must be what JSON")],
+    [
+        ({"every": 0}, "`every`"),
+        ({"keep": 0}, "`keep`"),
+        ({"config": {"a": object()}}, "`config` must be what JSON"),
+    ],
 )
 def test_wrong_checkpoints(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -319,4 +378,8 @@ def test_checkpoints_hold_no_pickles(tmp_path):
     run(tmp_path)
     meta = json.loads(next((tmp_path / "60" / "meta").glob("metadata")).read_text())
     assert meta["config"] == {"width": 8}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:1] == b"\x80"]
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.read_bytes()[:1] == b"\x80"
+    ]

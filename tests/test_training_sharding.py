@@ -50,13 +50,27 @@ def test_mesh():
     assert tr.data_mesh(jax.devices()[:1]).shape["data"] == 1
 
 
-@pytest.mark.parametrize(("batches", "batch_size", "steps_per_call"), SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize(
+    ("batches", "batch_size", "steps_per_call"), SOURCES.values(), ids=SOURCES
+)
 def test_two_devices_are_one(batches, batch_size, steps_per_call, key):
-    run = ft.partial(fit, loss, model(), batches, batch_size=batch_size, steps_per_call=steps_per_call)
+    run = ft.partial(
+        fit,
+        loss,
+        model(),
+        batches,
+        batch_size=batch_size,
+        steps_per_call=steps_per_call,
+    )
     one, two = run(num_steps=6, key=key), run(num_steps=6, mesh=tr.data_mesh(), key=key)
-    np.testing.assert_allclose(one.history["loss"].values, two.history["loss"].values, rtol=1e-5)
+    np.testing.assert_allclose(
+        one.history["loss"].values, two.history["loss"].values, rtol=1e-5
+    )
     for name in ("model", "ema"):
-        first, second = (jax.tree.leaves(eqx.filter(getattr(run, name), eqx.is_array)) for run in (one, two))
+        first, second = (
+            jax.tree.leaves(eqx.filter(getattr(run, name), eqx.is_array))
+            for run in (one, two)
+        )
         for single, double in zip(first, second, strict=True):
             assert double.sharding.is_fully_replicated
             assert len(double.devices()) == 2
@@ -65,9 +79,15 @@ def test_two_devices_are_one(batches, batch_size, steps_per_call, key):
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_compiled_program_reduces_gradients_and_gathers_nothing(steps_per_call, key):
-    step = tr.make_step(loss, ADAM, ema_decay=0.9, mesh=tr.data_mesh(), steps_per_call=steps_per_call)
+    step = tr.make_step(
+        loss, ADAM, ema_decay=0.9, mesh=tr.data_mesh(), steps_per_call=steps_per_call
+    )
     batch = DATA[:8] if steps_per_call == 1 else DATA[:32].reshape(4, 8, 2)
-    program = step.lower(tr.init_state(model(), ADAM, ema_decay=0.9, key=key), batch).compile().as_text()
+    program = (
+        step.lower(tr.init_state(model(), ADAM, ema_decay=0.9, key=key), batch)
+        .compile()
+        .as_text()
+    )
     assert program is not None
     assert "all-reduce" in program
     assert "all-gather" not in program
@@ -79,8 +99,17 @@ def test_each_device_does_half_of_the_work(key):
     wide = np.tile(DATA, (64, 1))
 
     def flops(mesh):
-        cost = tr.make_step(loss, optax.sgd(0.1), mesh=mesh).lower(state, wide).compile().cost_analysis()
-        return cost["flops"] if cost else pytest.skip("this backend does not count operations")
+        cost = (
+            tr.make_step(loss, optax.sgd(0.1), mesh=mesh)
+            .lower(state, wide)
+            .compile()
+            .cost_analysis()
+        )
+        return (
+            cost["flops"]
+            if cost
+            else pytest.skip("this backend does not count operations")
+        )
 
     assert flops(tr.data_mesh()) < 0.6 * flops(None)
 
@@ -101,7 +130,10 @@ def test_step_on_a_mesh_takes_its_own_state_and_traces_once(key):
 
 @pytest.mark.parametrize(("lead", "axis"), BATCHES.values(), ids=BATCHES)
 def test_shard_batch(lead, axis):
-    batch = {"x": np.zeros((*lead, 6, 2)), "y": np.arange(np.prod(lead, dtype=int) * 6).reshape(*lead, 6)}
+    batch = {
+        "x": np.zeros((*lead, 6, 2)),
+        "y": np.arange(np.prod(lead, dtype=int) * 6).reshape(*lead, 6),
+    }
     sharded = tr.shard_batch(batch, tr.data_mesh(), axis=axis)
     np.testing.assert_array_equal(sharded["y"], batch["y"])
     for leaf in sharded.values():
@@ -115,8 +147,15 @@ def test_checkpoints_move_between_one_and_two_devices(tmp_path, key):
     run(num_steps=5, mesh=tr.data_mesh(), checkpoints=checkpoints)
     run(num_steps=10, checkpoints=checkpoints)
     moved = run(num_steps=15, mesh=tr.data_mesh(), checkpoints=checkpoints)
-    np.testing.assert_allclose(moved.model.layers[0].weight, straight.model.layers[0].weight, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(moved.history["loss"].values, straight.history["loss"].values, rtol=1e-4)
+    np.testing.assert_allclose(
+        moved.model.layers[0].weight,
+        straight.model.layers[0].weight,
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(
+        moved.history["loss"].values, straight.history["loss"].values, rtol=1e-4
+    )
 
 
 BAD = {
@@ -131,7 +170,15 @@ BAD = {
 def test_batches_that_cannot_be_split(change, key):
     options = dict(change)
     with pytest.raises(ValueError, match="multiple of 2"):
-        fit(loss, model(), options.pop("batches"), num_steps=3, mesh=tr.data_mesh(), key=key, **options)
+        fit(
+            loss,
+            model(),
+            options.pop("batches"),
+            num_steps=3,
+            mesh=tr.data_mesh(),
+            key=key,
+            **options,
+        )
 
 
 def test_wrong_meshes(key):

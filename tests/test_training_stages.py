@@ -23,7 +23,9 @@ MODEL = Model(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5]))
 
 
 def first_loss(model, batch, key):
-    return jnp.mean((model.first + jr.normal(key, batch.shape) - batch) ** 2), {"size": jnp.sum(model.second**2)}
+    return jnp.mean((model.first + jr.normal(key, batch.shape) - batch) ** 2), {
+        "size": jnp.sum(model.second**2)
+    }
 
 
 def second_loss(model, batch, key):
@@ -34,9 +36,26 @@ ADAMW = optax.adamw(1e-1, weight_decay=0.1)
 
 
 def stages(first_steps=12, second_steps=8, **callbacks):
-    first = tr.Stage("first", first_loss, first_steps, ADAMW, lambda m: m.first, callbacks=callbacks.get("first", ()))
+    first = tr.Stage(
+        "first",
+        first_loss,
+        first_steps,
+        ADAMW,
+        lambda m: m.first,
+        callbacks=callbacks.get("first", ()),
+    )
     own = callbacks.get("second", ())
-    return [first, tr.Stage("second", second_loss, second_steps, ADAMW, lambda m: m.second, callbacks=own)]
+    return [
+        first,
+        tr.Stage(
+            "second",
+            second_loss,
+            second_steps,
+            ADAMW,
+            lambda m: m.second,
+            callbacks=own,
+        ),
+    ]
 
 
 fit_stages = ft.partial(tr.fit_stages, progress=False)
@@ -51,14 +70,18 @@ def run(directory=None, listed=None, **options):
 
 def assert_same_results(one, two):
     assert list(one) == list(two)
-    leaves = [jax.tree.leaves(eqx.filter(results, eqx.is_array)) for results in (one, two)]
+    leaves = [
+        jax.tree.leaves(eqx.filter(results, eqx.is_array)) for results in (one, two)
+    ]
     for first, second in zip(*leaves, strict=True):
         if jnp.issubdtype(first.dtype, jax.dtypes.prng_key):
             first, second = jr.key_data(first), jr.key_data(second)
         np.testing.assert_array_equal(first, second)
     for name, result in one.items():
         for label, series in result.history.items():
-            np.testing.assert_array_equal(series.values, two[name].history[label].values)
+            np.testing.assert_array_equal(
+                series.values, two[name].history[label].values
+            )
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -78,7 +101,10 @@ def test_frozen_parts_keep_their_bits(average):
 def test_stages_start_afresh():
     """Each has its own steps, histories and optimiser state, and ends where `fit` ends from the same start."""
     results = run()
-    assert [len(result.history["loss"].values) for result in results.values()] == [12, 8]
+    assert [len(result.history["loss"].values) for result in results.values()] == [
+        12,
+        8,
+    ]
     assert "size" in results["first"].history
     assert "size" not in results["second"].history
     stage = stages()[1]
@@ -115,7 +141,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, step, tmp_path):
     straight = run()
     assert_same_results(run(tmp_path), straight)
     assert_same_results(run(tmp_path), straight)
-    restored = tr.restore_model(tmp_path / "second", lambda config: Model(jnp.zeros(config["size"]), jnp.zeros(2)))
+    restored = tr.restore_model(
+        tmp_path / "second",
+        lambda config: Model(jnp.zeros(config["size"]), jnp.zeros(2)),
+    )
     np.testing.assert_array_equal(restored.second, straight["second"].ema.second)
 
 
@@ -123,7 +152,9 @@ def test_a_stage_by_hand(tmp_path):
     """The second stage alone, from a checkpoint of the first one."""
     run(tmp_path, stages()[:1])
     restored = tr.restore_model(tmp_path / "first", lambda config: MODEL)
-    result = fit_stages(stages()[1:], restored, DATA, batch_size=16, key=jr.key(2))["second"]
+    result = fit_stages(stages()[1:], restored, DATA, batch_size=16, key=jr.key(2))[
+        "second"
+    ]
     np.testing.assert_array_equal(result.model.first, restored.first)
     assert np.all(np.asarray(result.model.second) != MODEL.second)
 
@@ -132,7 +163,13 @@ def test_other_stages_are_refused(tmp_path):
     run(tmp_path, stages(5, 5))
     before = sorted(path.name for path in tmp_path.rglob("*"))
     third = tr.Stage("third", first_loss, 3)
-    others = [stages(6, 5), stages(5, 5)[:1], stages(5, 5)[::-1], [third, *stages(5, 5)], [stages(5, 5)[0], third]]
+    others = [
+        stages(6, 5),
+        stages(5, 5)[:1],
+        stages(5, 5)[::-1],
+        [third, *stages(5, 5)],
+        [stages(5, 5)[0], third],
+    ]
     for other in others:
         with pytest.raises(ValueError, match=r"first \(5 steps\), second \(5 steps\)"):
             run(tmp_path, other)
@@ -151,7 +188,15 @@ def test_batches_made_from_the_model_of_the_stage_before():
     """The second stage finds the mean of data that the first one's result has moved."""
     loss = lambda model, batch, key: jnp.mean((model.second - batch) ** 2)
     batches = lambda model: DATA[:8] + np.asarray(model.first)
-    second = tr.Stage("second", loss, 200, optax.adam(1e-1), lambda m: m.second, batches, steps_per_call=40)
+    second = tr.Stage(
+        "second",
+        loss,
+        200,
+        optax.adam(1e-1),
+        lambda m: m.second,
+        batches,
+        steps_per_call=40,
+    )
     results = run(listed=[stages()[0], second])
     expected = DATA[:8].mean(0) + results["first"].ema.first
     np.testing.assert_allclose(results["second"].model.second, expected, atol=1e-2)
@@ -164,9 +209,19 @@ def test_own_batches_and_callbacks():
     loss = lambda model, batch, key: jnp.mean((model.second - batch) ** 2)
     common = tr.Every(100, lambda state, step: {"both": np.zeros(())})
     own = tr.Every(100, lambda state, step: seen.append(step))
-    second = tr.Stage("second", loss, 200, optax.adam(1e-1), lambda m: m.second, DATA[:8] + 5, callbacks=(own,))
+    second = tr.Stage(
+        "second",
+        loss,
+        200,
+        optax.adam(1e-1),
+        lambda m: m.second,
+        DATA[:8] + 5,
+        callbacks=(own,),
+    )
     results = run(listed=[stages()[0], second], callbacks=[common])
-    np.testing.assert_allclose(results["second"].model.second, DATA[:8].mean(0) + 5, atol=1e-2)
+    np.testing.assert_allclose(
+        results["second"].model.second, DATA[:8].mean(0) + 5, atol=1e-2
+    )
     assert all("both" in result.history for result in results.values())
     assert seen == [0, 100, 200]
 
@@ -180,7 +235,9 @@ def test_momentum(momentum):
         optimizer = optax.adam(1e-3, **momentum)
         _, state = optimizer.update(jnp.array(2.0), optimizer.init(jnp.array(0.0)))
     averages = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float32]
-    np.testing.assert_allclose(averages, [2 * (1 - momentum["b1"]), 4 * (1 - momentum["b2"])], rtol=1e-4)
+    np.testing.assert_allclose(
+        averages, [2 * (1 - momentum["b1"]), 4 * (1 - momentum["b2"])], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

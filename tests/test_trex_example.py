@@ -57,7 +57,9 @@ def test_every_output_is_there(run):
     assert {path.name for path in output.iterdir()} == names
     for name in ("flow", "particles", "density", "field"):
         with Image.open(output / f"{name}.gif") as image:
-            assert len(list(ImageSequence.Iterator(image))) == 2  # the ones that stand still are one
+            assert (
+                len(list(ImageSequence.Iterator(image))) == 2
+            )  # the ones that stand still are one
     page = (output / "explorer.html").read_text()
     assert '"label": "step 2"' in page
     assert '"label": "step 4"' in page
@@ -75,14 +77,33 @@ def test_metrics_are_distances_from_fresh_data(example, run):
     gkey, *fkeys = jr.split(key, 7)
     fresh = [fk.data.circles(12, noise=0.01, key=key) for key in fkeys]
     flow = few_step.velocity_of(models["flow"])
-    options = {"num_samples": 36, "solver": example.SOLVERS["heun"], "num_steps": 5, "key": gkey}
-    clouds = {"w2": fk.sample(flow, (2,), **options).values.reshape(3, 12, 2), "w2_floor": fresh[3:]}
+    options = {
+        "num_samples": 36,
+        "solver": example.SOLVERS["heun"],
+        "num_steps": 5,
+        "key": gkey,
+    }
+    clouds = {
+        "w2": fk.sample(flow, (2,), **options).values.reshape(3, 12, 2),
+        "w2_floor": fresh[3:],
+    }
     for name, sets in clouds.items():
-        distances = np.array([fk.metrics.w2(cloud, other) for cloud, other in zip(sets, fresh[:3], strict=True)])
+        distances = np.array(
+            [
+                fk.metrics.w2(cloud, other)
+                for cloud, other in zip(sets, fresh[:3], strict=True)
+            ]
+        )
         assert metrics[name] == pytest.approx(distances.mean(), rel=1e-5)
-        assert metrics[f"{name}_standard_error"] == pytest.approx(distances.std(ddof=1) / 3**0.5, rel=1e-4)
-    assert metrics["w2_over_floor"] == pytest.approx(metrics["w2"] / metrics["w2_floor"])
-    assert data == example.DataConfig(name="circles", columns=[], num_samples=60, noise=0.01)
+        assert metrics[f"{name}_standard_error"] == pytest.approx(
+            distances.std(ddof=1) / 3**0.5, rel=1e-4
+        )
+    assert metrics["w2_over_floor"] == pytest.approx(
+        metrics["w2"] / metrics["w2_floor"]
+    )
+    assert data == example.DataConfig(
+        name="circles", columns=[], num_samples=60, noise=0.01
+    )
     assert {"w2_one_step", "w2_reflow", "w2_reflow_one_euler_step"} <= set(metrics)
 
 
@@ -91,7 +112,11 @@ def test_options_reach_the_model(example, run):
     models, _ = example.restore(run[1])
     assert set(models) == set(STEPS)
     layers = jax.tree.leaves(eqx.filter(models["map"].network.mlp.layers, eqx.is_array))
-    assert [leaf.shape for leaf in layers if leaf.ndim == 2] == [(2 + 2 * 3 + 2 * 4, 8), (8, 6), (6, 2)]
+    assert [leaf.shape for leaf in layers if leaf.ndim == 2] == [
+        (2 + 2 * 3 + 2 * 4, 8),
+        (8, 6),
+        (6, 2),
+    ]
 
 
 @pytest.mark.slow
@@ -118,12 +143,17 @@ def test_folder_that_cannot_be_written_is_refused(example, tmp_path):
 
 
 def test_nothing_to_visualize(example, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run `python examples/trex.py train` first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"run `python examples/trex.py train` first"
+    ):
         example.main(parsed(example, "visualize", output=str(tmp_path)))
 
 
 def test_unknown_data_lists_the_known(example):
-    with pytest.raises(ValueError, match=r"--data\.name must be .* trex, trex_parametric, .* got 'dinosaur'"):
+    with pytest.raises(
+        ValueError,
+        match=r"--data\.name must be .* trex, trex_parametric, .* got 'dinosaur'",
+    ):
         example.load(example.DataConfig(name="dinosaur"))
     with pytest.raises(ValueError, match=r"--data\.noise is not for checkerboard"):
         example.load(example.DataConfig(name="checkerboard", noise=0.1))
@@ -141,13 +171,23 @@ def test_unknown_data_lists_the_known(example):
 def test_wrong_files_are_errors_before_training(example, tmp_path, text, message):
     (tmp_path / "points.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        example.main(parsed(example, f"train --data.name {tmp_path}/points.csv", output=str(tmp_path / "run")))
+        example.main(
+            parsed(
+                example,
+                f"train --data.name {tmp_path}/points.csv",
+                output=str(tmp_path / "run"),
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_points_of_a_file(example, tmp_path):
     (tmp_path / "points.csv").write_text("name,x,y\na,10,20\nb,12,24\nc,14,28\n")
-    sampler = example.load(example.DataConfig(name=str(tmp_path / "points.csv"), columns=("x", "y"), noise=0.0))
+    sampler = example.load(
+        example.DataConfig(
+            name=str(tmp_path / "points.csv"), columns=("x", "y"), noise=0.0
+        )
+    )
     points = np.unique(np.asarray(sampler(100, key=jr.key(0))), axis=0)
     np.testing.assert_allclose(points, [[-0.5, -1], [0, 0], [0.5, 1]], atol=1e-6)
 
@@ -171,14 +211,22 @@ def test_numbers_that_are_too_small(example, option, value, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--training.num-pairs 9 --training.batch-size 10", "--training.num-pairs must be at least .* 10; got 9"),
-        ("--training.learning-rate nan", "--training.learning-rate must be positive, got nan"),
+        (
+            "--training.num-pairs 9 --training.batch-size 10",
+            "--training.num-pairs must be at least .* 10; got 9",
+        ),
+        (
+            "--training.learning-rate nan",
+            "--training.learning-rate must be positive, got nan",
+        ),
     ],
 )
 def test_training_that_cannot_be(example, options, message, capsys):
     with pytest.raises(SystemExit):
         parsed(example, f"train {options}")
-    assert re.search(message, " ".join(capsys.readouterr().err.replace("│", "").split()))
+    assert re.search(
+        message, " ".join(capsys.readouterr().err.replace("│", "").split())
+    )
 
 
 def test_help_names_every_option(example, capsys):
@@ -193,7 +241,9 @@ def test_help_names_every_option(example, capsys):
 
 def test_network_of_the_first_flow_visualizer(example):
     """Its 144,834 parameters, and those of the second time: its embedding, and 64 more inputs of the first layer."""
-    config = example.ModelConfig(hidden_sizes=(128, 256, 256, 128), num_frequencies=0, time="learned")
+    config = example.ModelConfig(
+        hidden_sizes=(128, 256, 256, 128), num_frequencies=0, time="learned"
+    )
     model = eqx.filter_eval_shape(lambda: example.build(config, key=jr.key(0)))
     parameters = jax.tree.leaves(eqx.filter(model, lambda leaf: hasattr(leaf, "dtype")))
     assert sum(leaf.size for leaf in parameters) == 144_834 + 4_288 + 64 * 128

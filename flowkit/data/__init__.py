@@ -40,7 +40,11 @@ from flowkit.data._papers import (
     tong_wide_gaussians as tong_wide_gaussians,
     tong_wide_moons as tong_wide_moons,
 )
-from flowkit.data._points import fit_unit_box as fit_unit_box, load_csv as load_csv, resample as resample
+from flowkit.data._points import (
+    fit_unit_box as fit_unit_box,
+    load_csv as load_csv,
+    resample as resample,
+)
 from flowkit.data._poses import AboutAxis as AboutAxis, any_rotation as any_rotation
 from flowkit.data._registry import toy as toy, TOYS_1D as TOYS_1D, TOYS_2D as TOYS_2D
 from flowkit.data._sets import (
@@ -69,4 +73,8 @@ from flowkit.data._toys import (
     three_modes as three_modes,
     three_modes_mixture as three_modes_mixture,
 )
-from flowkit.data._trex import TREX as TREX, trex as trex, trex_parametric as trex_parametric
+from flowkit.data._trex import (
+    TREX as TREX,
+    trex as trex,
+    trex_parametric as trex_parametric,
+)

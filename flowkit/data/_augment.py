@@ -51,21 +51,35 @@ class Augment:
         sets: Any = batch
         points, x0 = np.asarray(sets.points), getattr(sets, "x0", None)
         axes, scales, translations = self._draw(points.shape, rng)
-        moved = sets._replace(points=pose(points, axes, scales, translations, getattr(sets, "mask", None)))
+        moved = sets._replace(
+            points=pose(points, axes, scales, translations, getattr(sets, "mask", None))
+        )
         return moved if x0 is None else moved._replace(x0=pose(np.asarray(x0), axes))
 
-    def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray | None, ...]:
+    def _draw(
+        self, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, ...]:
         """Orthogonal matrices, scales and translations for clouds of a shape."""
         num, _, dim = shape
         axes = self._linear(rng, num, dim)
         scales = None if self.scale is None else uniform(rng, self.scale, num)
-        return axes, scales, None if self.translate is None else uniform(rng, self.translate, num, dim)
+        return (
+            axes,
+            scales,
+            None if self.translate is None else uniform(rng, self.translate, num, dim),
+        )
 
-    def _linear(self, rng: np.random.Generator, num: int, dim: int) -> np.ndarray | None:
+    def _linear(
+        self, rng: np.random.Generator, num: int, dim: int
+    ) -> np.ndarray | None:
         """The orthogonal matrices, flips first."""
         if not all(-dim <= axis < dim for axis in self.flip):
-            raise ValueError(f"`flip` must name axes of the {dim} dimensions, got {self.flip}.")
-        matrices = None if self.rotate is None else _rotations(self.rotate, rng, num, dim)
+            raise ValueError(
+                f"`flip` must name axes of the {dim} dimensions, got {self.flip}."
+            )
+        matrices = (
+            None if self.rotate is None else _rotations(self.rotate, rng, num, dim)
+        )
         if not self.flip:
             return matrices
         signs = np.ones((num, dim))
@@ -73,7 +87,9 @@ class Augment:
         return (np.eye(dim) if matrices is None else matrices) * signs[:, None]
 
 
-def _rotations(rotate: Range | Callable[..., Any], rng: np.random.Generator, num: int, dim: int) -> np.ndarray:
+def _rotations(
+    rotate: Range | Callable[..., Any], rng: np.random.Generator, num: int, dim: int
+) -> np.ndarray:
     if callable(rotate):
         return rotate(rng, num, dim)
     if dim != 2:
@@ -101,16 +117,30 @@ def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
     values: Any = sets
     num, size = values.points.shape[:2]
     if not 1 <= num_points <= size:
-        raise ValueError(f"`num_points` must lie in 1 ... {size}, the points there are; got {num_points}.")
+        raise ValueError(
+            f"`num_points` must lie in 1 ... {size}, the points there are; got {num_points}."
+        )
     order = rng.random((num, size), np.float32)
     mask = getattr(values, "mask", None)
     if mask is not None:
         order += ~np.asarray(mask)  # valid ones first
     chosen = np.argpartition(order, num_points - 1, axis=1)[:, :num_points]
-    chosen = np.take_along_axis(chosen, np.argsort(np.take_along_axis(order, chosen, axis=1), axis=1), axis=1)
-    return values._replace(**{name: _take(values, name, chosen) for name in _PER_POINT if hasattr(values, name)})
+    chosen = np.take_along_axis(
+        chosen, np.argsort(np.take_along_axis(order, chosen, axis=1), axis=1), axis=1
+    )
+    return values._replace(
+        **{
+            name: _take(values, name, chosen)
+            for name in _PER_POINT
+            if hasattr(values, name)
+        }
+    )
 
 
 def _take(sets: Any, name: str, chosen: np.ndarray) -> np.ndarray | None:
     array = getattr(sets, name)
-    return None if array is None else np.asarray(array)[np.arange(len(chosen))[:, None], chosen]
+    return (
+        None
+        if array is None
+        else np.asarray(array)[np.arange(len(chosen))[:, None], chosen]
+    )

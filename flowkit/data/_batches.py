@@ -55,25 +55,43 @@ def batches(
     """
     size = leading_size(data)
     if (shard_index is None) != (num_shards is None):
-        raise ValueError("`shard_index` and `num_shards` belong together; give both or neither.")
+        raise ValueError(
+            "`shard_index` and `num_shards` belong together; give both or neither."
+        )
     shard_index = jax.process_index() if shard_index is None else shard_index
     num_shards = jax.process_count() if num_shards is None else num_shards
     _check_shards(batch_size, shard_index, num_shards)
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}.")
     if num_steps is not None and num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, or None for no end; got {num_steps}.")
-    gather = _Gather(jax.tree.map(np.asarray, data), size, batch_size, seed, transform, shard_index, num_shards)
+        raise ValueError(
+            f"`num_steps` must be at least 1, or None for no end; got {num_steps}."
+        )
+    gather = _Gather(
+        jax.tree.map(np.asarray, data),
+        size,
+        batch_size,
+        seed,
+        transform,
+        shard_index,
+        num_shards,
+    )
     records = grain.MapDataset.range(sys.maxsize if num_steps is None else num_steps)
     # No threads: handing a batch over between threads costs more than gathering it.
-    return records.map(gather).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return records.map(gather).to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
 
 
 def _check_shards(batch_size: int, shard_index: int, num_shards: int) -> None:
     if not 0 <= shard_index < num_shards:
-        raise ValueError(f"`shard_index` must lie in 0 ... {num_shards - 1}, got {shard_index}.")
+        raise ValueError(
+            f"`shard_index` must lie in 0 ... {num_shards - 1}, got {shard_index}."
+        )
     if batch_size < 1 or batch_size % num_shards:
-        raise ValueError(f"`batch_size` must be a positive multiple of `num_shards`, {num_shards}; got {batch_size}.")
+        raise ValueError(
+            f"`batch_size` must be a positive multiple of `num_shards`, {num_shards}; got {batch_size}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +112,9 @@ class _Gather:
         batch = jax.tree.map(lambda leaf: leaf[rows], self.data)
         if self.transform is None:
             return batch
-        return self.transform(batch, np.random.default_rng((self.seed, 1, step, self.shard_index)))
+        return self.transform(
+            batch, np.random.default_rng((self.seed, 1, step, self.shard_index))
+        )
 
     def _rows(self, step: int) -> np.ndarray:
         """The examples of this shard's part of a batch: one slice from each epoch that it touches."""
@@ -104,7 +124,9 @@ class _Gather:
         parts = []
         while start < stop:
             epoch, place = divmod(start, self.size)
-            part = _permutation(self.seed, epoch, self.size)[place : place + stop - start]
+            part = _permutation(self.seed, epoch, self.size)[
+                place : place + stop - start
+            ]
             parts.append(part)
             start += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

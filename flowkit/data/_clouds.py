@@ -7,7 +7,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from flowkit._types import Number, PRNGKey, Scalar
-from flowkit.data._images import Images, images_to_points, Noise, pixel_normal, wide_normal
+from flowkit.data._images import (
+    Images,
+    images_to_points,
+    Noise,
+    pixel_normal,
+    wide_normal,
+)
 from flowkit.data._poses import check_range, in_plane, pose, Range, uniform
 from flowkit.data._sets import PointSets
 
@@ -60,7 +66,11 @@ class Scenes(NamedTuple):
 
     def sets(self) -> PointSets:
         """The points and their mask, with the number of objects as labels."""
-        return PointSets(self.points, self.mask, np.asarray(np.sum(self.digit_labels >= 0, axis=1, dtype=np.int32)))
+        return PointSets(
+            self.points,
+            self.mask,
+            np.asarray(np.sum(self.digit_labels >= 0, axis=1, dtype=np.int32)),
+        )
 
 
 def image_clouds(
@@ -131,9 +141,13 @@ def scenes(
     - `num_objects`: how many objects, or the smallest and the largest number `(low, high)`.
     - `rotate`, `scale`, `translate`: ends of uniform distributions, or `None` for no such move.
     """
-    low, high = (num_objects, num_objects) if isinstance(num_objects, int) else num_objects
+    low, high = (
+        (num_objects, num_objects) if isinstance(num_objects, int) else num_objects
+    )
     if not 1 <= low <= high:
-        raise ValueError(f"`num_objects` must be at least 1, or (low, high) with 1 <= low <= high; got {num_objects}.")
+        raise ValueError(
+            f"`num_objects` must be at least 1, or (low, high) with 1 <= low <= high; got {num_objects}."
+        )
     if num_scenes < 1:
         raise ValueError(f"`num_scenes` must be at least 1, got {num_scenes}.")
     pixels = _candidates(images, threshold, weighted=weighted)
@@ -159,14 +173,26 @@ def scenes(
 def _candidates(images: Images, threshold: Number, *, weighted: bool) -> np.ndarray:
     pixels = np.asarray(images.images)
     if len(pixels) != len(images.labels):
-        raise ValueError(f"`images` has {len(pixels)} images, but {len(images.labels)} labels; there must be one each.")
+        raise ValueError(
+            f"`images` has {len(pixels)} images, but {len(images.labels)} labels; there must be one each."
+        )
     above = pixels > threshold
     return np.where(above, pixels, 0) if weighted else above
 
 
-def _draw(pixels: np.ndarray, num_points: int, jitter: Scalar | Noise, empty: Noise | None, key: PRNGKey) -> np.ndarray:
+def _draw(
+    pixels: np.ndarray,
+    num_points: int,
+    jitter: Scalar | Noise,
+    empty: Noise | None,
+    key: PRNGKey,
+) -> np.ndarray:
     unit = (max(pixels.shape[1:]) - 1) / 2
-    return np.asarray(images_to_points(pixels, num_points, jitter=jitter, unit=unit, empty=empty, key=key))
+    return np.asarray(
+        images_to_points(
+            pixels, num_points, jitter=jitter, unit=unit, empty=empty, key=key
+        )
+    )
 
 
 class _Poses(NamedTuple):
@@ -178,12 +204,25 @@ class _Poses(NamedTuple):
     translations: np.ndarray | None
 
     @classmethod
-    def draw(cls, num: int, rotate: Range | None, scale: Range | None, translate: Range | None, key: PRNGKey):
-        for name, ends in (("rotate", rotate), ("scale", scale), ("translate", translate)):
+    def draw(
+        cls,
+        num: int,
+        rotate: Range | None,
+        scale: Range | None,
+        translate: Range | None,
+        key: PRNGKey,
+    ):
+        for name, ends in (
+            ("rotate", rotate),
+            ("scale", scale),
+            ("translate", translate),
+        ):
             if ends is not None:
                 check_range(name, ends, positive=name == "scale")
         rng = _generator(key)
-        draw = lambda ends, *shape: None if ends is None else uniform(rng, ends, *shape).astype(np.float32)
+        draw = lambda ends, *shape: (
+            None if ends is None else uniform(rng, ends, *shape).astype(np.float32)
+        )
         return cls(num, draw(rotate, num), draw(scale, num), draw(translate, num, 2))
 
     def apply(self, points: np.ndarray) -> np.ndarray:
@@ -196,7 +235,9 @@ class _Poses(NamedTuple):
         return (
             np.full(self.num, zero) if self.rotations is None else self.rotations,
             np.full(self.num, one) if self.scales is None else self.scales,
-            np.full((self.num, 2), zero) if self.translations is None else self.translations,
+            np.full((self.num, 2), zero)
+            if self.translations is None
+            else self.translations,
         )
 
 

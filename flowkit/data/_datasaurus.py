@@ -20,7 +20,9 @@ DATASAURUS = (
 _FILES = ("datasaurus_dozen.csv", "DatasaurusDozen-Long.tsv", "DatasaurusDozen.tsv")
 
 
-def load_datasaurus(path: str | os.PathLike | None = None) -> dict[str, Float[np.ndarray, "142 2"]]:
+def load_datasaurus(
+    path: str | os.PathLike | None = None,
+) -> dict[str, Float[np.ndarray, "142 2"]]:
     """The points of the thirteen shapes by name, in their own units: `(142, 2)` each, both axes about 0 to 100.
 
     The file has the columns `dataset`, `x` and `y`, between tabs or commas: `DatasaurusDozen-Long.tsv` of the R package
@@ -39,44 +41,64 @@ def load_datasaurus(path: str | os.PathLike | None = None) -> dict[str, Float[np
     """
     path = _find() if path is None else Path(path)
     where = f"`{path}`"
-    (_, header), *rows = read_rows(path, where, "\t" if path.suffix == ".tsv" else ",") or [(0, [])]
+    (_, header), *rows = read_rows(
+        path, where, "\t" if path.suffix == ".tsv" else ","
+    ) or [(0, [])]
     if header != ["dataset", "x", "y"]:
-        raise ValueError(f"{where} must have the columns dataset, x and y, got {header}; give the original file.")
+        raise ValueError(
+            f"{where} must have the columns dataset, x and y, got {header}; give the original file."
+        )
     shapes: dict[str, list] = {name: [] for name in DATASAURUS}
     for line, (name, *point) in rows:
         try:
             shapes[name].append([float(number) for number in point])
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{where}: line {line} is not a shape and two numbers ({error}).") from error
+            raise ValueError(
+                f"{where}: line {line} is not a shape and two numbers ({error})."
+            ) from error
     for name, points in shapes.items():
         if len(points) != 142 or not np.isfinite(points).all():
-            raise ValueError(f"{where} has {len(points)} points of {name!r}, not 142 finite ones; write it again.")
+            raise ValueError(
+                f"{where} has {len(points)} points of {name!r}, not 142 finite ones; write it again."
+            )
     return {name: np.array(points, np.float32) for name, points in shapes.items()}
 
 
-def datasaurus(num: int, shape: str, *, noise: Scalar = 0.02, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def datasaurus(
+    num: int, shape: str, *, noise: Scalar = 0.02, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """Draws from one of the thirteen shapes, in units like those of `trex`: see `load_datasaurus` for the file.
 
     **Arguments:** how many; which shape of `DATASAURUS`; the standard deviation of the noise; a key.
     """
     if shape not in DATASAURUS:
-        raise ValueError(f"`shape` must be one of {', '.join(DATASAURUS)}, got {shape!r}.")
+        raise ValueError(
+            f"`shape` must be one of {', '.join(DATASAURUS)}, got {shape!r}."
+        )
     return resample(_in_units(_find())[shape], num, noise=noise, key=key)
 
 
 @ft.lru_cache(maxsize=1)
 def _in_units(path: Path) -> dict[str, np.ndarray]:
-    return {name: fit_unit_box(points)[0] for name, points in load_datasaurus(path).items()}
+    return {
+        name: fit_unit_box(points)[0] for name, points in load_datasaurus(path).items()
+    }
 
 
 def _find() -> Path:
     root = os.environ.get("FLOWKIT_DATA")
     if root:
-        for path in (Path(root, folder, name) for folder in ("datasaurus", "") for name in _FILES):
+        for path in (
+            Path(root, folder, name) for folder in ("datasaurus", "") for name in _FILES
+        ):
             if path.is_file():
                 return path
     raise FileNotFoundError(
         f"no file {' or '.join(_FILES)} in "
-        + (f"{root} or its subfolder datasaurus" if root else "the folder FLOWKIT_DATA, which is not set")
+        + (
+            f"{root} or its subfolder datasaurus"
+            if root
+            else "the folder FLOWKIT_DATA, which is not set"
+        )
         + "; get the file from the R package datasauRus, and set the environment variable to its folder."
     )

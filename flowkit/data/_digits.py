@@ -24,8 +24,12 @@ def load_digits(*, test_fraction: float = 0.1, seed: int = 0) -> Split:
             '`load_digits` reads the digits of scikit-learn: `pip install "flowkit-jax[data]"`.'
         ) from error
     pixels, labels = datasets.load_digits(return_X_y=True)
-    images = Images((pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32))
-    return train_test_split(images, test_fraction=test_fraction, seed=seed, stratify=images.labels)
+    images = Images(
+        (pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32)
+    )
+    return train_test_split(
+        images, test_fraction=test_fraction, seed=seed, stratify=images.labels
+    )
 
 
 def digits(
@@ -59,7 +63,9 @@ def digits(
     )
 
 
-def _clouds(images: Images, num_points: int, draws: int, jitter: float, key: PRNGKey) -> PointSets:
+def _clouds(
+    images: Images, num_points: int, draws: int, jitter: float, key: PRNGKey
+) -> PointSets:
     repeated = np.tile(images.images, (draws, 1, 1))
     points = images_to_points(repeated, num_points, jitter=jitter, key=key)
     return PointSets(np.asarray(points), labels=np.tile(images.labels, draws))

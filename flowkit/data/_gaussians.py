@@ -33,13 +33,19 @@ def _frozen(*arrays: list) -> list[np.ndarray]:
 
 _COVARIANCES = [[[0.5, 0.0], [0.0, 0.5]], [[0.3, 0.15], [0.15, 0.3]]]
 
-TWO_GAUSSIANS = FullMixture(*_frozen([[-2.0, -2.0], [2.0, 2.0]], _COVARIANCES, [0.6, 0.4]))
+TWO_GAUSSIANS = FullMixture(
+    *_frozen([[-2.0, -2.0], [2.0, 2.0]], _COVARIANCES, [0.6, 0.4])
+)
 """0.6 N((-2, -2), 0.5 I) + 0.4 N((2, 2), [[0.3, 0.15], [0.15, 0.3]]): mean (-0.4, -0.4)."""
 
-SHIFTED_GAUSSIANS = FullMixture(*_frozen([[5.5, -2.5], [5.5, 2.5]], _COVARIANCES, [0.6, 0.4]))
+SHIFTED_GAUSSIANS = FullMixture(
+    *_frozen([[5.5, -2.5], [5.5, 2.5]], _COVARIANCES, [0.6, 0.4])
+)
 """`TWO_GAUSSIANS` with means (5.5, -2.5) and (5.5, 2.5), away from a source around zero."""
 
-TWO_CENTERS = Mixture(*_frozen([[3.0, 1.0], [3.0, -1.0]], [[0.3, 0.3], [0.3, 0.3]], [0.5, 0.5]))
+TWO_CENTERS = Mixture(
+    *_frozen([[3.0, 1.0], [3.0, -1.0]], [[0.3, 0.3], [0.3, 0.3]], [0.5, 0.5])
+)
 """Equal Gaussians at (3, 1) and (3, -1) of standard deviation 0.3; the source to go with it is N(0, 0.5^2 I)."""
 
 
@@ -62,7 +68,11 @@ def two_centers(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
 def _draw_full(num: int, mixture: FullMixture, key: PRNGKey) -> Float[Array, "num 2"]:
     check_draw(num)
     factors = np.linalg.cholesky(mixture.covariances)
-    return _draw(num, *(jnp.asarray(a, float) for a in (mixture.means, factors, mixture.weights[1])), key)
+    return _draw(
+        num,
+        *(jnp.asarray(a, float) for a in (mixture.means, factors, mixture.weights[1])),
+        key,
+    )
 
 
 @sampler

@@ -25,14 +25,18 @@ def read_idx(path: str | os.PathLike, ndim: int) -> np.ndarray:
     **Raises:** `ValueError`, with the file's name and what to do, if the file is anything else or is cut short.
     """
     path = Path(path)
-    fix = f"replace it by the original {path.name}, or delete it to have that downloaded"
+    fix = (
+        f"replace it by the original {path.name}, or delete it to have that downloaded"
+    )
     with open(path, "rb") as compressed:
         try:
             with gzip.GzipFile(fileobj=compressed) as file:
                 shape = _read_header(file, ndim)
                 content = _read_content(file, math.prod(shape))
         except (_Bad, OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"`{path}` is not a whole gzip'd IDX file: {str(error).rstrip('.')}; {fix}.") from error
+            raise ValueError(
+                f"`{path}` is not a whole gzip'd IDX file: {str(error).rstrip('.')}; {fix}."
+            ) from error
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -44,13 +48,17 @@ def _read_header(file: gzip.GzipFile, ndim: int) -> tuple[int, ...]:
     magic = file.read(4)
     wanted = bytes([0, 0, _UINT8, ndim])
     if magic != wanted:
-        raise _Bad(f"it begins with {magic.hex(' ') or 'nothing'}, where {wanted.hex(' ')} is the sign of {ndim} axes")
+        raise _Bad(
+            f"it begins with {magic.hex(' ') or 'nothing'}, where {wanted.hex(' ')} is the sign of {ndim} axes"
+        )
     sizes = file.read(4 * ndim)
     if len(sizes) != 4 * ndim:
         raise _Bad("it ends within its header")
     shape = struct.unpack(f">{ndim}I", sizes)
     if 0 in shape or math.prod(shape) > _LIMIT:
-        raise _Bad(f"its header claims the shape {shape}, which is empty or more than {_LIMIT} bytes")
+        raise _Bad(
+            f"its header claims the shape {shape}, which is empty or more than {_LIMIT} bytes"
+        )
     return shape
 
 

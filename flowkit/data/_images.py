@@ -72,7 +72,11 @@ def images_to_points(
     """
     if num_points < 1:
         raise ValueError(f"`num_points` must be at least 1, got {num_points}.")
-    if not callable(jitter) and not is_traced(jitter) and not 0 <= float(jitter) < float("inf"):
+    if (
+        not callable(jitter)
+        and not is_traced(jitter)
+        and not 0 <= float(jitter) < float("inf")
+    ):
         raise ValueError(f"`jitter` must be a finite number >= 0, got {jitter}.")
     unit = max(images.shape[1:]) / 2 if unit is None else unit
     if not is_traced(unit) and not 0 < float(unit) < float("inf"):
@@ -91,19 +95,33 @@ def _uniform(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
 
 @ft.partial(jax.jit, static_argnums=(1, 2, 3))
 def _images_to_points(
-    images: Array, num_points: int, noise: Noise, empty: Noise | None, width: Array, unit: Array, keys: Array
+    images: Array,
+    num_points: int,
+    noise: Noise,
+    empty: Noise | None,
+    width: Array,
+    unit: Array,
+    keys: Array,
 ) -> Array:
     """One block of images after the other, all of one size, the last one filled up with images that are empty."""
-    dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.zeros(()).dtype
+    dtype = (
+        images.dtype
+        if jnp.issubdtype(images.dtype, jnp.floating)
+        else jnp.zeros(()).dtype
+    )
     # Half precision has too few numbers between 0 and 1 to choose a pixel by.
     precision = jnp.float32 if dtype.itemsize < 4 else dtype
-    to_points = ft.partial(_block_to_points, num_points, noise, empty, width, unit, precision)
+    to_points = ft.partial(
+        _block_to_points, num_points, noise, empty, width, unit, precision
+    )
     num, blocks = images.shape[0], len(keys)
     if blocks == 1:
         return to_points((images, keys[0])).astype(dtype)
     size = -(-num // blocks)
     images = jnp.pad(images, ((0, blocks * size - num), (0, 0), (0, 0)))
-    points = jax.lax.map(to_points, (images.reshape(blocks, size, *images.shape[1:]), keys))
+    points = jax.lax.map(
+        to_points, (images.reshape(blocks, size, *images.shape[1:]), keys)
+    )
     return points.reshape(blocks * size, num_points, 2)[:num].astype(dtype)
 
 
@@ -118,38 +136,60 @@ def _block_to_points(
 ) -> Array:
     images, (pixel_key, jitter_key, empty_key) = block
     num, h, w = images.shape
-    row, column = jnp.divmod(_choose_pixels(images.reshape(num, -1), num_points, dtype, pixel_key), w)
+    row, column = jnp.divmod(
+        _choose_pixels(images.reshape(num, -1), num_points, dtype, pixel_key), w
+    )
     # Twice the distance from the middle is a whole number.
-    centres = 0.5 * jnp.stack([2 * column - (w - 1), (h - 1) - 2 * row], axis=-1).astype(dtype)
+    centres = 0.5 * jnp.stack(
+        [2 * column - (w - 1), (h - 1) - 2 * row], axis=-1
+    ).astype(dtype)
     points = (centres + width * noise(jitter_key, (num, num_points, 2), dtype)) / unit
     if empty is None:
         return points
-    return jnp.where(images.any(axis=(1, 2))[:, None, None], points, empty(empty_key, points.shape, dtype))
+    return jnp.where(
+        images.any(axis=(1, 2))[:, None, None],
+        points,
+        empty(empty_key, points.shape, dtype),
+    )
 
 
 def _choose_pixels(images: Array, num_points: int, dtype: Any, key: PRNGKey) -> Array:
     """Places of pixels with ink, by their intensity; equally likely ones need no search."""
     num, size = images.shape
-    inked = jax.vmap(lambda pixels: jnp.flatnonzero(pixels, size=size, fill_value=0))(images)
+    inked = jax.vmap(lambda pixels: jnp.flatnonzero(pixels, size=size, fill_value=0))(
+        images
+    )
     last = jnp.maximum(jnp.count_nonzero(images, axis=1, keepdims=True) - 1, 0)
     if images.dtype == bool:
-        rank = jr.bits(key, (num, num_points), jnp.uint32) % (last + 1).astype(jnp.uint32)
+        rank = jr.bits(key, (num, num_points), jnp.uint32) % (last + 1).astype(
+            jnp.uint32
+        )
     else:
         there = jnp.arange(size) <= last
-        weights = jnp.where(there, jnp.take_along_axis(images, inked, axis=1), 0).astype(dtype)
+        weights = jnp.where(
+            there, jnp.take_along_axis(images, inked, axis=1), 0
+        ).astype(dtype)
         cdf = jnp.cumsum(weights, axis=1)
         u = jr.uniform(key, (num, num_points), dtype)
-        rank = jax.vmap(ft.partial(jnp.searchsorted, side="right"))(cdf, u * cdf[:, -1:])
-        rank = jnp.minimum(rank, last.astype(rank.dtype))  # rounding up to the whole sum would be the place after it
+        rank = jax.vmap(ft.partial(jnp.searchsorted, side="right"))(
+            cdf, u * cdf[:, -1:]
+        )
+        rank = jnp.minimum(
+            rank, last.astype(rank.dtype)
+        )  # rounding up to the whole sum would be the place after it
     return jnp.take_along_axis(inked, rank, axis=1)
 
 
 def _all_inked(images: np.ndarray, *, must: bool) -> bool:
     """Whether every image has ink, which it `must` if so said. Raises a `ValueError` for what is no image."""
     if 0 in images.shape:
-        raise ValueError(f"`images` is empty, shape {images.shape}; there must be an image with pixels.")
+        raise ValueError(
+            f"`images` is empty, shape {images.shape}; there must be an image with pixels."
+        )
     if images.dtype != bool and not (np.isfinite(images).all() and images.min() >= 0):
-        raise ValueError("`images` must be finite and not negative; shift or clip the intensities.")
+        raise ValueError(
+            "`images` must be finite and not negative; shift or clip the intensities."
+        )
     inked = images.any(axis=(1, 2))
     if must and not inked.all():
         raise ValueError(

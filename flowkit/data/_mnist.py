@@ -80,8 +80,18 @@ def _download(name: str) -> Path:
     failures: list[Any] = []
     for mirror in _MIRRORS:
         try:
-            return Path(pooch.retrieve(mirror + name, f"sha256:{_SHA256[name]}", name, cache, progressbar=True))
+            return Path(
+                pooch.retrieve(
+                    mirror + name,
+                    f"sha256:{_SHA256[name]}",
+                    name,
+                    cache,
+                    progressbar=True,
+                )
+            )
         # A connection that failed, or a file with another checksum.
         except (OSError, ValueError) as error:
             failures.append(f"{mirror + name} ({error})")
-    raise OSError(f"{name} could not be downloaded from {', nor from '.join(failures)}; put it into {cache}/ by hand.")
+    raise OSError(
+        f"{name} could not be downloaded from {', nor from '.join(failures)}; put it into {cache}/ by hand."
+    )

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from flowkit.data._sets import check_layout, check_sets, fields_of, PointSets, Sets, to_host
+from flowkit.data._sets import (
+    check_layout,
+    check_sets,
+    fields_of,
+    PointSets,
+    Sets,
+    to_host,
+)
 
 
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -79,7 +86,9 @@ def save_npz(path: str | os.PathLike, sets: tuple[Any, ...]) -> None:
     """
     host = to_host(sets)
     check_sets(host, "`sets`")
-    arrays = {name: array for name, array in host._asdict().items() if array is not None}
+    arrays = {
+        name: array for name, array in host._asdict().items() if array is not None
+    }
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -92,7 +101,9 @@ def save_npz(path: str | os.PathLike, sets: tuple[Any, ...]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_sets(archive: zipfile.ZipFile, kind: type[Sets], file_size: int, where: str) -> Sets:
+def _read_sets(
+    archive: zipfile.ZipFile, kind: type[Sets], file_size: int, where: str
+) -> Sets:
     members = {info.filename: info for info in archive.infolist()}
     fields = fields_of(kind)
     for name, field in fields.items():
@@ -101,24 +112,40 @@ def _read_sets(archive: zipfile.ZipFile, kind: type[Sets], file_size: int, where
             raise ValueError(
                 f"{where} has no array `{name}`, only {found}; save it with `numpy.savez(path, {name}=...)`."
             )
-    members = {name: members[f"{name}.npy"] for name in fields if f"{name}.npy" in members}
-    headers = {name: _read_header(archive, info, file_size, f"{where}: `{name}`") for name, info in members.items()}
+    members = {
+        name: members[f"{name}.npy"] for name in fields if f"{name}.npy" in members
+    }
+    headers = {
+        name: _read_header(archive, info, file_size, f"{where}: `{name}`")
+        for name, info in members.items()
+    }
     check_layout(headers, kind, where)
-    arrays = {name: _read_array(archive, info, headers[name], f"{where}: `{name}`") for name, info in members.items()}
+    arrays = {
+        name: _read_array(archive, info, headers[name], f"{where}: `{name}`")
+        for name, info in members.items()
+    }
     return kind(**arrays)
 
 
-def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str) -> _Header:
+def _read_header(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str
+) -> _Header:
     """The header of one array, after its size has been compared with what the file says that it holds."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{where} is compressed in an unknown way; save it with `numpy.savez`.")
+        raise ValueError(
+            f"{where} is compressed in an unknown way; save it with `numpy.savez`."
+        )
     if info.compress_size > file_size:
-        raise ValueError(f"{where} claims more bytes than the file has; it is cut short or damaged, write it again.")
+        raise ValueError(
+            f"{where} claims more bytes than the file has; it is cut short or damaged, write it again."
+        )
     with archive.open(info) as file:
         header = _parse_header(file, where)
         start = file.tell()
     if header.dtype.hasobject:
-        raise ValueError(f"{where} holds Python objects, which are never unpickled; save an array of numbers.")
+        raise ValueError(
+            f"{where} holds Python objects, which are never unpickled; save an array of numbers."
+        )
     if min(header.shape, default=0) < 0 or start + header.num_bytes != info.file_size:
         raise ValueError(
             f"{where} has a header for shape {header.shape} of {header.dtype}, {header.num_bytes} bytes, but "
@@ -131,11 +158,22 @@ def _parse_header(file: Any, where: str) -> _Header:
     try:
         return _Header(*_READERS[npy.read_magic(file)](file))
     # NumPy evaluates the header as a Python literal, and foreign bytes can break that in all of these ways.
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{where} is not a NumPy array ({error}); save it with `numpy.savez`.") from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        raise ValueError(
+            f"{where} is not a NumPy array ({error}); save it with `numpy.savez`."
+        ) from error
 
 
-def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header, where: str) -> np.ndarray:
+def _read_array(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header, where: str
+) -> np.ndarray:
     """Grows with the bytes that are really there, whatever the header and the archive's directory claim."""
     content = bytearray()
     with archive.open(info) as file:
@@ -143,6 +181,10 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header
         while chunk := file.read(_CHUNK):
             content += chunk
     if len(content) != header.num_bytes:
-        raise ValueError(f"{where} ends after {len(content)} of {header.num_bytes} bytes; write the file again.")
-    array = np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
+        raise ValueError(
+            f"{where} ends after {len(content)} of {header.num_bytes} bytes; write the file again."
+        )
+    array = np.frombuffer(content, header.dtype).reshape(
+        header.shape, order="F" if header.fortran_order else "C"
+    )
     return np.ascontiguousarray(array, header.dtype.newbyteorder("="))

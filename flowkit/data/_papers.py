@@ -10,7 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._types import PRNGKey, Scalar
-from flowkit.data._toys import check_draw, eight_gaussians, moons, MOONS_MEAN, MOONS_VARIANCE, s_curve, sampler
+from flowkit.data._toys import (
+    check_draw,
+    eight_gaussians,
+    moons,
+    MOONS_MEAN,
+    MOONS_VARIANCE,
+    s_curve,
+    sampler,
+)
 
 
 def tong_eight_gaussians(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
@@ -58,7 +66,9 @@ def c2ot_eight_gaussians(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
     return eight_gaussians(num, std=0.1**0.25, key=key)
 
 
-def c2ot_moons(num: int, *, shift: Scalar = 0.2, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def c2ot_moons(
+    num: int, *, shift: Scalar = 0.2, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """Both half circles of `moons`, each point moved along the diagonal, then times 3 minus 1.
 
     The move adds one number, uniform in `(0, shift)`, to both coordinates. As in Cheng and Schwing (2025), arXiv

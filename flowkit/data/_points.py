@@ -16,7 +16,10 @@ from flowkit.data._toys import blur, check_draw, sampler
 
 
 def load_csv(
-    path: str | os.PathLike, columns: Sequence[str] | None = None, *, delimiter: str = ","
+    path: str | os.PathLike,
+    columns: Sequence[str] | None = None,
+    *,
+    delimiter: str = ",",
 ) -> Float[np.ndarray, "n d"]:
     """Reads points from a text file of numbers, one point in each line.
 
@@ -37,16 +40,27 @@ def load_csv(
     """
     where = f"`{os.fspath(path)}`"
     rows = read_rows(path, where, delimiter)
-    names = [name.strip() for name in rows[0][1]] if rows and not any(map(_is_number, rows[0][1])) else None
+    names = (
+        [name.strip() for name in rows[0][1]]
+        if rows and not any(map(_is_number, rows[0][1]))
+        else None
+    )
     rows = rows if names is None else rows[1:]
     chosen = _choose(columns, names, len(rows[0][1]) if rows else 0, where)
-    points = np.array([[_number(row[i], where, line, i) for i in chosen] for line, row in rows], np.float32)
+    points = np.array(
+        [[_number(row[i], where, line, i) for i in chosen] for line, row in rows],
+        np.float32,
+    )
     if len(points) < 2:
-        raise ValueError(f"{where} has {len(points)} point(s); a distribution needs at least two.")
+        raise ValueError(
+            f"{where} has {len(points)} point(s); a distribution needs at least two."
+        )
     return points
 
 
-def fit_unit_box(points: Float[AnyArray, "n d"]) -> tuple[Float[np.ndarray, "n d"], Units]:
+def fit_unit_box(
+    points: Float[AnyArray, "n d"],
+) -> tuple[Float[np.ndarray, "n d"], Units]:
     """Centres points on their mean and scales them so that the largest coordinate, up to its sign, is one.
 
     One scale serves all axes, so proportions are kept. `normalize` does this for whole collections of clouds, to a mean
@@ -59,12 +73,16 @@ def fit_unit_box(points: Float[AnyArray, "n d"]) -> tuple[Float[np.ndarray, "n d
     mean = array.mean(axis=0)
     scale = np.abs(array - mean).max()
     if scale == 0:
-        raise ValueError("`points` are all in one place, which has no scale; use other data.")
+        raise ValueError(
+            "`points` are all in one place, which has no scale; use other data."
+        )
     units = Units(mean.astype(np.float32), np.array(scale, np.float32))
     return ((array - mean) / scale).astype(np.float32), units
 
 
-def resample(points: Float[AnyArray, "n d"], num: int, *, noise: Scalar = 0.0, key: PRNGKey) -> Float[Array, "{num} d"]:
+def resample(
+    points: Float[AnyArray, "n d"], num: int, *, noise: Scalar = 0.0, key: PRNGKey
+) -> Float[Array, "{num} d"]:
     """Draws from finite data with replacement, blurred by Gaussian noise.
 
     With `noise > 0` this is a mixture of `n` equal Gaussians, whose exact flow is
@@ -76,16 +94,24 @@ def resample(points: Float[AnyArray, "n d"], num: int, *, noise: Scalar = 0.0, k
     return _resample(num, jnp.asarray(points, float), noise, key)
 
 
-def read_rows(path: str | os.PathLike, where: str, delimiter: str) -> list[tuple[int, list[str]]]:
+def read_rows(
+    path: str | os.PathLike, where: str, delimiter: str
+) -> list[tuple[int, list[str]]]:
     """The lines of a text file that are not blank, with their numbers, all with as many entries as the first one."""
     if len(delimiter) != 1:
         raise ValueError(f"`delimiter` must be one character, got {delimiter!r}.")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num, row) for row in reader if any(entry.strip() for entry in row)]
+            rows = [
+                (reader.line_num, row)
+                for row in reader
+                if any(entry.strip() for entry in row)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{where} is not a text file of numbers ({error}); export it as CSV.") from error
+        raise ValueError(
+            f"{where} is not a text file of numbers ({error}); export it as CSV."
+        ) from error
     for line, row in rows:
         if len(row) != len(rows[0][1]):
             raise ValueError(
@@ -94,14 +120,20 @@ def read_rows(path: str | os.PathLike, where: str, delimiter: str) -> list[tuple
     return rows
 
 
-def _choose(columns: Sequence[str] | None, names: list[str] | None, width: int, where: str) -> list[int]:
+def _choose(
+    columns: Sequence[str] | None, names: list[str] | None, width: int, where: str
+) -> list[int]:
     if columns is None:
         return list(range(width))
     if names is None:
-        raise ValueError(f"{where} has no header to find {list(columns)} in; leave out `columns`.")
+        raise ValueError(
+            f"{where} has no header to find {list(columns)} in; leave out `columns`."
+        )
     missing = [name for name in columns if name not in names]
     if missing or not columns:
-        raise ValueError(f"`columns` must be among {names} of {where}, got {list(columns)}.")
+        raise ValueError(
+            f"`columns` must be among {names} of {where}, got {list(columns)}."
+        )
     return [names.index(name) for name in columns]
 
 
@@ -121,13 +153,17 @@ def _number(text: str, where: str, line: int, column: int) -> float:
         )
     number = float(text)
     if not abs(number) <= float(np.finfo(np.float32).max):
-        raise ValueError(f"{where}: {text!r} in line {line}, column {column + 1} is not finite; remove the line.")
+        raise ValueError(
+            f"{where}: {text!r} in line {line}, column {column + 1} is not finite; remove the line."
+        )
     return number
 
 
 def _check_points(points: Any) -> None:
     if 0 in points.shape:
-        raise ValueError(f"`points` must hold at least one point, got shape {points.shape}.")
+        raise ValueError(
+            f"`points` must hold at least one point, got shape {points.shape}."
+        )
     if not np.isfinite(points).all():
         raise ValueError("`points` holds NaN or infinity; remove those points.")
 

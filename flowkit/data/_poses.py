@@ -29,19 +29,29 @@ class AboutAxis:
     def __post_init__(self):
         check_range("angles", self.angles)
         if not 0 < np.linalg.norm(np.array(self.axis, float)) < np.inf:
-            raise ValueError(f"`axis` must be a direction, not zero and finite; got {self.axis}.")
+            raise ValueError(
+                f"`axis` must be a direction, not zero and finite; got {self.axis}."
+            )
 
-    def __call__(self, rng: np.random.Generator, num: int, dim: int) -> Float[np.ndarray, "{num} {dim} {dim}"]:
+    def __call__(
+        self, rng: np.random.Generator, num: int, dim: int
+    ) -> Float[np.ndarray, "{num} {dim} {dim}"]:
         """Draws `num` rotation matrices; `dim` must be 3."""
         from scipy.spatial.transform import Rotation
 
         if dim != 3:
-            raise ValueError(f"`fk.data.AboutAxis` rotates points in 3 dimensions, got {dim}.")
+            raise ValueError(
+                f"`fk.data.AboutAxis` rotates points in 3 dimensions, got {dim}."
+            )
         axis = np.array(self.axis, float)
-        return Rotation.from_rotvec(uniform(rng, self.angles, num, 1) * axis / np.linalg.norm(axis)).as_matrix()
+        return Rotation.from_rotvec(
+            uniform(rng, self.angles, num, 1) * axis / np.linalg.norm(axis)
+        ).as_matrix()
 
 
-def any_rotation(rng: np.random.Generator, num: int, dim: int) -> Float[np.ndarray, "{num} {dim} {dim}"]:
+def any_rotation(
+    rng: np.random.Generator, num: int, dim: int
+) -> Float[np.ndarray, "{num} {dim} {dim}"]:
     """Uniform random rotations in any dimension, the Haar measure of SO(d), for `Augment(rotate=...)`.
 
     QR decompositions of Gaussian matrices, whose signs are made unique, and one reflection where that left SO(d).
@@ -58,7 +68,9 @@ def any_rotation(rng: np.random.Generator, num: int, dim: int) -> Float[np.ndarr
 def in_plane(angles: Float[np.ndarray, " b"]) -> Float[np.ndarray, "b 2 2"]:
     """Counter-clockwise rotation matrices."""
     cos, sin = np.cos(angles), np.sin(angles)
-    return np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
+    return np.stack(
+        [np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2
+    )
 
 
 def pose(
@@ -78,7 +90,9 @@ def pose(
         points = points * scales[:, None, None].astype(dtype)
     if translations is not None:
         points = points + translations[:, None].astype(dtype)
-        points = points if mask is None else np.where(mask[..., None], points, dtype.type(0))
+        points = (
+            points if mask is None else np.where(mask[..., None], points, dtype.type(0))
+        )
     return points
 
 
@@ -90,4 +104,6 @@ def check_range(name: str, ends: Range, *, positive: bool = False) -> None:
     low, high = ends
     if not -np.inf < low <= high < np.inf or (positive and low <= 0):
         wanted = "0 < low <= high" if positive else "low <= high"
-        raise ValueError(f"`{name}` must be two finite numbers (low, high) with {wanted}, got {ends}.")
+        raise ValueError(
+            f"`{name}` must be two finite numbers (low, high) with {wanted}, got {ends}."
+        )

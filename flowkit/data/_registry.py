@@ -42,7 +42,10 @@ TOYS_2D: Mapping[str, Callable] = MappingProxyType(
         _papers.c2ot_eight_gaussians,
         _papers.c2ot_moons,
     )
-    | {f"datasaurus_{shape}": ft.partial(datasaurus, shape=shape) for shape in DATASAURUS[1:]}
+    | {
+        f"datasaurus_{shape}": ft.partial(datasaurus, shape=shape)
+        for shape in DATASAURUS[1:]
+    }
 )
 """The toys in the plane: name -> `(num, *, key) -> (num, 2)`. Those of the Datasaurus but `trex` need its file."""
 
@@ -53,5 +56,7 @@ def toy(name: str) -> Callable:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"`name` must be one of {', '.join(known)}, got {name!r}{hint}")
+        raise ValueError(
+            f"`name` must be one of {', '.join(known)}, got {name!r}{hint}"
+        )
     return known[name]

@@ -86,14 +86,20 @@ def normalize(sets: PointSets) -> tuple[PointSets, Units]:
     sets = to_host(sets)
     check_sets(sets, "`sets`")
     mask = np.ones(sets.points.shape[:2], bool) if sets.mask is None else sets.mask
-    valid = sets.points[mask].astype(np.float64)  # sums over millions of points lose digits in float32
+    valid = sets.points[mask].astype(
+        np.float64
+    )  # sums over millions of points lose digits in float32
     mean = valid.mean(axis=0)
     scale = np.sqrt(np.mean((valid - mean) ** 2))
     if scale == 0:
-        raise ValueError("`sets` has all of its points in one place, which has no scale; use other data.")
+        raise ValueError(
+            "`sets` has all of its points in one place, which has no scale; use other data."
+        )
     dtype = sets.points.dtype
     units = Units(mean.astype(dtype), np.array(scale, dtype))
-    return sets._replace(points=np.where(mask[..., None], units.apply(sets.points), dtype.type(0))), units
+    return sets._replace(
+        points=np.where(mask[..., None], units.apply(sets.points), dtype.type(0))
+    ), units
 
 
 def pad(
@@ -118,7 +124,9 @@ def pad(
     kinds = {(array.shape[1], array.dtype) for array in arrays}
     if len(kinds) > 1:
         found = sorted(f"{dims} of {dtype}" for dims, dtype in kinds)
-        raise ValueError(f"`clouds` must have equal dimensions and dtypes, got {', '.join(found)}; convert them.")
+        raise ValueError(
+            f"`clouds` must have equal dimensions and dtypes, got {', '.join(found)}; convert them."
+        )
     sizes = np.array([len(array) for array in arrays])
     num_points = int(sizes.max()) if num_points is None else num_points
     if sizes.max() > num_points:
@@ -141,7 +149,9 @@ def to_host(sets: Any) -> Any:
 
 def check_sets(sets: Any, where: str) -> None:
     """Raises a `ValueError` that begins with `where` unless the sets are complete, consistent and finite."""
-    arrays = {name: array for name, array in sets._asdict().items() if array is not None}
+    arrays = {
+        name: array for name, array in sets._asdict().items() if array is not None
+    }
     check_layout(arrays, type(sets), where)
     finite = np.isfinite(sets.points).all(axis=-1)
     mask = arrays.pop("mask", None)
@@ -162,7 +172,9 @@ def check_sets(sets: Any, where: str) -> None:
     del arrays["points"]
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise ValueError(f"{where}: `{name}` is not finite everywhere; mend it or leave it out.")
+            raise ValueError(
+                f"{where}: `{name}` is not finite everywhere; mend it or leave it out."
+            )
 
 
 class Field(NamedTuple):
@@ -183,7 +195,9 @@ def fields_of(kind: type) -> dict[str, Field]:
     for name, hint in get_type_hints(kind).items():
         optional = get_origin(hint) is types.UnionType
         array = get_args(hint)[0] if optional else hint
-        fields[name] = Field(_KINDS[array.dtype.__name__], tuple(array.dim_str.split()), not optional)
+        fields[name] = Field(
+            _KINDS[array.dtype.__name__], tuple(array.dim_str.split()), not optional
+        )
     return fields
 
 
@@ -197,8 +211,14 @@ def check_layout(arrays: dict[str, Any], kind: type, where: str) -> None:
         shape = tuple(array.shape)
         if len(shape) == len(axes):  # an axis is as long as where it was met first
             sizes = dict(zip(axes, shape, strict=True)) | sizes
-        if array.dtype.kind not in kinds or array.dtype.itemsize > 8 or shape != tuple(map(sizes.get, axes)):
-            expected = ", ".join(str(sizes.get(axis, axis)) for axis in axes) + "," * (len(axes) == 1)
+        if (
+            array.dtype.kind not in kinds
+            or array.dtype.itemsize > 8
+            or shape != tuple(map(sizes.get, axes))
+        ):
+            expected = ", ".join(str(sizes.get(axis, axis)) for axis in axes) + "," * (
+                len(axes) == 1
+            )
             raise ValueError(
                 f"{where}: `{name}` must be {_WORDS[kinds]} of shape ({expected}), to fit the rest; "
                 f"got {array.dtype} of shape {shape}."
@@ -208,8 +228,14 @@ def check_layout(arrays: dict[str, Any], kind: type, where: str) -> None:
 def _check_points(points: Any, where: str) -> None:
     shape = tuple(points.shape)
     if points.dtype.kind != "f" or points.dtype.itemsize > 8:
-        raise ValueError(f"{where}: `points` must be real numbers, got {points.dtype}; save it as float32.")
+        raise ValueError(
+            f"{where}: `points` must be real numbers, got {points.dtype}; save it as float32."
+        )
     if len(shape) != 3:
-        raise ValueError(f"{where}: `points` must have shape (clouds, points, dimensions), got {shape}.")
+        raise ValueError(
+            f"{where}: `points` must have shape (clouds, points, dimensions), got {shape}."
+        )
     if 0 in shape:
-        raise ValueError(f"{where}: `points` is empty, shape {shape}; save at least one cloud of one point.")
+        raise ValueError(
+            f"{where}: `points` is empty, shape {shape}; save at least one cloud of one point."
+        )

@@ -8,7 +8,9 @@ from flowkit._types import PRNGKey, Scalar
 from flowkit.data._toys import blur, check_draw, sampler, unit_circle
 
 
-def concentric(num: int, *, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def concentric(
+    num: int, *, noise: Scalar = 0.05, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """A disk of radius 0.8 (3 of 11 points, uniform in area) within a ring of radius 2, blurred by Gaussian noise."""
     check_draw(num, noise=noise)
     return _concentric(num, noise, key)
@@ -38,6 +40,8 @@ def _smiley(num: int, key: PRNGKey):
     part_key, angle_key, noise_key = jr.split(key, 3)
     part = jr.randint(part_key, (num, 1), 0, 6)
     eye = jnp.where(part == 0, jnp.array([-1.0, 1.0]), jnp.array([1.0, 1.0]))
-    mouth = 1.5 * unit_circle(jr.uniform(angle_key, (num,), minval=-5 * jnp.pi / 6, maxval=-jnp.pi / 6))
+    mouth = 1.5 * unit_circle(
+        jr.uniform(angle_key, (num,), minval=-5 * jnp.pi / 6, maxval=-jnp.pi / 6)
+    )
     is_eye = part < 2
     return blur(jnp.where(is_eye, eye, mouth), jnp.where(is_eye, 0.1, 0.08), noise_key)

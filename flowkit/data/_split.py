@@ -12,7 +12,11 @@ from flowkit.data._tree import leading_size
 
 
 def train_test_split(
-    data: Any, *, test_fraction: float = 0.1, seed: int = 0, stratify: Shaped[AnyArray, " b"] | None = None
+    data: Any,
+    *,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    stratify: Shaped[AnyArray, " b"] | None = None,
 ) -> Split:
     """Shuffles the examples and sets a part of them aside.
 
@@ -29,13 +33,17 @@ def train_test_split(
     """
     num = leading_size(data)
     if not 0 < test_fraction < 1:
-        raise ValueError(f"`test_fraction` must lie between 0 and 1, got {test_fraction}.")
+        raise ValueError(
+            f"`test_fraction` must lie between 0 and 1, got {test_fraction}."
+        )
     if num < 2:
         raise ValueError(f"`data` has {num} example; a split needs at least two.")
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}.")
     if stratify is not None and len(stratify) != num:
-        raise ValueError(f"`stratify` must have one label per example, {num}; got {len(stratify)}.")
+        raise ValueError(
+            f"`stratify` must have one label per example, {num}; got {len(stratify)}."
+        )
     num_test = min(max(round(test_fraction * num), 1), num - 1)
     order_key, train_key, test_key = np.random.SeedSequence(seed).spawn(3)
     order = np.random.default_rng(order_key).permutation(num)

@@ -31,7 +31,9 @@ class Mixture(NamedTuple):
 
 
 def _mixture(means: list, stds: list, weights: list) -> Mixture:
-    mixture = Mixture(np.array(means, float), np.array(stds, float), np.array(weights, float))
+    mixture = Mixture(
+        np.array(means, float), np.array(stds, float), np.array(weights, float)
+    )
     for array in mixture:
         array.flags.writeable = False  # shared by everybody who imports it
     return mixture
@@ -41,7 +43,9 @@ MIXTURE_1D = _mixture([[-2.0], [2.0]], [[0.8], [0.6]], [0.7, 0.3])
 """0.7 N(-2, 0.8^2) + 0.3 N(2, 0.6^2): mean -0.8, variance 3.916."""
 
 
-def mixture_1d(num: int, *, exact_counts: bool = False, key: PRNGKey) -> Float[Array, "{num} 1"]:
+def mixture_1d(
+    num: int, *, exact_counts: bool = False, key: PRNGKey
+) -> Float[Array, "{num} 1"]:
     """Draws from the asymmetric pair of Gaussians `MIXTURE_1D`.
 
     With `exact_counts` the first component has exactly `int(0.7 num)` points, in random order; otherwise the
@@ -51,7 +55,9 @@ def mixture_1d(num: int, *, exact_counts: bool = False, key: PRNGKey) -> Float[A
     return _mixture_1d(num, exact_counts, key)
 
 
-def eight_gaussians(num: int, *, radius: Scalar = 5.0, std: Scalar = 0.1**0.5, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def eight_gaussians(
+    num: int, *, radius: Scalar = 5.0, std: Scalar = 0.1**0.5, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """Eight equal Gaussians on a circle, at the multiples of 45 degrees: `eight_gaussians_mixture` as draws."""
     check_draw(num, radius=radius, std=std)
     return _ring(num, 8, radius, std, key)
@@ -62,7 +68,9 @@ def eight_gaussians_mixture(radius: float = 5.0, std: float = 0.1**0.5) -> Mixtu
     return _ring_mixture(8, radius, std)
 
 
-def three_modes(num: int, *, radius: Scalar = 2.0, std: Scalar = 0.2, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def three_modes(
+    num: int, *, radius: Scalar = 2.0, std: Scalar = 0.2, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """Three equal Gaussians on a circle, at 0, 120 and 240 degrees: `three_modes_mixture` as draws."""
     check_draw(num, radius=radius, std=std)
     return _ring(num, 3, radius, std, key)
@@ -97,7 +105,9 @@ def shifted_moons(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
     return 4 * centred / std + jnp.array([2.0, 0.0])
 
 
-def circles(num: int, *, factor: Scalar = 0.5, noise: Scalar = 0.05, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def circles(
+    num: int, *, factor: Scalar = 0.5, noise: Scalar = 0.05, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """Two equally likely circles of radius 1 and `factor`, blurred by Gaussian noise.
 
     The distribution of scikit-learn's `make_circles`, whose points lie on a grid of angles.
@@ -170,18 +180,25 @@ def _mixture_1d(num: int, exact_counts: bool, key: PRNGKey):
     first = float(MIXTURE_1D.weights[0])
     if exact_counts:
         # Rounded first, so that no last bit decides whether 0.7 of 10 is 7.
-        second = jr.permutation(index_key, jnp.arange(num) >= int(round(first * num, 6)))
+        second = jr.permutation(
+            index_key, jnp.arange(num) >= int(round(first * num, 6))
+        )
     else:
         second = jr.bernoulli(index_key, 1 - first, (num,))
     index = second.astype(int)
-    means, stds = jnp.asarray(MIXTURE_1D.means)[index], jnp.asarray(MIXTURE_1D.stds)[index]
+    means, stds = (
+        jnp.asarray(MIXTURE_1D.means)[index],
+        jnp.asarray(MIXTURE_1D.stds)[index],
+    )
     return blur(means, stds, noise_key)
 
 
 @ft.partial(jax.jit, static_argnums=(0, 1))
 def _ring(num: int, modes: int, radius: Array, std: Array, key: PRNGKey):
     index_key, noise_key = jr.split(key)
-    angles = jr.randint(index_key, (num,), 0, modes).astype(float) * (2 * jnp.pi / modes)
+    angles = jr.randint(index_key, (num,), 0, modes).astype(float) * (
+        2 * jnp.pi / modes
+    )
     return blur(radius * unit_circle(angles), std, noise_key)
 
 
@@ -190,21 +207,31 @@ def _moons(num: int, noise: Array, key: PRNGKey):
     arm_key, angle_key, noise_key = jr.split(key, 3)
     inner = jr.bernoulli(arm_key, shape=(num, 1))
     outer_points = unit_circle(jr.uniform(angle_key, (num,), maxval=jnp.pi))
-    return blur(jnp.where(inner, jnp.array([1.0, 0.5]) - outer_points, outer_points), noise, noise_key)
+    return blur(
+        jnp.where(inner, jnp.array([1.0, 0.5]) - outer_points, outer_points),
+        noise,
+        noise_key,
+    )
 
 
 @sampler
 def _circles(num: int, factor: Array, noise: Array, key: PRNGKey):
     ring_key, angle_key, noise_key = jr.split(key, 3)
     radius = jnp.where(jr.bernoulli(ring_key, shape=(num, 1)), factor, 1.0)
-    return blur(radius * unit_circle(jr.uniform(angle_key, (num,), maxval=2 * jnp.pi)), noise, noise_key)
+    return blur(
+        radius * unit_circle(jr.uniform(angle_key, (num,), maxval=2 * jnp.pi)),
+        noise,
+        noise_key,
+    )
 
 
 @sampler
 def _s_curve(num: int, noise: Array, key: PRNGKey):
     angle_key, noise_key = jr.split(key)
     angles = jr.uniform(angle_key, (num,), minval=-1.5 * jnp.pi, maxval=1.5 * jnp.pi)
-    points = jnp.stack([jnp.sin(angles), jnp.sign(angles) * (jnp.cos(angles) - 1)], axis=-1)
+    points = jnp.stack(
+        [jnp.sin(angles), jnp.sign(angles) * (jnp.cos(angles) - 1)], axis=-1
+    )
     return blur(points, noise, noise_key)
 
 
@@ -213,11 +240,22 @@ def _spiral(num: int, noise: Array, key: PRNGKey):
     arm_key, angle_key, noise_key = jr.split(key, 3)
     angles = jr.uniform(angle_key, (num,), maxval=3 * jnp.pi)
     points = (angles / jnp.pi)[:, None] * unit_circle(angles)
-    return blur(jnp.where(jr.bernoulli(arm_key, shape=(num, 1)), -points, points), noise, noise_key)
+    return blur(
+        jnp.where(jr.bernoulli(arm_key, shape=(num, 1)), -points, points),
+        noise,
+        noise_key,
+    )
 
 
 @sampler
-def _pinwheel(num: int, num_arms: Array, radial_std: Array, tangential_std: Array, rate: Array, key: PRNGKey):
+def _pinwheel(
+    num: int,
+    num_arms: Array,
+    radial_std: Array,
+    tangential_std: Array,
+    rate: Array,
+    key: PRNGKey,
+):
     arm_key, noise_key = jr.split(key)
     x, y = jr.normal(noise_key, (2, num))
     x, y = 1 + radial_std * x, tangential_std * y
@@ -247,6 +285,8 @@ def unit_circle(angles: Float[Array, " num"]) -> Float[Array, "num 2"]:
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def blur(points: Float[Array, "num d"], noise: Any, key: PRNGKey) -> Float[Array, "num d"]:
+def blur(
+    points: Float[Array, "num d"], noise: Any, key: PRNGKey
+) -> Float[Array, "num d"]:
     """Adds Gaussian noise of this standard deviation."""
     return points + noise * jr.normal(key, points.shape)

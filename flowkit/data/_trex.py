@@ -50,7 +50,9 @@ def trex(num: int, *, noise: Scalar = 0.02, key: PRNGKey) -> Float[Array, "{num}
     return resample(TREX, num, noise=noise, key=key)
 
 
-def trex_parametric(num: int, *, noise: Scalar = 0.02, key: PRNGKey) -> Float[Array, "{num} 2"]:
+def trex_parametric(
+    num: int, *, noise: Scalar = 0.02, key: PRNGKey
+) -> Float[Array, "{num} 2"]:
     """Another tyrannosaur, of arcs and lines, blurred by Gaussian noise, within [-1, 1] but for the noise.
 
     | part | share | curve, `s` uniform in (0, 1), all divided by 1.15 |
@@ -69,8 +71,24 @@ def trex_parametric(num: int, *, noise: Scalar = 0.02, key: PRNGKey) -> Float[Ar
 
 
 # Neck, four lines of legs, two arms.
-_STARTS = [[0.5, 0.4], [-0.2, -0.3], [-0.15, -0.6], [0.15, -0.3], [0.2, -0.6], [0.2, 0.15], [0.25, 0.1]]
-_ENDS = [[0.3, 0.2], [-0.15, -0.6], [-0.1, -0.8], [0.2, -0.6], [0.25, -0.8], [0.25, 0.0], [0.3, -0.05]]
+_STARTS = [
+    [0.5, 0.4],
+    [-0.2, -0.3],
+    [-0.15, -0.6],
+    [0.15, -0.3],
+    [0.2, -0.6],
+    [0.2, 0.15],
+    [0.25, 0.1],
+]
+_ENDS = [
+    [0.3, 0.2],
+    [-0.15, -0.6],
+    [-0.1, -0.8],
+    [0.2, -0.6],
+    [0.25, -0.8],
+    [0.25, 0.0],
+    [0.3, -0.05],
+]
 _SHARES = [0.20, 0.10, 0.15, 0.15, 0.08, 0.06, 0.06, 0.06, 0.06, 0.04, 0.04]
 
 
@@ -82,7 +100,9 @@ def _trex_parametric(num: int, noise: Array, key: PRNGKey):
     head = jnp.array([0.8, 0.4]) + jnp.array([0.3, 0.35]) * unit_circle(jnp.pi * s)
     jaw = jnp.stack([0.5 + 0.6 * s, 0.4 - 0.15 * jnp.sin(jnp.pi * s)], axis=-1)
     body = jnp.array([0.35, 0.3]) * unit_circle(2 * jnp.pi * s)
-    tail = jnp.stack([-0.35 - 0.8 * s, 0.3 * jnp.sin(jnp.pi * s) * (1 - 0.7 * s)], axis=-1)
+    tail = jnp.stack(
+        [-0.35 - 0.8 * s, 0.3 * jnp.sin(jnp.pi * s) * (1 - 0.7 * s)], axis=-1
+    )
     lines = starts + s[:, None] * (ends - starts)
     curves = jnp.concatenate([jnp.stack([head, jaw, body, tail]), lines])
     part = jr.categorical(part_key, jnp.log(jnp.array(_SHARES)), shape=(num,))

@@ -9,7 +9,10 @@ from flowkit.few_step._average_velocity import (
     improved_mean_flow_loss as improved_mean_flow_loss,
     mean_flow_loss as mean_flow_loss,
 )
-from flowkit.few_step._consistency import consistency_loss as consistency_loss, facm_loss as facm_loss
+from flowkit.few_step._consistency import (
+    consistency_loss as consistency_loss,
+    facm_loss as facm_loss,
+)
 from flowkit.few_step._exact import exact_flow_map as exact_flow_map
 from flowkit.few_step._flow_map import (
     both_times as both_times,
@@ -29,7 +32,13 @@ from flowkit.few_step._presets import (
     MEAN_FLOW_CIFAR10 as MEAN_FLOW_CIFAR10,
     MEAN_FLOW_TOY as MEAN_FLOW_TOY,
 )
-from flowkit.few_step._reflow import reflow_pairs as reflow_pairs, ReflowPairs as ReflowPairs
+from flowkit.few_step._reflow import (
+    reflow_pairs as reflow_pairs,
+    ReflowPairs as ReflowPairs,
+)
 from flowkit.few_step._sampling import encode as encode, sample as sample
 from flowkit.few_step._shortcut import shortcut_loss as shortcut_loss
-from flowkit.few_step._training import AdaptiveWeight as AdaptiveWeight, TimePairs as TimePairs
+from flowkit.few_step._training import (
+    AdaptiveWeight as AdaptiveWeight,
+    TimePairs as TimePairs,
+)

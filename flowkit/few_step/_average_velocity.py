@@ -57,16 +57,28 @@ class Guidance(eqx.Module):
 
     def __check_init__(self):
         if not is_traced(self.mix) and not self.mix < 1:
-            raise ValueError(f"`mix` must be below 1, got {self.mix}; the scale is `scale / (1 - mix)`.")
+            raise ValueError(
+                f"`mix` must be below 1, got {self.mix}; the scale is `scale / (1 - mix)`."
+            )
         if not is_traced(self.dropout) and not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be a probability below 1, got {self.dropout}.")
+            raise ValueError(
+                f"`dropout` must be a probability below 1, got {self.dropout}."
+            )
 
     def velocity(self, flow_map, example: Example, s, x, v, dropped, keywords):
         """The guided velocity of an example, and its condition."""
         null = null_of(example.cond, self.null)
-        cond = jax.tree.map(lambda row, none: jnp.where(dropped, none, row), example.cond, null)
-        conditional, without = (flow_map(s, s, x, c, **keywords) for c in (example.cond, null))
-        guided = self.scale * v + self.mix * conditional + (1 - self.scale - self.mix) * without
+        cond = jax.tree.map(
+            lambda row, none: jnp.where(dropped, none, row), example.cond, null
+        )
+        conditional, without = (
+            flow_map(s, s, x, c, **keywords) for c in (example.cond, null)
+        )
+        guided = (
+            self.scale * v
+            + self.mix * conditional
+            + (1 - self.scale - self.mix) * without
+        )
         return jax.lax.stop_gradient(jnp.where(dropped, v, guided)), cond
 
 
@@ -84,18 +96,44 @@ class _Error(eqx.Module):
         x = c.alpha * example.x1 + c.sigma * example.x0
         v, cond = Velocity().evaluate(c, example.x0, example.x1), example.cond
         if self.guidance is not None:
-            v, cond = self.guidance.velocity(flow_map, example, s, x, v, dropped, keywords)
-        tangent = jax.lax.stop_gradient(flow_map(s, s, x, cond, **keywords)) if self.along_model else v
+            v, cond = self.guidance.velocity(
+                flow_map, example, s, x, v, dropped, keywords
+            )
+        tangent = (
+            jax.lax.stop_gradient(flow_map(s, s, x, cond, **keywords))
+            if self.along_model
+            else v
+        )
         u, du = total_derivative(flow_map, s, t, x, tangent, cond, **keywords)
-        return weighted(mean_square(u, v + (t - s) * du, example.mask), self.weight, example), None
+        return weighted(
+            mean_square(u, v + (t - s) * du, example.mask), self.weight, example
+        ), None
 
 
 @eqx.filter_jit
-def _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error: _Error, ordered: bool):
+def _loss(
+    flow_map,
+    x1,
+    cond,
+    key,
+    source,
+    coupling,
+    pairs,
+    mask,
+    block,
+    error: _Error,
+    ordered: bool,
+):
     dkey, gkey = jr.split(key)
     law = ft.partial(draw_pairs, ordered=ordered)
-    examples, (s, t) = draw(flow_map, x1, cond, dkey, source, coupling, pairs, mask, law=law)
-    dropped = None if error.guidance is None else jr.bernoulli(gkey, error.guidance.dropout, s.shape)
+    examples, (s, t) = draw(
+        flow_map, x1, cond, dkey, source, coupling, pairs, mask, law=law
+    )
+    dropped = (
+        None
+        if error.guidance is None
+        else jr.bernoulli(gkey, error.guidance.dropout, s.shape)
+    )
     return mean_over_batch(error, flow_map, (examples, s, t, dropped), block=block)[0]
 
 
@@ -138,7 +176,9 @@ def mean_flow_loss(
     check_ordered(pairs)
     _check(flow_map, x1, cond, mask, guidance, block)
     error = _Error(along_model=False, weight=weight, guidance=guidance)
-    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True)
+    return _loss(
+        flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True
+    )
 
 
 def improved_mean_flow_loss(
@@ -168,7 +208,9 @@ def improved_mean_flow_loss(
     check_ordered(pairs)
     _check(flow_map, x1, cond, mask, guidance, block)
     error = _Error(along_model=True, weight=weight, guidance=guidance)
-    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True)
+    return _loss(
+        flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True
+    )
 
 
 def back_flow_loss(
@@ -192,7 +234,9 @@ def back_flow_loss(
     """
     _check(flow_map, x1, cond, mask, None, block)
     error = _Error(along_model=True, weight=weight, guidance=None)
-    return _loss(flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, False)
+    return _loss(
+        flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, False
+    )
 
 
 def _check(flow_map, x1, cond, mask, guidance, block) -> None:
@@ -207,4 +251,6 @@ def _check(flow_map, x1, cond, mask, guidance, block) -> None:
         of_example = jax.tree.map(lambda leaf: leaf.shape[1:], cond)
         of_null = jax.tree.map(jnp.shape, guidance.null)
         if of_example != of_null:
-            raise ValueError(f"`null` must be the condition of one example, of shape {of_example}, got {of_null}.")
+            raise ValueError(
+                f"`null` must be the condition of one example, of shape {of_example}, got {of_null}."
+            )

@@ -19,7 +19,13 @@ from flowkit._predictions import Velocity
 from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
 from flowkit.few_step._flow_map import FlowMap, total_derivative
-from flowkit.few_step._training import AdaptiveWeight, check_batch, draw, mean_square, weighted
+from flowkit.few_step._training import (
+    AdaptiveWeight,
+    check_batch,
+    draw,
+    mean_square,
+    weighted,
+)
 
 
 class _Error(eqx.Module):
@@ -33,7 +39,9 @@ class _Error(eqx.Module):
     late_weight: bool
     teacher: VelocityField | None
 
-    def __call__(self, flow_map: FlowMap, drawn) -> tuple[Float[Array, ""], dict[str, Array]]:
+    def __call__(
+        self, flow_map: FlowMap, drawn
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
         example, s = drawn
         keywords = {"mask": example.mask, "key": example.key}
         c = flow_map.path.coefficients(s)
@@ -41,9 +49,15 @@ class _Error(eqx.Module):
         if self.teacher is None:
             v = Velocity().evaluate(c, example.x0, example.x1)
         else:
-            masks = {"mask": example.mask} if example.mask is not None and accepts(self.teacher, "mask") else {}
+            masks = (
+                {"mask": example.mask}
+                if example.mask is not None and accepts(self.teacher, "mask")
+                else {}
+            )
             v = jax.lax.stop_gradient(self.teacher(s, x, example.cond, **masks))
-        u, du = total_derivative(flow_map, s, jnp.ones_like(s), x, v, example.cond, **keywords)
+        u, du = total_derivative(
+            flow_map, s, jnp.ones_like(s), x, v, example.cond, **keywords
+        )
         step = jax.lax.stop_gradient(u) - (v + (1 - s) * du)
         if self.clamp is not None:
             step = jnp.clip(step, -self.clamp, self.clamp)
@@ -63,7 +77,9 @@ class _Error(eqx.Module):
         return sum(parts.values(), jnp.zeros_like(s)), parts
 
 
-def _cosine(a: Array, b: Array, mask: Array | None, eps: float = 1e-2) -> Float[Array, ""]:
+def _cosine(
+    a: Array, b: Array, mask: Array | None, eps: float = 1e-2
+) -> Float[Array, ""]:
     """The mean cosine over the last axis; finite, with a finite gradient, at zero vectors."""
     dot, a2, b2 = (jnp.sum(product, axis=-1) for product in (a * b, a * a, b * b))
     value = dot / jnp.sqrt((a2 + eps**2) * (b2 + eps**2))
@@ -129,7 +145,9 @@ def facm_loss(
     check_block(block, x1.shape[0])
     for name, value in (("clamp", clamp), ("relaxation", relaxation)):
         if value is not None and not value > 0:
-            raise ValueError(f"`{name}` must be positive, or `None` to do without, got {value}.")
+            raise ValueError(
+                f"`{name}` must be positive, or `None` to do without, got {value}."
+            )
     error = _Error(True, weight, clamp, relaxation, cosine, late_weight, teacher)
     return _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error)
 
@@ -158,5 +176,9 @@ def consistency_loss(
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
-    error = _Error(False, weight, None, None, cosine=False, late_weight=False, teacher=teacher)
-    return _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error)[0]
+    error = _Error(
+        False, weight, None, None, cosine=False, late_weight=False, teacher=teacher
+    )
+    return _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error)[
+        0
+    ]

@@ -22,7 +22,9 @@ from flowkit._types import Cond, Scalar
 from flowkit.few_step._flow_map import FlowMap
 
 
-def exact_flow_map(distribution: AbstractDistribution, path: AbstractPath = LinearPath()) -> FlowMap:
+def exact_flow_map(
+    distribution: AbstractDistribution, path: AbstractPath = LinearPath()
+) -> FlowMap:
     """The exact flow map from standard normal noise, the pairs being independent.
 
     **Arguments:**
@@ -34,10 +36,14 @@ def exact_flow_map(distribution: AbstractDistribution, path: AbstractPath = Line
     """
     if isinstance(distribution, Normal):
         ends = _NormalEnds(distribution, path)
-    elif isinstance(distribution, GaussianMixture) and distribution.means.shape[-1] == 1:
+    elif (
+        isinstance(distribution, GaussianMixture) and distribution.means.shape[-1] == 1
+    ):
         ends = _QuantileEnds(distribution, path)
     else:
-        raise ValueError("`distribution` must be a `fk.Normal`, or a `fk.GaussianMixture` in one dimension.")
+        raise ValueError(
+            "`distribution` must be a `fk.Normal`, or a `fk.GaussianMixture` in one dimension."
+        )
     return FlowMap(_ExactNetwork(ends, exact_flow(distribution, path)), path)
 
 
@@ -47,11 +53,15 @@ class _ExactNetwork(eqx.Module):
     ends: Callable
     velocity: Flow
 
-    def __call__(self, times: Float[Array, " 2"], x: Array, cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(
+        self, times: Float[Array, " 2"], x: Array, cond: Cond = None
+    ) -> Float[Array, "..."]:
         del cond
         s, t = times
         short = jnp.abs(t - s) < jnp.finfo(x.dtype).eps ** (1 / 3)
-        elsewhere = jnp.where(short, jnp.where(s > 0.5, 0.0, 1.0), t)  # a value that is not used, without 0/0
+        elsewhere = jnp.where(
+            short, jnp.where(s > 0.5, 0.0, 1.0), t
+        )  # a value that is not used, without 0/0
         average = (self.ends(s, elsewhere, x) - x) / (elsewhere - s)
         half = 0.5 * (t - s)
         middle = self.velocity(s + half, x + half * self.velocity(s, x))
@@ -65,7 +75,9 @@ class _NormalEnds(eqx.Module):
     def __call__(self, s: Array, t: Array, x: Array) -> Float[Array, "..."]:
         std = lambda c: jnp.sqrt((c.alpha * self.normal.std) ** 2 + c.sigma**2)
         start, end = self.path.coefficients(s), self.path.coefficients(t)
-        return end.alpha * self.normal.mean + std(end) / std(start) * (x - start.alpha * self.normal.mean)
+        return end.alpha * self.normal.mean + std(end) / std(start) * (
+            x - start.alpha * self.normal.mean
+        )
 
 
 class _QuantileEnds(eqx.Module):
@@ -75,11 +87,15 @@ class _QuantileEnds(eqx.Module):
     path: AbstractPath
 
     def __call__(self, s: Array, t: Array, x: Array) -> Float[Array, "..."]:
-        return jnp.reshape(jax.vmap(lambda x: self._one(s, t, x))(jnp.ravel(x)), x.shape)
+        return jnp.reshape(
+            jax.vmap(lambda x: self._one(s, t, x))(jnp.ravel(x)), x.shape
+        )
 
     def _one(self, s: Array, t: Array, x: Array) -> Float[Array, ""]:
         start, end = self._marginal(s), self._marginal(t)
-        sign = jnp.where(_log_tail(start, x, 1.0) < _log_tail(start, x, -1.0), 1.0, -1.0).astype(x.dtype)
+        sign = jnp.where(
+            _log_tail(start, x, 1.0) < _log_tail(start, x, -1.0), 1.0, -1.0
+        ).astype(x.dtype)
         level = _log_tail(start, x, sign)
         root = _bisect(*jax.lax.stop_gradient((end, level, sign)))
         # One step of Newton's method, which carries the derivative of the root.
@@ -90,16 +106,26 @@ class _QuantileEnds(eqx.Module):
         """Means, standard deviations and weights at a time."""
         c = self.path.coefficients(t)
         variances = jnp.reshape(self.mixture.covariances, (-1,))
-        return c.alpha * self.mixture.means[:, 0], jnp.sqrt(c.alpha**2 * variances + c.sigma**2), self.mixture.weights
+        return (
+            c.alpha * self.mixture.means[:, 0],
+            jnp.sqrt(c.alpha**2 * variances + c.sigma**2),
+            self.mixture.weights,
+        )
 
 
-def _log_tail(law: tuple[Array, Array, Array], y: Array, sign: Scalar) -> Float[Array, ""]:
+def _log_tail(
+    law: tuple[Array, Array, Array], y: Array, sign: Scalar
+) -> Float[Array, ""]:
     """The log-probability of values below `y`, for the sign 1, or above it, for -1."""
     means, stds, weights = law
-    return jsp.special.logsumexp(jsp.stats.norm.logcdf(sign * (y - means) / stds), b=weights)
+    return jsp.special.logsumexp(
+        jsp.stats.norm.logcdf(sign * (y - means) / stds), b=weights
+    )
 
 
-def _bisect(law: tuple[Array, Array, Array], level: Array, sign: Array) -> Float[Array, ""]:
+def _bisect(
+    law: tuple[Array, Array, Array], level: Array, sign: Array
+) -> Float[Array, ""]:
     """Where the log-probability of a tail has a level: as many halvings as a double has digits."""
     means, stds, _ = law
 
@@ -109,5 +135,7 @@ def _bisect(law: tuple[Array, Array, Array], level: Array, sign: Array) -> Float
         below = sign * (_log_tail(law, middle, sign) - level) < 0
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 60, halve, (jnp.min(means - 40 * stds), jnp.max(means + 40 * stds)))
+    low, high = jax.lax.fori_loop(
+        0, 60, halve, (jnp.min(means - 40 * stds), jnp.max(means + 40 * stds))
+    )
     return 0.5 * (low + high)

@@ -85,7 +85,10 @@ class FlowMap(eqx.Module):
         self.network = network
         self.path = path
         self.times = times
-        self.takes_mask, self.takes_key = accepts(network, "mask"), accepts(network, "key")
+        self.takes_mask, self.takes_key = (
+            accepts(network, "mask"),
+            accepts(network, "key"),
+        )
 
     def __call__(
         self,
@@ -102,9 +105,16 @@ class FlowMap(eqx.Module):
         """
         x = jnp.asarray(x)
         s, t = (_checked(name, value, x) for name, value in (("s", s), ("t", t)))
-        value = jnp.asarray(self.network(self.times(s, t), x, cond, **network_keywords(self, mask, key)), x.dtype)
+        value = jnp.asarray(
+            self.network(
+                self.times(s, t), x, cond, **network_keywords(self, mask, key)
+            ),
+            x.dtype,
+        )
         if value.shape != x.shape:
-            raise ValueError(f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}.")
+            raise ValueError(
+                f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}."
+            )
         return value if mask is None else zero_masked(value, mask)
 
 
@@ -114,12 +124,19 @@ def _checked(name: str, t: Scalar, x: Array) -> Array:
 
 
 def jump(
-    flow_map: Callable, s: Scalar, t: Scalar, x: FloatArray, cond: Cond = None, mask: Mask | None = None
+    flow_map: Callable,
+    s: Scalar,
+    t: Scalar,
+    x: FloatArray,
+    cond: Cond = None,
+    mask: Mask | None = None,
 ) -> Float[Array, "..."]:
     """From `x` at `s` to time `t`, earlier or later: `x + (t - s) u(x, s, t)`."""
     keywords = {} if mask is None else {"mask": mask}
     x = jnp.asarray(x)
-    return x + jnp.asarray(t - jnp.asarray(s), x.dtype) * flow_map(s, t, x, cond, **keywords)
+    return x + jnp.asarray(t - jnp.asarray(s), x.dtype) * flow_map(
+        s, t, x, cond, **keywords
+    )
 
 
 class _Instantaneous(eqx.Module):
@@ -137,7 +154,13 @@ def velocity_of(flow_map: FlowMap) -> Flow:
 
 
 def total_derivative(
-    flow_map: Callable, s: Scalar, t: Scalar, x: FloatArray, velocity: FloatArray, *args, **keywords
+    flow_map: Callable,
+    s: Scalar,
+    t: Scalar,
+    x: FloatArray,
+    velocity: FloatArray,
+    *args,
+    **keywords,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""The average velocity and its derivative along a velocity, $\partial_x u \cdot v + \partial_s u$, `t` fixed.
 
@@ -152,7 +175,9 @@ def total_derivative(
     s = as_time(s).astype(x.dtype)
     along = lambda s, x: flow_map(s, t, x, *args, **keywords)
     try:
-        value, derivative = jax.jvp(along, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype)))
+        value, derivative = jax.jvp(
+            along, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype))
+        )
     except (TypeError, ValueError, NotImplementedError) as error:
         if not any(message in str(error) for message in _NO_FORWARD_MODE):
             raise

@@ -46,5 +46,7 @@ def reflow_pairs(
     **Reference:** Liu, Gong and Liu, Flow Straight and Fast, 2022 (arXiv 2209.03003); Lee et al., Improving the
     Training of Rectified Flows, 2024 (arXiv 2405.20320).
     """
-    samples = sample(flow, shape, num_samples=num_pairs, key=key, cond=cond, source=source, **options)
+    samples = sample(
+        flow, shape, num_samples=num_pairs, key=key, cond=cond, source=source, **options
+    )
     return ReflowPairs(source.sample((num_pairs, *shape), key=key), samples.values)

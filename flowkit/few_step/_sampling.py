@@ -60,11 +60,15 @@ def sample(
             "`flow_map` has `times=expanded_interval` and jumps to t = 1 only: give `renoise=True` for several steps, "
             "or sample `velocity_of(flow_map)`."
         )
-    return _sample(flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask)
+    return _sample(
+        flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask
+    )
 
 
 @eqx.filter_jit
-def _sample(flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask):
+def _sample(
+    flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask
+):
     flow_map = eqx.nn.inference_mode(flow_map)
     path: AbstractPath = getattr(flow_map, "path", LinearPath())
     x = source.sample((num_samples, *shape), key=jr.fold_in(key, 0))
@@ -75,8 +79,12 @@ def _sample(flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, 
     def step(x, inputs):
         s, t, number = inputs
         if not renoise:
-            return over_batch(lambda x, cond, mask, t: jump(flow_map, s, t, x, cond, mask))(x, cond, mask, t), None
-        end = over_batch(lambda x, cond, mask, t: jump(flow_map, s, t, x, cond, mask))(x, cond, mask, jnp.ones_like(t))
+            return over_batch(
+                lambda x, cond, mask, t: jump(flow_map, s, t, x, cond, mask)
+            )(x, cond, mask, t), None
+        end = over_batch(lambda x, cond, mask, t: jump(flow_map, s, t, x, cond, mask))(
+            x, cond, mask, jnp.ones_like(t)
+        )
         noise = clean(source.sample(x.shape, key=jr.fold_in(key, number)))
         return jnp.where(t == 1, end, path.interpolate(t, noise, end)), None
 
@@ -101,7 +109,9 @@ def encode(
     x = jnp.asarray(x1)
     check_example("x1", x, mask)
     if _jumps_to_the_end_only(flow_map):
-        raise ValueError("`flow_map` has `times=expanded_interval` and cannot encode; build it with `both_times`.")
+        raise ValueError(
+            "`flow_map` has `times=expanded_interval` and cannot encode; build it with `both_times`."
+        )
     return _encode(flow_map, x, cond, _grid(num_steps, grid)[::-1], mask)
 
 
@@ -124,6 +134,11 @@ def _grid(num_steps: int, grid: Sequence[float] | None) -> tuple[float, ...]:
     if grid is None:
         return tuple(i / num_steps for i in range(num_steps + 1))
     times = tuple(float(t) for t in grid)
-    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or any(s >= t for s, t in zip(times, times[1:], strict=False)):
+    if (
+        len(times) < 2
+        or times[0] != 0
+        or times[-1] != 1
+        or any(s >= t for s, t in zip(times, times[1:], strict=False))
+    ):
         raise ValueError(f"`grid` must increase from 0 to 1, got {times}.")
     return times

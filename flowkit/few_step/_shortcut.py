@@ -15,7 +15,13 @@ from flowkit._predictions import Velocity
 from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey
 from flowkit.few_step._flow_map import FlowMap
-from flowkit.few_step._training import check_all_pairs, check_batch, draw, mean_square, weighted
+from flowkit.few_step._training import (
+    check_all_pairs,
+    check_batch,
+    draw,
+    mean_square,
+    weighted,
+)
 
 
 def shortcut_loss(
@@ -64,11 +70,15 @@ def shortcut_loss(
         )
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
-    return _loss(flow_map, x1, cond, key, source, coupling, times, num_jumps, num_levels, mask)
+    return _loss(
+        flow_map, x1, cond, key, source, coupling, times, num_jumps, num_levels, mask
+    )
 
 
 @eqx.filter_jit
-def _loss(flow_map, x1, cond, key, source, coupling, times, num_jumps, num_levels, mask):
+def _loss(
+    flow_map, x1, cond, key, source, coupling, times, num_jumps, num_levels, mask
+):
     dkey, level_key, start_key = jr.split(key, 3)
     examples, t = draw(flow_map, x1, cond, dkey, source, coupling, times, mask)
     jumps = jax.tree.map(lambda leaf: leaf[:num_jumps], examples)
@@ -80,7 +90,10 @@ def _loss(flow_map, x1, cond, key, source, coupling, times, num_jumps, num_level
         jumps, level, start.astype(t.dtype) * size, size
     )
     velocity_errors = jax.vmap(lambda *args: _flow_matching(flow_map, *args))(others, t)
-    parts = {"flow_matching": jnp.mean(velocity_errors), "self_consistency": jnp.mean(errors)}
+    parts = {
+        "flow_matching": jnp.mean(velocity_errors),
+        "self_consistency": jnp.mean(errors),
+    }
     return (jnp.sum(velocity_errors) + jnp.sum(errors)) / x1.shape[0], parts
 
 
@@ -88,15 +101,27 @@ def _flow_matching(flow_map: FlowMap, example: Example, t: Array) -> Float[Array
     c = flow_map.path.coefficients(t)
     x = c.alpha * example.x1 + c.sigma * example.x0
     velocity = flow_map(t, t, x, example.cond, example.mask, example.key)
-    return weighted(mean_square(velocity, Velocity().evaluate(c, example.x0, example.x1), example.mask), None, example)
+    return weighted(
+        mean_square(
+            velocity, Velocity().evaluate(c, example.x0, example.x1), example.mask
+        ),
+        None,
+        example,
+    )
 
 
-def _self_consistency(flow_map: FlowMap, num_levels: int, example: Example, level, t, size) -> Float[Array, ""]:
+def _self_consistency(
+    flow_map: FlowMap, num_levels: int, example: Example, level, t, size
+) -> Float[Array, ""]:
     args = example.cond, example.mask, example.key
     x = flow_map.path.interpolate(t, example.x0, example.x1)
     half = size / 2
-    span = jnp.where(level == num_levels - 1, 0, half)  # of the network's times, not of the step
+    span = jnp.where(
+        level == num_levels - 1, 0, half
+    )  # of the network's times, not of the step
     first = flow_map(t, t + span, x, *args)
     second = flow_map(t + half, t + half + span, x + half * first, *args)
     value = flow_map(t, t + size, x, *args)
-    return weighted(mean_square(value, 0.5 * (first + second), example.mask), None, example)
+    return weighted(
+        mean_square(value, 0.5 * (first + second), example.mask), None, example
+    )

@@ -33,7 +33,12 @@ class TimePairs(eqx.Module):
     ordered: bool = eqx.field(static=True)
 
     def __init__(
-        self, first: Callable = uniform, second: Callable | None = None, *, equal: float = 0.75, ordered: bool = True
+        self,
+        first: Callable = uniform,
+        second: Callable | None = None,
+        *,
+        equal: float = 0.75,
+        ordered: bool = True,
     ):
         if not is_traced(equal) and not 0 <= equal <= 1:
             raise ValueError(f"`equal` must be a probability, got {equal}.")
@@ -42,10 +47,15 @@ class TimePairs(eqx.Module):
         self.equal = equal
         self.ordered = ordered
 
-    def __call__(self, num: int, *, key: PRNGKey) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+    def __call__(
+        self, num: int, *, key: PRNGKey
+    ) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
         first_key, second_key, equal_key = jr.split(key, 3)
         dtype = jnp.result_type(float)
-        s, t = draw_times(self.first, num, dtype, first_key), draw_times(self.second, num, dtype, second_key)
+        s, t = (
+            draw_times(self.first, num, dtype, first_key),
+            draw_times(self.second, num, dtype, second_key),
+        )
         if self.ordered:
             s, t = jnp.minimum(s, t), jnp.maximum(s, t)
         return s, jnp.where(jr.bernoulli(equal_key, self.equal, (num,)), s, t)
@@ -67,13 +77,17 @@ class AdaptiveWeight(eqx.Module):
     summed: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
-        if not is_traced(self.power, self.constant) and not (self.power >= 0 and self.constant > 0):
+        if not is_traced(self.power, self.constant) and not (
+            self.power >= 0 and self.constant > 0
+        ):
             raise ValueError(
                 f"`power` must not be negative and `constant` must be positive, since an error may be zero; got "
                 f"{self.power} and {self.constant}."
             )
 
-    def __call__(self, error: Float[Array, ""], num_entries: Scalar) -> Float[Array, ""]:
+    def __call__(
+        self, error: Float[Array, ""], num_entries: Scalar
+    ) -> Float[Array, ""]:
         error = error * num_entries if self.summed else error
         return error / jax.lax.stop_gradient((error + self.constant) ** self.power)
 
@@ -83,11 +97,17 @@ def mean_square(value: Array, target: Array, mask: Array | None) -> Float[Array,
     return PointHead().error(value, jax.lax.stop_gradient(target), mask)
 
 
-def weighted(error: Array, weight: AdaptiveWeight | None, example: Example) -> Float[Array, ""]:
+def weighted(
+    error: Array, weight: AdaptiveWeight | None, example: Example
+) -> Float[Array, ""]:
     """The error of an example after the adaptive weight and that of the coupling."""
     if weight is not None:
         size = jnp.asarray(example.x1.size, error.dtype)
-        valid = size if example.mask is None else size * jnp.mean(example.mask.astype(error.dtype))
+        valid = (
+            size
+            if example.mask is None
+            else size * jnp.mean(example.mask.astype(error.dtype))
+        )
         error = weight(error, valid)
     return error if example.weight is None else example.weight * error
 
@@ -115,7 +135,9 @@ def check_ordered(pairs: Callable) -> None:
         )
 
 
-def draw_pairs(pairs: Callable, num: int, dtype: Any, key: PRNGKey, *, ordered: bool) -> tuple[Array, Array]:
+def draw_pairs(
+    pairs: Callable, num: int, dtype: Any, key: PRNGKey, *, ordered: bool
+) -> tuple[Array, Array]:
     """The two times of a law, each `(num,)`; those of a user's law are checked."""
     s, t = pairs(num, key=key)
     if s.shape != (num,) or t.shape != (num,):
@@ -125,14 +147,18 @@ def draw_pairs(pairs: Callable, num: int, dtype: Any, key: PRNGKey, *, ordered: 
         )
     if not isinstance(pairs, TimePairs):
         outside = jnp.any((s < 0) | (s > 1) | (t < 0) | (t > 1))
-        s = eqx.error_if(s, outside, "`pairs` drew a time outside [0, 1] (0 is noise, 1 is data).")
+        s = eqx.error_if(
+            s, outside, "`pairs` drew a time outside [0, 1] (0 is noise, 1 is data)."
+        )
         if ordered:
             message = "`pairs` drew s > t, but this loss trains jumps towards the data; use `back_flow_loss`."
             s = eqx.error_if(s, jnp.any(s > t), message)
     return s.astype(dtype), t.astype(dtype)
 
 
-def draw(flow_map, x1, cond, key, source, coupling, times, mask, *, law=draw_times) -> tuple[Example, Any]:
+def draw(
+    flow_map, x1, cond, key, source, coupling, times, mask, *, law=draw_times
+) -> tuple[Example, Any]:
     """Noise, data and keys of a batch, and its times, which `law(times, num, dtype, key)` draws."""
     ekey, tkey = jr.split(key)
     examples = draw_examples(flow_map, x1, cond, ekey, source, coupling, uniform, mask)

@@ -14,6 +14,13 @@ from flowkit.latent._divergences import (
     standard_normal_kl as standard_normal_kl,
 )
 from flowkit.latent._grid_mask import grid_mask as grid_mask, GridMask as GridMask
-from flowkit.latent._priors import FlowPrior as FlowPrior, mixture_prior as mixture_prior, prior_loss as prior_loss
+from flowkit.latent._priors import (
+    FlowPrior as FlowPrior,
+    mixture_prior as mixture_prior,
+    prior_loss as prior_loss,
+)
 from flowkit.latent._set_flow import SetFlow as SetFlow
-from flowkit.latent._set_losses import set_flow_loss as set_flow_loss, set_prior_loss as set_prior_loss
+from flowkit.latent._set_losses import (
+    set_flow_loss as set_flow_loss,
+    set_prior_loss as set_prior_loss,
+)

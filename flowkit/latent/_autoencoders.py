@@ -38,7 +38,9 @@ class Decoder(eqx.Module):
     def __check_init__(self):
         _latent_size(self.decoder)
 
-    def sample(self, *, num_samples: int, key: PRNGKey) -> Float[Array, "num_samples ..."]:
+    def sample(
+        self, *, num_samples: int, key: PRNGKey
+    ) -> Float[Array, "num_samples ..."]:
         """New examples from the prior."""
         return _sample(self, num_samples, key)
 
@@ -70,7 +72,9 @@ class Autoencoder(eqx.Module):
         """One example from its own latents."""
         return self.decoder(self.encode(x))
 
-    def sample(self, *, num_samples: int, key: PRNGKey) -> Float[Array, "num_samples ..."]:
+    def sample(
+        self, *, num_samples: int, key: PRNGKey
+    ) -> Float[Array, "num_samples ..."]:
         """New examples from the prior."""
         return _sample(self, num_samples, key)
 
@@ -92,30 +96,44 @@ class VAE(eqx.Module):
     prior: AbstractDistribution = Normal()
 
     def __check_init__(self):
-        _check_sizes(self.encoder, 2 * _latent_size(self.decoder), ", means and log-variances of the latents")
+        _check_sizes(
+            self.encoder,
+            2 * _latent_size(self.decoder),
+            ", means and log-variances of the latents",
+        )
 
     def posterior(self, x: FloatArray) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Means and log-variances of the latents of one example."""
         mean, log_variance = jnp.split(self.encoder(jnp.asarray(x)), 2)
         return mean, log_variance
 
-    def encode(self, x: FloatArray, *, key: PRNGKey | None = None) -> Float[Array, " c"]:
+    def encode(
+        self, x: FloatArray, *, key: PRNGKey | None = None
+    ) -> Float[Array, " c"]:
         """The latents of one example: a draw with a key, their mean without."""
         mean, log_variance = self.posterior(x)
         if key is None:
             return mean
-        return mean + jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(0.5 * log_variance) * jr.normal(
+            key, mean.shape, mean.dtype
+        )
 
-    def reconstruct(self, x: FloatArray, *, key: PRNGKey | None = None) -> Float[Array, "..."]:
+    def reconstruct(
+        self, x: FloatArray, *, key: PRNGKey | None = None
+    ) -> Float[Array, "..."]:
         """One example from its own latents: a draw of them with a key, their mean without."""
         return self.decoder(self.encode(x, key=key))
 
-    def sample(self, *, num_samples: int, key: PRNGKey) -> Float[Array, "num_samples ..."]:
+    def sample(
+        self, *, num_samples: int, key: PRNGKey
+    ) -> Float[Array, "num_samples ..."]:
         """New examples from the prior."""
         return _sample(self, num_samples, key)
 
 
-def decoder_loss(model: Decoder, x1: Float[AnyArray, "batch ..."], *, key: PRNGKey) -> Float[Array, ""]:
+def decoder_loss(
+    model: Decoder, x1: Float[AnyArray, "batch ..."], *, key: PRNGKey
+) -> Float[Array, ""]:
     r"""$\mathrm{mean}\,\|G(z) - x\|^2$ for latents drawn independently of the data: which latent belongs to which
     example is not identifiable.
 
@@ -125,7 +143,9 @@ def decoder_loss(model: Decoder, x1: Float[AnyArray, "batch ..."], *, key: PRNGK
     return _decoder_loss(model, x1, key)
 
 
-def autoencoder_loss(model: Autoencoder, x1: Float[AnyArray, "batch ..."]) -> Float[Array, ""]:
+def autoencoder_loss(
+    model: Autoencoder, x1: Float[AnyArray, "batch ..."]
+) -> Float[Array, ""]:
     r"""$\mathrm{mean}\,\|D(E(x)) - x\|^2$ over all entries of the batch.
 
     With linear networks and `c` latents the optimum is the projection on the first `c` principal components, where the
@@ -173,7 +193,14 @@ def vae_loss(
         if not is_traced(value) and not 0 <= float(value) < float("inf"):
             raise ValueError(f"`{name}` must be a finite number >= 0, got {value}.")
     dtype = jnp.asarray(x1).dtype
-    return _vae_loss(model, x1, key, jnp.asarray(kl_weight, dtype), kl_reduction, jnp.asarray(free_bits, dtype))
+    return _vae_loss(
+        model,
+        x1,
+        key,
+        jnp.asarray(kl_weight, dtype),
+        kl_reduction,
+        jnp.asarray(free_bits, dtype),
+    )
 
 
 def _sample(model, num_samples, key):
@@ -184,7 +211,9 @@ def _sample(model, num_samples, key):
 
 @eqx.filter_jit
 def _samples(model, num_samples, key):
-    return jax.vmap(model.decoder)(model.prior.sample((num_samples, model.decoder.in_size), key=key))
+    return jax.vmap(model.decoder)(
+        model.prior.sample((num_samples, model.decoder.in_size), key=key)
+    )
 
 
 @eqx.filter_jit
@@ -204,7 +233,9 @@ def _autoencoder_loss(model, x1):
 def _vae_loss(model, x1, key, kl_weight, kl_reduction, free_bits):
     x1 = jnp.asarray(x1)
     mean, log_variance = jax.vmap(model.posterior)(x1)
-    latents = mean + jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
+    latents = mean + jnp.exp(0.5 * log_variance) * jr.normal(
+        key, mean.shape, mean.dtype
+    )
     reconstruction = _mean_square(jax.vmap(model.decoder)(latents), x1)
     # Of each latent, the mean over the batch: what is free is so on average.
     kl = jnp.mean(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance), axis=0)
@@ -215,17 +246,23 @@ def _vae_loss(model, x1, key, kl_weight, kl_reduction, free_bits):
 
 def _mean_square(x: Float[Array, "..."], x1: Float[Array, "..."]) -> Float[Array, ""]:
     if x.shape != x1.shape:
-        raise ValueError(f"the decoder gives examples of shape {x.shape[1:]}, but those of `x1` have {x1.shape[1:]}.")
+        raise ValueError(
+            f"the decoder gives examples of shape {x.shape[1:]}, but those of `x1` have {x1.shape[1:]}."
+        )
     return jnp.mean((x - x1) ** 2)
 
 
 def _latent_size(decoder: Callable) -> int:
     if not hasattr(decoder, "in_size"):
-        raise ValueError("`decoder` must have an attribute `in_size`, the size of its latents, as `fk.nn` networks do.")
+        raise ValueError(
+            "`decoder` must have an attribute `in_size`, the size of its latents, as `fk.nn` networks do."
+        )
     return decoder.in_size
 
 
 def _check_sizes(encoder: Callable, size: int, what: str = "") -> None:
     out_size = getattr(encoder, "out_size", size)
     if out_size != size:
-        raise ValueError(f"`encoder` must have out_size={size}{what}, to fit the decoder; got {out_size}.")
+        raise ValueError(
+            f"`encoder` must have out_size={size}{what}, to fit the decoder; got {out_size}."
+        )

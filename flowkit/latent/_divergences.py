@@ -13,7 +13,9 @@ from flowkit.latent._priors import prior_keywords
 
 
 def standard_normal_kl(
-    mean: FloatArray, log_variance: FloatArray, reduction: Callable[[Array], Array] = jnp.mean
+    mean: FloatArray,
+    log_variance: FloatArray,
+    reduction: Callable[[Array], Array] = jnp.mean,
 ) -> Float[Array, ""]:
     r"""$\mathrm{KL}(\mathcal N(\mu, \sigma^2) \,\|\, \mathcal N(0, 1))$ in nats, the mean over all entries.
 
@@ -26,7 +28,9 @@ def standard_normal_kl(
 
     **Reference:** Kingma and Welling, Auto-Encoding Variational Bayes (2014), arXiv 1312.6114.
     """
-    return reduction(jnp.asarray(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)))
+    return reduction(
+        jnp.asarray(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance))
+    )
 
 
 def sampled_kl(
@@ -60,7 +64,9 @@ def sampled_kl(
 
     def log_ratio(noise):
         log_q = Normal().log_prob(noise) - 0.5 * jnp.sum(log_variance)
-        return log_q - prior.log_prob(mean + jnp.exp(0.5 * log_variance) * noise, **keywords)
+        return log_q - prior.log_prob(
+            mean + jnp.exp(0.5 * log_variance) * noise, **keywords
+        )
 
     total = jnp.mean(jax.vmap(log_ratio)(noise))
     # The divergence belongs to all entries together; an equal share of each lets the reduction mean what it says.

@@ -27,12 +27,25 @@ class GridMask(eqx.Module):
     def __check_init__(self):
         _check(self.grid_size, self.probability)
 
-    def __call__(self, points: Points, mask: Mask | None = None, *, key: PRNGKey) -> Bool[Array, " n"]:
-        return grid_mask(points, mask, grid_size=self.grid_size, probability=self.probability, key=key)
+    def __call__(
+        self, points: Points, mask: Mask | None = None, *, key: PRNGKey
+    ) -> Bool[Array, " n"]:
+        return grid_mask(
+            points,
+            mask,
+            grid_size=self.grid_size,
+            probability=self.probability,
+            key=key,
+        )
 
 
 def grid_mask(
-    points: Points, mask: Mask | None = None, *, grid_size: int = 3, probability: Scalar = 0.33, key: PRNGKey
+    points: Points,
+    mask: Mask | None = None,
+    *,
+    grid_size: int = 3,
+    probability: Scalar = 0.33,
+    key: PRNGKey,
 ) -> Bool[Array, " n"]:
     """Which points of a cloud are visible once the cells of a grid are hidden, each with the given probability.
 
@@ -54,10 +67,14 @@ def grid_mask(
     points = jnp.where(valid[:, None], points, 0)
     points = jnp.where(valid[:, None], points, points[jnp.argmax(valid)])
     low, high = jnp.min(points, axis=0), jnp.max(points, axis=0)
-    cells = jnp.floor(grid_size * (points - low) / (high - low + 1e-8)).astype(jnp.int32)
+    cells = jnp.floor(grid_size * (points - low) / (high - low + 1e-8)).astype(
+        jnp.int32
+    )
     cells = jnp.clip(cells, 0, grid_size - 1)
     # A key for each cell instead of a table of all of them, which would have `grid_size**d` entries.
-    hidden = jax.vmap(lambda cell: jr.bernoulli(ft.reduce(jr.fold_in, cell, key), probability))(cells)
+    hidden = jax.vmap(
+        lambda cell: jr.bernoulli(ft.reduce(jr.fold_in, cell, key), probability)
+    )(cells)
     visible = valid & ~hidden
     return jnp.where(jnp.any(visible), visible, valid)
 

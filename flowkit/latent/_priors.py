@@ -62,9 +62,15 @@ class FlowPrior(AbstractDistribution):
         self.num_steps = num_steps
 
     def _options(self) -> dict[str, Any]:
-        return {"solver": self.solver, "num_steps": self.num_steps, "stepsize_controller": self.stepsize_controller}
+        return {
+            "solver": self.solver,
+            "num_steps": self.num_steps,
+            "stepsize_controller": self.stepsize_controller,
+        }
 
-    def sample(self, shape: tuple[int, ...], *, key: PRNGKey, cond: Cond = None) -> Float[Array, "..."]:
+    def sample(
+        self, shape: tuple[int, ...], *, key: PRNGKey, cond: Cond = None
+    ) -> Float[Array, "..."]:
         """Latents `(..., k, c)`, the leading axes independent, and those of the arrays in `cond` too."""
         rows, event = shape[:-2], shape[-2:]
         samples = sample(
@@ -95,12 +101,18 @@ def mixture_prior(num_components: int, size: int, *, key: PRNGKey) -> GaussianMi
     The means are standard normal. Its rows are independent, so it is blind to the order of `k` latents.
     """
     if num_components < 1 or size < 1:
-        raise ValueError(f"`num_components` and `size` must be at least 1, got {num_components} and {size}.")
+        raise ValueError(
+            f"`num_components` and `size` must be at least 1, got {num_components} and {size}."
+        )
     return GaussianMixture(jr.normal(key, (num_components, size)))
 
 
 def prior_loss(
-    prior: AbstractDistribution, latents: Float[AnyArray, "batch k c"], cond: Cond = None, *, key: PRNGKey
+    prior: AbstractDistribution,
+    latents: Float[AnyArray, "batch k c"],
+    cond: Cond = None,
+    *,
+    key: PRNGKey,
 ) -> Float[Array, ""]:
     r"""What trains a prior on given latents; no gradient reaches them.
 
@@ -122,7 +134,10 @@ def prior_loss(
     moments = -Normal(mean, std).log_prob(latents) / latents.size
     standardised = jax.lax.stop_gradient((latents - mean) / std)
     targets = (prior.flow.prediction,)
-    return flow_matching_loss(prior.flow, standardised, cond, targets=targets, key=key) + moments
+    return (
+        flow_matching_loss(prior.flow, standardised, cond, targets=targets, key=key)
+        + moments
+    )
 
 
 def prior_keywords(prior: AbstractDistribution, cond: Cond) -> dict[str, Any]:
@@ -142,7 +157,9 @@ def _joined(cond: Cond, rows: tuple[int, ...]) -> Cond:
 
     def join(leaf):
         if not eqx.is_array(leaf) or leaf.shape[: len(rows)] != rows:
-            raise ValueError(f"`cond` must hold arrays with the leading axes {rows} of the latents, got {leaf!r}.")
+            raise ValueError(
+                f"`cond` must hold arrays with the leading axes {rows} of the latents, got {leaf!r}."
+            )
         return jnp.reshape(leaf, (-1, *leaf.shape[len(rows) :]))
 
     return jax.tree.map(join, cond)

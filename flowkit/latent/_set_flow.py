@@ -69,7 +69,9 @@ class SetFlow(eqx.Module):
     def latent_shape(self) -> tuple[int, int]:
         """The shape `(k, c)` of the latents; for encoders with one latent per point, that of one point."""
         points = jax.ShapeDtypeStruct((1, self.in_size), jnp.result_type(float))
-        return eqx.filter_eval_shape(eqx.nn.inference_mode(self).posterior, points)[0].shape
+        return eqx.filter_eval_shape(eqx.nn.inference_mode(self).posterior, points)[
+            0
+        ].shape
 
     def posterior(
         self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None
@@ -84,14 +86,22 @@ class SetFlow(eqx.Module):
     def _normalized(self, latents: Float[Array, "... c"]) -> Float[Array, "... c"]:
         if not self.normalize:
             return latents
-        return latents * jax.lax.rsqrt(jnp.sum(latents**2, axis=-1, keepdims=True) + 1e-8)
+        return latents * jax.lax.rsqrt(
+            jnp.sum(latents**2, axis=-1, keepdims=True) + 1e-8
+        )
 
-    def encode(self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None) -> Float[Array, "k c"]:
+    def encode(
+        self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None
+    ) -> Float[Array, "k c"]:
         """The latents of one cloud. With a key a variational model draws them, without one it returns their means."""
         check_mask("mask", mask)
         ekey, zkey = (None, None) if key is None else jr.split(key)
         mean, log_variance = self.posterior(points, mask, key=ekey)
-        return mean if log_variance is None or zkey is None else draw_latents(mean, log_variance, key=zkey)
+        return (
+            mean
+            if log_variance is None or zkey is None
+            else draw_latents(mean, log_variance, key=zkey)
+        )
 
     def reconstruct(
         self,
@@ -157,9 +167,16 @@ class SetFlow(eqx.Module):
         shape = (num_points, self.in_size)
         check_sampling(shape, num_samples, cond, cond_axes, mask)
         if cond_axes is None:
-            cond = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_samples, *jnp.shape(leaf))), cond)
+            cond = jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (num_samples, *jnp.shape(leaf))),
+                cond,
+            )
         zkey, xkey = jr.split(key)
-        latents = self.prior.sample((num_samples, *self.latent_shape), key=zkey, **prior_keywords(self.prior, cond))
+        latents = self.prior.sample(
+            (num_samples, *self.latent_shape),
+            key=zkey,
+            **prior_keywords(self.prior, cond),
+        )
         return sample(
             self.flow,
             shape,
@@ -174,7 +191,9 @@ class SetFlow(eqx.Module):
         )
 
 
-def draw_latents(mean: Float[Array, "k c"], log_variance: Float[Array, "k c"], *, key: PRNGKey) -> Float[Array, "k c"]:
+def draw_latents(
+    mean: Float[Array, "k c"], log_variance: Float[Array, "k c"], *, key: PRNGKey
+) -> Float[Array, "k c"]:
     """Normal latents; rows of zeros stand for nothing and stay zero."""
     there = jnp.any((mean != 0) | (log_variance != 0), axis=-1, keepdims=True)
     noise = jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)

@@ -13,7 +13,13 @@ from flowkit._blocks import check_block, mean_over_batch
 from flowkit._checks import check_data, check_mask, check_rows
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._losses import check_targets, draw_examples, Example, ExampleError, Weighting
+from flowkit._losses import (
+    check_targets,
+    draw_examples,
+    Example,
+    ExampleError,
+    Weighting,
+)
 from flowkit._predictions import AbstractPrediction, Target, Velocity
 from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar
@@ -78,7 +84,9 @@ def set_flow_loss(
     if not (_is_zero(vae_kl_weight) or model.variational):
         raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
     if kl_samples is not None and _is_zero(vae_kl_weight):
-        raise ValueError(f"`kl_samples` is {kl_samples}, but `vae_kl_weight` is 0: give a weight, or leave it out.")
+        raise ValueError(
+            f"`kl_samples` is {kl_samples}, but `vae_kl_weight` is 0: give a weight, or leave it out."
+        )
     if targets is None:
         targets = _default_targets(model)
     check_targets(model.flow, targets, weighting)
@@ -87,9 +95,24 @@ def set_flow_loss(
         0 if _is_zero(weight) else jnp.asarray(weight, points.dtype)
         for weight in (prior_weight, vae_kl_weight, marginal_kl_weight)
     )
-    error = _CloudError(ExampleError(tuple(targets), weighting), vae_kl_weight, kl_reduction, kl_samples)
+    error = _CloudError(
+        ExampleError(tuple(targets), weighting), vae_kl_weight, kl_reduction, kl_samples
+    )
     weights = prior_weight, marginal_kl_weight
-    return _loss(model, points, key, mask, encoder_mask, cond, weights, source, coupling, times, error, block)
+    return _loss(
+        model,
+        points,
+        key,
+        mask,
+        encoder_mask,
+        cond,
+        weights,
+        source,
+        coupling,
+        times,
+        error,
+        block,
+    )
 
 
 def set_prior_loss(
@@ -144,11 +167,17 @@ class _CloudError(eqx.Module):
     kl_reduction: Callable[[Array], Array]
     kl_samples: int | None
 
-    def __call__(self, model: SetFlow, example: Example) -> tuple[Float[Array, ""], dict[str, Any]]:
+    def __call__(
+        self, model: SetFlow, example: Example
+    ) -> tuple[Float[Array, ""], dict[str, Any]]:
         cond = example.cond
-        mean, log_variance = model.posterior(cond["points"], cond["mask"], key=cond["key"])
+        mean, log_variance = model.posterior(
+            cond["points"], cond["mask"], key=cond["key"]
+        )
         zkey, kkey = jr.split(cond["latent_key"])
-        latents = mean if log_variance is None else draw_latents(mean, log_variance, key=zkey)
+        latents = (
+            mean if log_variance is None else draw_latents(mean, log_variance, key=zkey)
+        )
         flow_loss, _ = self.flow_error(model.flow, example._replace(cond=latents))
         # The condition comes back with the latents, since a coupling may have permuted both.
         aux = {"latents": (mean, cond["prior"]), "flow_loss": flow_loss}
@@ -165,7 +194,20 @@ class _CloudError(eqx.Module):
 
 
 @eqx.filter_jit
-def _loss(model, points, key, mask, encoder_mask, prior_cond, weights, source, coupling, times, error, block):
+def _loss(
+    model,
+    points,
+    key,
+    mask,
+    encoder_mask,
+    prior_cond,
+    weights,
+    source,
+    coupling,
+    times,
+    error,
+    block,
+):
     prior_weight, marginal_kl_weight = weights
     fkey, ekey, zkey, pkey, mkey = jr.split(key, 5)
     num = points.shape[0]
@@ -180,7 +222,9 @@ def _loss(model, points, key, mask, encoder_mask, prior_cond, weights, source, c
         "latent_key": jr.split(zkey, num),
         "prior": jax.tree.map(jnp.asarray, prior_cond),
     }
-    examples = draw_examples(model.flow, points, cond, fkey, source, coupling, times, mask)
+    examples = draw_examples(
+        model.flow, points, cond, fkey, source, coupling, times, mask
+    )
     loss, aux = mean_over_batch(error, model, examples, block=block)
     latents, prior_cond = aux.pop("latents")
     metrics = {name: jnp.mean(value) for name, value in aux.items()}
@@ -188,7 +232,11 @@ def _loss(model, points, key, mask, encoder_mask, prior_cond, weights, source, c
         metrics["prior_loss"] = prior_loss(model.prior, latents, prior_cond, key=pkey)
         loss = loss + prior_weight * metrics["prior_loss"]
     if not _is_zero(marginal_kl_weight):
-        encode = jax.checkpoint(lambda cloud: model.posterior(cloud["points"], cloud["mask"], key=cloud["key"])[0])
+        encode = jax.checkpoint(
+            lambda cloud: model.posterior(
+                cloud["points"], cloud["mask"], key=cloud["key"]
+            )[0]
+        )
         latents = jax.lax.map(encode, cond, batch_size=block or num)
         metrics["marginal_kl"] = marginal_kl(latents)
         loss = loss + marginal_kl_weight * metrics["marginal_kl"]
@@ -199,5 +247,9 @@ def _loss(model, points, key, mask, encoder_mask, prior_cond, weights, source, c
 def _prior_loss(model, points, key, mask, cond, block):
     encoder = eqx.nn.inference_mode(model)
     clouds = jnp.asarray(points), mask
-    latents = jax.lax.map(lambda cloud: encoder.posterior(*cloud)[0], clouds, batch_size=block or points.shape[0])
+    latents = jax.lax.map(
+        lambda cloud: encoder.posterior(*cloud)[0],
+        clouds,
+        batch_size=block or points.shape[0],
+    )
     return prior_loss(model.prior, latents, cond, key=key)

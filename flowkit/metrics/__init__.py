@@ -26,4 +26,7 @@ from flowkit.metrics._sinkhorn import (
     sinkhorn_divergence as sinkhorn_divergence,
 )
 from flowkit.metrics._transport import emd as emd, w2 as w2
-from flowkit.metrics._wasserstein import sliced_w2 as sliced_w2, wasserstein_1d as wasserstein_1d
+from flowkit.metrics._wasserstein import (
+    sliced_w2 as sliced_w2,
+    wasserstein_1d as wasserstein_1d,
+)

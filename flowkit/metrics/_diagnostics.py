@@ -12,7 +12,9 @@ from flowkit._types import AnyArray, is_traced
 from flowkit.metrics._distances import check_values
 
 
-def straightness(times: Float[AnyArray, " t"], points: Float[AnyArray, " t *shape"]) -> Float[Array, ""]:
+def straightness(
+    times: Float[AnyArray, " t"], points: Float[AnyArray, " t *shape"]
+) -> Float[Array, ""]:
     """How far one trajectory is from a straight line at constant speed: `int |(x_1 - x_0) - dx/dt|^2 dt`.
 
     Between the given times the trajectory is taken as straight, so the value grows to the integral as the grid
@@ -23,11 +25,15 @@ def straightness(times: Float[AnyArray, " t"], points: Float[AnyArray, " t *shap
     **Reference:** Liu, Gong & Liu, *Flow Straight and Fast* (2023), arXiv 2209.03003.
     """
     if points.shape[0] < 2:
-        raise ValueError(f"`points` holds {points.shape[0]} times; a trajectory needs at least two.")
+        raise ValueError(
+            f"`points` holds {points.shape[0]} times; a trajectory needs at least two."
+        )
     check_values("times", times)
     check_values("points", points)
     if not is_traced(times) and not np.all(np.diff(np.asarray(times, float)) > 0):
-        raise ValueError("`times` must increase; reverse a trajectory that was integrated backwards.")
+        raise ValueError(
+            "`times` must increase; reverse a trajectory that was integrated backwards."
+        )
     return _straightness(times, points)
 
 
@@ -64,12 +70,16 @@ def latent_statistics(
     """
     check_values("latents", latents)
     if (labels is None) != (num_classes is None):
-        raise ValueError("`labels` and `num_classes` belong together: give both or neither.")
+        raise ValueError(
+            "`labels` and `num_classes` belong together: give both or neither."
+        )
     if labels is None or num_classes is None:
         labels, num_classes = np.zeros(len(latents), np.int32), 1
         return jax.tree.map(lambda a: a[0], _statistics(latents, labels, num_classes))
     if not is_traced(labels) and (np.min(labels) < 0 or np.max(labels) >= num_classes):
-        raise ValueError(f"`labels` run from {np.min(labels)} to {np.max(labels)}, outside 0 .. {num_classes - 1}.")
+        raise ValueError(
+            f"`labels` run from {np.min(labels)} to {np.max(labels)}, outside 0 .. {num_classes - 1}."
+        )
     return _statistics(latents, labels, num_classes)
 
 

@@ -6,7 +6,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, Mask
-from flowkit.metrics._distances import check_pair, prepare_pair, row_blocks, safe_sqrt, squared_distances
+from flowkit.metrics._distances import (
+    check_pair,
+    prepare_pair,
+    row_blocks,
+    safe_sqrt,
+    squared_distances,
+)
 
 
 def energy_distance(
@@ -34,7 +40,10 @@ def energy_distance(
 def _energy_distance(x, y, mask_x, mask_y):
     x, y, mask_x, mask_y = prepare_pair(x, y, mask_x, mask_y)
     between = _mean_distance(x, y, mask_x, mask_y)
-    within = sum(_mean_distance(z, z, mask, mask, within=True) for z, mask in ((x, mask_x), (y, mask_y)))
+    within = sum(
+        _mean_distance(z, z, mask, mask, within=True)
+        for z, mask in ((x, mask_x), (y, mask_y))
+    )
     squared = 2 * between - within
     return safe_sqrt(jnp.where(squared < 0, 0, squared))
 
@@ -50,7 +59,12 @@ def _mean_distance(x, y, mask_x, mask_y, *, within=False):
         if within:  # a point is at distance zero from itself, whatever the rounding
             valid &= (start + jnp.arange(len(points)))[:, None] != jnp.arange(len(y))
         distances = jnp.where(valid, safe_sqrt(squared_distances(points, y)), 0)
-        return (total + jnp.sum(jnp.sum(distances, 1) / count), start + len(points)), None
+        return (
+            total + jnp.sum(jnp.sum(distances, 1) / count),
+            start + len(points),
+        ), None
 
-    (total, _), _ = lax.scan(step, (jnp.zeros((), x.dtype), 0), row_blocks(x, mask_x, y.shape[0]))
+    (total, _), _ = lax.scan(
+        step, (jnp.zeros((), x.dtype), 0), row_blocks(x, mask_x, y.shape[0])
+    )
     return total / jnp.sum(mask_x, dtype=x.dtype)

@@ -38,15 +38,21 @@ def _check_covariance(name: str, cov) -> None:
     cov = np.asarray(cov, np.float64)
     tolerance = 1e-4 * np.abs(cov).max()
     if np.abs(cov - cov.T).max() > tolerance:
-        raise ValueError(f"`{name}` is not symmetric; pass a covariance matrix, not one of its factors.")
+        raise ValueError(
+            f"`{name}` is not symmetric; pass a covariance matrix, not one of its factors."
+        )
     if np.linalg.eigvalsh(cov).min() < -tolerance:
-        raise ValueError(f"`{name}` has a negative eigenvalue, so it is not a covariance matrix.")
+        raise ValueError(
+            f"`{name}` has a negative eigenvalue, so it is not a covariance matrix."
+        )
 
 
 @eqx.filter_jit
 def _gaussian_w2(mean_x, cov_x, mean_y, cov_y):
     mean_x = jnp.asarray(mean_x)
-    cov_x, mean_y, cov_y = (jnp.asarray(a, mean_x.dtype) for a in (cov_x, mean_y, cov_y))
+    cov_x, mean_y, cov_y = (
+        jnp.asarray(a, mean_x.dtype) for a in (cov_x, mean_y, cov_y)
+    )
     values, vectors = jnp.linalg.eigh(cov_x)
     scaled = vectors * safe_sqrt(jnp.maximum(values, 0))
     # A^1/2 B A^1/2 and F' B F with A = F F' have the same eigenvalues: the second root is never formed.

@@ -43,7 +43,9 @@ def jsd(
     check_values("reference", reference, mask_reference)
     size = samples.shape[-1]
     if num_cells < 1:
-        raise ValueError(f"`num_cells` is {num_cells}; the grid needs at least one cell along each axis.")
+        raise ValueError(
+            f"`num_cells` is {num_cells}; the grid needs at least one cell along each axis."
+        )
     if num_cells**size > MAX_CELLS:
         raise ValueError(
             f"`num_cells` is {num_cells}, which makes {num_cells}^{size} cells; use fewer along each axis."
@@ -79,15 +81,25 @@ def _grid(points, mask, limits):
 
 def _occupancy(points, mask, low, width, num_cells):
     """The fraction of valid points in each cell."""
-    scaled = (points.reshape(-1, points.shape[-1]) - low) / jnp.where(width > 0, width, 1)
-    valid = jnp.ones(len(scaled), bool) if mask is None else jnp.asarray(mask).reshape(-1)
+    scaled = (points.reshape(-1, points.shape[-1]) - low) / jnp.where(
+        width > 0, width, 1
+    )
+    valid = (
+        jnp.ones(len(scaled), bool) if mask is None else jnp.asarray(mask).reshape(-1)
+    )
     scaled = jnp.where(valid[:, None], scaled, 0)
     cells = jnp.clip(jnp.floor(scaled * num_cells), 0, num_cells - 1).astype(jnp.int32)
     index = sum(cells[:, k] * num_cells**k for k in range(cells.shape[1]))
-    counts = jax.ops.segment_sum(valid.astype(jnp.int32), index, num_cells ** cells.shape[1])
+    counts = jax.ops.segment_sum(
+        valid.astype(jnp.int32), index, num_cells ** cells.shape[1]
+    )
     return counts.astype(points.dtype) / jnp.sum(counts).astype(points.dtype)
 
 
 def _kl_terms(p, middle):
     present = p > 0
-    return jnp.where(present, p * jnp.log(jnp.where(present, p / jnp.where(present, middle, 1), 1)), 0)
+    return jnp.where(
+        present,
+        p * jnp.log(jnp.where(present, p / jnp.where(present, middle, 1), 1)),
+        0,
+    )

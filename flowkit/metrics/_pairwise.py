@@ -40,17 +40,27 @@ def pairwise(
     check_values("xs", xs, mask_xs)
     if ys is None:
         if mask_ys is not None:
-            raise ValueError("`mask_ys` was given without `ys`; within one list `mask_xs` counts for both.")
+            raise ValueError(
+                "`mask_ys` was given without `ys`; within one list `mask_xs` counts for both."
+            )
         rows, columns = np.triu_indices(len(xs))
     else:
         check_values("ys", ys, mask_ys)
         rows, columns = (i.reshape(-1) for i in np.indices((len(xs), len(ys))))
     width = xs.shape[1] if ys is None else ys.shape[1]
-    block = max(1, 4 * block_entries() // (xs.shape[1] * width)) if block_size is None else block_size
+    block = (
+        max(1, 4 * block_entries() // (xs.shape[1] * width))
+        if block_size is None
+        else block_size
+    )
     if block < 1:
-        raise ValueError(f"`block_size` is {block}; at least one pair must be worked on at a time.")
+        raise ValueError(
+            f"`block_size` is {block}; at least one pair must be worked on at a time."
+        )
     rows, columns = rows.astype(np.int32), columns.astype(np.int32)
-    matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, rows, columns, min(block, len(rows)))
+    matrix = _pairwise(
+        distance, xs, ys, mask_xs, mask_ys, rows, columns, min(block, len(rows))
+    )
     _check_matrix(matrix)
     return matrix
 

@@ -51,12 +51,16 @@ def set_scores(
         )
     d_xx = pairwise(distance, samples, mask_xs=mask_samples)
     d_yy = pairwise(distance, reference, mask_xs=mask_reference)
-    d_xy = pairwise(distance, samples, reference, mask_xs=mask_samples, mask_ys=mask_reference)
+    d_xy = pairwise(
+        distance, samples, reference, mask_xs=mask_samples, mask_ys=mask_reference
+    )
     return SetScores(one_nna(d_xx, d_xy, d_yy), mmd(d_xy), coverage(d_xy))
 
 
 def one_nna(
-    d_xx: Float[AnyArray, "a1 a2"], d_xy: Float[AnyArray, "a b"], d_yy: Float[AnyArray, "b1 b2"]
+    d_xx: Float[AnyArray, "a1 a2"],
+    d_xy: Float[AnyArray, "a b"],
+    d_yy: Float[AnyArray, "b1 b2"],
 ) -> Float[Array, ""]:
     """The leave-one-out accuracy of a nearest-neighbour classifier that tells samples `x` from references `y`.
 
@@ -109,9 +113,13 @@ def coverage(d_xy: Float[AnyArray, "a b"]) -> Float[Array, ""]:
 def _check_matrices(**matrices) -> None:
     for name, matrix in matrices.items():
         if 0 in matrix.shape:
-            raise ValueError(f"`{name}` has shape {matrix.shape}; there must be a sample and a reference.")
+            raise ValueError(
+                f"`{name}` has shape {matrix.shape}; there must be a sample and a reference."
+            )
         if not is_traced(matrix) and not np.isfinite(np.asarray(matrix)).all():
-            raise ValueError(f"`{name}` holds values that are not finite; distances must be numbers.")
+            raise ValueError(
+                f"`{name}` holds values that are not finite; distances must be numbers."
+            )
 
 
 @eqx.filter_jit
@@ -124,7 +132,9 @@ def _one_nna(d_xx, d_xy, d_yy):
 def _hits(d_same, other):
     d_same = jnp.asarray(d_same, other.dtype)
     same = jnp.min(jnp.where(jnp.eye(len(d_same), dtype=bool), jnp.inf, d_same), 1)
-    return jnp.where(same < other, 1, jnp.where(same == other, 0.5, 0)).astype(other.dtype)
+    return jnp.where(same < other, 1, jnp.where(same == other, 0.5, 0)).astype(
+        other.dtype
+    )
 
 
 @eqx.filter_jit

@@ -12,7 +12,13 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._transport import log_weights, Potentials, sinkhorn, SoftMinima
 from flowkit._types import AnyArray, is_traced, Mask, Scalar
-from flowkit.metrics._distances import check_pair, prepare_pair, row_blocks, safe_sqrt, squared_distances
+from flowkit.metrics._distances import (
+    check_pair,
+    prepare_pair,
+    row_blocks,
+    safe_sqrt,
+    squared_distances,
+)
 
 
 class Bounds(NamedTuple):
@@ -60,7 +66,12 @@ def emd_bounds(
     check_pair(x, y, mask_x, mask_y)
     _check_options(epsilon, max_iterations)
     return _emd_bounds(
-        x, y, jnp.asarray(epsilon, jax.dtypes.canonicalize_dtype(x.dtype)), max_iterations, mask_x, mask_y
+        x,
+        y,
+        jnp.asarray(epsilon, jax.dtypes.canonicalize_dtype(x.dtype)),
+        max_iterations,
+        mask_x,
+        mask_y,
     )
 
 
@@ -103,9 +114,13 @@ def sinkhorn_divergence(
 
 def _check_options(epsilon, max_iterations) -> None:
     if not is_traced(epsilon) and not epsilon > 0:
-        raise ValueError(f"`epsilon` is {epsilon}; the regularisation must be positive. `emd` and `w2` have none.")
+        raise ValueError(
+            f"`epsilon` is {epsilon}; the regularisation must be positive. `emd` and `w2` have none."
+        )
     if max_iterations < 1:
-        raise ValueError(f"`max_iterations` is {max_iterations}; at least one is needed.")
+        raise ValueError(
+            f"`max_iterations` is {max_iterations}; at least one is needed."
+        )
 
 
 class _Problem(NamedTuple):
@@ -123,25 +138,41 @@ class _Problem(NamedTuple):
     def over_rows(self, fn: Callable, *per_row: Array) -> tuple[Array, ...]:
         """`fn(costs, valid, *values)` of each block of rows, put together; one block's costs exist at a time."""
         num = self.x.shape[0]
-        columns = jnp.stack(per_row, 1) if per_row else jnp.zeros((num, 0), self.x.dtype)
-        blocks, masks = row_blocks(jnp.concatenate([self.x, columns], 1), self.mask_x, self.y.shape[0])
+        columns = (
+            jnp.stack(per_row, 1) if per_row else jnp.zeros((num, 0), self.x.dtype)
+        )
+        blocks, masks = row_blocks(
+            jnp.concatenate([self.x, columns], 1), self.mask_x, self.y.shape[0]
+        )
         size = self.x.shape[1]
 
         @jax.checkpoint
         def one(block):
             rows, mask = block
             values = (rows[:, size + k] for k in range(len(per_row)))
-            return fn(self.cost(squared_distances(rows[:, :size], self.y)), mask[:, None] & self.mask_y, *values)
+            return fn(
+                self.cost(squared_distances(rows[:, :size], self.y)),
+                mask[:, None] & self.mask_y,
+                *values,
+            )
 
-        return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num], lax.map(one, (blocks, masks)))
+        return jax.tree.map(
+            lambda leaf: leaf.reshape(-1)[:num], lax.map(one, (blocks, masks))
+        )
 
     def soft_minimum(self, g: Array, epsilon: Array) -> Array:
         log_b = log_weights(self.mask_y, self.x.dtype)
-        (minimum,) = self.over_rows(lambda cost, _: (-epsilon * logsumexp((g - cost) / epsilon + log_b, axis=1),))
+        (minimum,) = self.over_rows(
+            lambda cost, _: (
+                -epsilon * logsumexp((g - cost) / epsilon + log_b, axis=1),
+            )
+        )
         return jnp.where(self.mask_x, minimum, 0)
 
     def hard_minimum(self, g: Array) -> Array:
-        (minimum,) = self.over_rows(lambda cost, valid: (jnp.min(jnp.where(valid, cost - g, jnp.inf), axis=1),))
+        (minimum,) = self.over_rows(
+            lambda cost, valid: (jnp.min(jnp.where(valid, cost - g, jnp.inf), axis=1),)
+        )
         return jnp.where(self.mask_x, minimum, 0)
 
     def mean_cost(self) -> Array:
@@ -149,11 +180,20 @@ class _Problem(NamedTuple):
         (means,) = self.over_rows(lambda cost, _: (jnp.sum(cost * weights, axis=1),))
         return jnp.sum(jnp.exp(log_weights(self.mask_x, self.x.dtype)) * means)
 
-    def solve(self, epsilon: Array, start: Array, tolerance: float, max_iterations: int) -> Potentials:
+    def solve(
+        self, epsilon: Array, start: Array, tolerance: float, max_iterations: int
+    ) -> Potentials:
         fixed = self._replace(x=lax.stop_gradient(self.x), y=lax.stop_gradient(self.y))
         minima = SoftMinima(fixed.soft_minimum, fixed.transposed().soft_minimum)
         sizes = self.x.shape[0], self.y.shape[0]
-        return sinkhorn(minima, sizes, epsilon, start, tolerance=tolerance, max_iterations=max_iterations)
+        return sinkhorn(
+            minima,
+            sizes,
+            epsilon,
+            start,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
 
 
 @eqx.filter_jit
@@ -188,20 +228,35 @@ def _ratios(cost: Array, valid: Array, f: Array, g: Array, epsilon: Array) -> Ar
     return jnp.exp(jnp.where(valid, (f[:, None] + g - cost) / epsilon, -jnp.inf))
 
 
-def _cost_of_rounded_plan(problem: _Problem, f: Array, g: Array, epsilon: Array) -> Array:
+def _cost_of_rounded_plan(
+    problem: _Problem, f: Array, g: Array, epsilon: Array
+) -> Array:
     """The cost of a plan with exact marginals: rows and columns that hold too much are scaled down, and what is then
     missing is filled up by a product."""
-    a, b = (jnp.exp(log_weights(mask, f.dtype)) for mask in (problem.mask_x, problem.mask_y))
-    (sums,) = problem.over_rows(lambda cost, valid, f: (jnp.sum(b * _ratios(cost, valid, f, g, epsilon), 1),), f)
+    a, b = (
+        jnp.exp(log_weights(mask, f.dtype)) for mask in (problem.mask_x, problem.mask_y)
+    )
+    (sums,) = problem.over_rows(
+        lambda cost, valid, f: (jnp.sum(b * _ratios(cost, valid, f, g, epsilon), 1),), f
+    )
     rows = a * jnp.minimum(1, 1 / jnp.maximum(sums, 1e-30))
     transposed = problem.transposed()
-    (sums,) = transposed.over_rows(lambda cost, valid, g: (jnp.sum(rows * _ratios(cost, valid, g, f, epsilon), 1),), g)
+    (sums,) = transposed.over_rows(
+        lambda cost, valid, g: (
+            jnp.sum(rows * _ratios(cost, valid, g, f, epsilon), 1),
+        ),
+        g,
+    )
     columns = b * jnp.minimum(1, 1 / jnp.maximum(sums, 1e-30))
     missing_columns = jnp.maximum(b - columns * sums, 0)
 
     def one(cost, valid, f, rows):
         plan = rows[:, None] * columns * _ratios(cost, valid, f, g, epsilon)
-        return jnp.sum(plan, 1), jnp.sum(plan * cost, 1), jnp.sum(missing_columns * cost, 1)
+        return (
+            jnp.sum(plan, 1),
+            jnp.sum(plan * cost, 1),
+            jnp.sum(missing_columns * cost, 1),
+        )
 
     sums, costs, costs_of_missing = problem.over_rows(one, f, rows)
     missing_rows = jnp.maximum(a - sums, 0)
@@ -215,15 +270,27 @@ def _sinkhorn_divergence(x, y, epsilon, relative, max_iterations, mask_x, mask_y
     between = _Problem(x, y, mask_x, mask_y, lambda squared: squared)
     scale = _positive(lax.stop_gradient(between.mean_cost()))
     epsilon = epsilon * scale if relative else epsilon
-    problems = between, between._replace(y=x, mask_y=mask_x), between._replace(x=y, mask_x=mask_y)
-    cross, within_x, within_y = (_entropic_cost(problem, epsilon, scale, max_iterations) for problem in problems)
+    problems = (
+        between,
+        between._replace(y=x, mask_y=mask_x),
+        between._replace(x=y, mask_x=mask_y),
+    )
+    cross, within_x, within_y = (
+        _entropic_cost(problem, epsilon, scale, max_iterations) for problem in problems
+    )
     return cross - within_x / 2 - within_y / 2
 
 
-def _entropic_cost(problem: _Problem, epsilon: Array, scale: Array, max_iterations: int) -> Array:
+def _entropic_cost(
+    problem: _Problem, epsilon: Array, scale: Array, max_iterations: int
+) -> Array:
     """The dual objective at the potentials. Its derivative with these held fixed is that of the optimum."""
-    f, g, _, _ = problem.solve(epsilon, jnp.maximum(scale, epsilon), 1e-3, max_iterations)
+    f, g, _, _ = problem.solve(
+        epsilon, jnp.maximum(scale, epsilon), 1e-3, max_iterations
+    )
     b = jnp.exp(log_weights(problem.mask_y, f.dtype))
-    (sums,) = problem.over_rows(lambda cost, valid, f: (jnp.sum(b * _ratios(cost, valid, f, g, epsilon), 1),), f)
+    (sums,) = problem.over_rows(
+        lambda cost, valid, f: (jnp.sum(b * _ratios(cost, valid, f, g, epsilon), 1),), f
+    )
     excess = _mean(jnp.where(problem.mask_x, sums, 1), problem.mask_x) - 1
     return _mean(f, problem.mask_x) + _mean(g, problem.mask_y) - epsilon * excess

@@ -7,7 +7,13 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._transport import solve_assignment
 from flowkit._types import AnyArray, is_traced, Mask
-from flowkit.metrics._distances import check_pair, masked_mean, prepare_pair, safe_sqrt, squared_distances
+from flowkit.metrics._distances import (
+    check_pair,
+    masked_mean,
+    prepare_pair,
+    safe_sqrt,
+    squared_distances,
+)
 
 
 def emd(

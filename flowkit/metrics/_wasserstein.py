@@ -27,8 +27,12 @@ def wasserstein_1d(
     """
     check_pair(x, y, mask_x, mask_y)
     if not is_traced(p) and not p >= 1:
-        raise ValueError(f"`p` is {p}; a Wasserstein distance needs an order of at least 1.")
-    return _wasserstein_1d(x, y, jnp.asarray(p, jax.dtypes.canonicalize_dtype(x.dtype)), mask_x, mask_y)
+        raise ValueError(
+            f"`p` is {p}; a Wasserstein distance needs an order of at least 1."
+        )
+    return _wasserstein_1d(
+        x, y, jnp.asarray(p, jax.dtypes.canonicalize_dtype(x.dtype)), mask_x, mask_y
+    )
 
 
 def sliced_w2(
@@ -51,7 +55,9 @@ def sliced_w2(
     """
     check_pair(x, y, mask_x, mask_y)
     if num_projections < 1:
-        raise ValueError(f"`num_projections` is {num_projections}; at least one direction is needed.")
+        raise ValueError(
+            f"`num_projections` is {num_projections}; at least one direction is needed."
+        )
     return _sliced_w2(x, y, num_projections, mask_x, mask_y, key)
 
 
@@ -60,8 +66,12 @@ def _wasserstein_1d(x, y, p, mask_x, mask_y):
     full = mask_x is None and mask_y is None
     x, y, mask_x, mask_y = prepare_pair(x, y, mask_x, mask_y)
     gaps, widths = _quantile_gaps(x, y, mask_x, mask_y, full)
-    positive = gaps > 0  # the derivative of gaps**p at zero has a logarithm of zero in it
-    mean = jnp.sum(widths * jnp.where(positive, jnp.where(positive, gaps, 1) ** p, gaps))
+    positive = (
+        gaps > 0
+    )  # the derivative of gaps**p at zero has a logarithm of zero in it
+    mean = jnp.sum(
+        widths * jnp.where(positive, jnp.where(positive, gaps, 1) ** p, gaps)
+    )
     positive = mean > 0
     return jnp.where(positive, jnp.where(positive, mean, 1) ** (1 / p), mean)
 
@@ -90,13 +100,17 @@ def _quantile_gaps(x, y, mask_x, mask_y, full):
     y, levels_y = _quantiles(y, mask_y)
     levels = jnp.sort(jnp.concatenate([jnp.zeros(1, x.dtype), levels_x, levels_y]))
     middles = (levels[1:] + levels[:-1]) / 2
-    gaps = jnp.abs(x[jnp.searchsorted(levels_x, middles)] - y[jnp.searchsorted(levels_y, middles)])
+    gaps = jnp.abs(
+        x[jnp.searchsorted(levels_x, middles)] - y[jnp.searchsorted(levels_y, middles)]
+    )
     return gaps, jnp.diff(levels)
 
 
 def _quantiles(x, mask):
     """The valid values in order, the last one repeated, with the levels up to which each is the quantile."""
     count = jnp.sum(mask)
-    ordered = jnp.sort(jnp.where(mask, x, jnp.inf))[jnp.minimum(jnp.arange(x.shape[0]), count - 1)]
+    ordered = jnp.sort(jnp.where(mask, x, jnp.inf))[
+        jnp.minimum(jnp.arange(x.shape[0]), count - 1)
+    ]
     steps = jnp.minimum(jnp.arange(1, x.shape[0] + 1), count)
     return ordered, steps.astype(x.dtype) / count.astype(x.dtype)

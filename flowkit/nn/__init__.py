@@ -1,5 +1,8 @@
 from flowkit.nn._attention import Attention as Attention
-from flowkit.nn._concat_squash import ConcatSquashLinear as ConcatSquashLinear, SquashSum as SquashSum
+from flowkit.nn._concat_squash import (
+    ConcatSquashLinear as ConcatSquashLinear,
+    SquashSum as SquashSum,
+)
 from flowkit.nn._coordinates import (
     AbstractFeatures as AbstractFeatures,
     banded as banded,
@@ -18,8 +21,16 @@ from flowkit.nn._layer_norm import LayerNorm as LayerNorm
 from flowkit.nn._linear import Linear as Linear
 from flowkit.nn._mlp import MLP as MLP
 from flowkit.nn._modulation import modulate as modulate, Modulation as Modulation
-from flowkit.nn._pooling import max_mean_pool as max_mean_pool, max_pool as max_pool, mean_pool as mean_pool
-from flowkit.nn._set_pooling import AttentionPool as AttentionPool, PMA as PMA, Set2Set as Set2Set
+from flowkit.nn._pooling import (
+    max_mean_pool as max_mean_pool,
+    max_pool as max_pool,
+    mean_pool as mean_pool,
+)
+from flowkit.nn._set_pooling import (
+    AttentionPool as AttentionPool,
+    PMA as PMA,
+    Set2Set as Set2Set,
+)
 from flowkit.nn._time_embeddings import (
     AbstractTimeEmbedding as AbstractTimeEmbedding,
     LearnedTime as LearnedTime,
@@ -28,7 +39,11 @@ from flowkit.nn._time_embeddings import (
     TwoTimes as TwoTimes,
     ZeroToOneTime as ZeroToOneTime,
 )
-from flowkit.nn._transformer import AttentionBlock as AttentionBlock, ISAB as ISAB, Residual as Residual
+from flowkit.nn._transformer import (
+    AttentionBlock as AttentionBlock,
+    ISAB as ISAB,
+    Residual as Residual,
+)
 from flowkit.nn.crn import (
     AbstractConditioner as AbstractConditioner,
     AbstractCRN as AbstractCRN,

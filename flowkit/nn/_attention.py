@@ -51,9 +51,13 @@ class Attention(eqx.Module):
         context_size = width_size if context_size is None else context_size
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or width_size % num_heads:
-            raise ValueError(f"`num_heads` must divide the width of {width_size}, got {num_heads}.")
+            raise ValueError(
+                f"`num_heads` must divide the width of {width_size}, got {num_heads}."
+            )
         if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(f"`num_kv_heads` must divide the {num_heads} heads, got {num_kv_heads}.")
+            raise ValueError(
+                f"`num_kv_heads` must divide the {num_heads} heads, got {num_kv_heads}."
+            )
         query_key, keys_key, values_key, out_key = jr.split(key, 4)
         kv_size = width_size // num_heads * num_kv_heads
         self.query = Linear(width_size, width_size, use_bias=use_bias, key=query_key)
@@ -82,4 +86,10 @@ class Attention(eqx.Module):
             mask=None if mask is None else jnp.asarray(mask)[None, None, :],
         )
         gathered = self.out(gathered.reshape(x.shape[0], -1))
-        return gathered if mask is None else jnp.where(jnp.any(jnp.asarray(mask)), gathered, jnp.zeros_like(gathered))
+        return (
+            gathered
+            if mask is None
+            else jnp.where(
+                jnp.any(jnp.asarray(mask)), gathered, jnp.zeros_like(gathered)
+            )
+        )

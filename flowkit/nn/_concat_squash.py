@@ -42,9 +42,13 @@ class ConcatSquashLinear(eqx.Module):
     ):
         linear_key, gate_key, shift_key = jr.split(key, 3)
         linear = Linear(in_size, out_size, zero_init=zero_init, key=linear_key)
-        self.linear = eqx.tree_at(lambda linear: linear.weight, linear, gain * linear.weight)
+        self.linear = eqx.tree_at(
+            lambda linear: linear.weight, linear, gain * linear.weight
+        )
         self.gate = Linear(cond_size, out_size, key=gate_key)
-        self.shift = Linear(cond_size, out_size, use_bias=False, zero_init=zero_init, key=shift_key)
+        self.shift = Linear(
+            cond_size, out_size, use_bias=False, zero_init=zero_init, key=shift_key
+        )
 
     def __call__(
         self, x: Float[AnyArray, "n in_size"], cond: Float[AnyArray, "m cond_size"]
@@ -75,8 +79,12 @@ class SquashSum(eqx.Module):
 
     def __call__(self, *inputs: Float[AnyArray, "..."]) -> Float[Array, "..."]:
         if len(inputs) != len(self.linears):
-            raise ValueError(f"`inputs` are {len(inputs)}, but the layer was built for {len(self.linears)} in_sizes.")
-        first, *others = (linear(x) for linear, x in zip(self.linears, inputs, strict=True))
+            raise ValueError(
+                f"`inputs` are {len(inputs)}, but the layer was built for {len(self.linears)} in_sizes."
+            )
+        first, *others = (
+            linear(x) for linear, x in zip(self.linears, inputs, strict=True)
+        )
         v = sum(others, start=first)
         square = jnp.sum(v * v, axis=-1, keepdims=True)
         # The square root has no derivative at zero.

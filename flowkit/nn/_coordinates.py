@@ -34,7 +34,11 @@ class SinusoidalFeatures(AbstractFeatures):
     frequencies: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, frequencies: Sequence[float] | None = None):
-        self.frequencies = log_spaced() if frequencies is None else tuple(float(w) for w in frequencies)
+        self.frequencies = (
+            log_spaced()
+            if frequencies is None
+            else tuple(float(w) for w in frequencies)
+        )
 
     def __call__(self, points: Points) -> Float[Array, "n f"]:
         points = jnp.asarray(points)
@@ -83,10 +87,14 @@ class FourierFeatures(AbstractFeatures):
         self.seed = None if learnable else seed
         self.weight = self._draw(seed) if learnable else None
 
-    def _draw(self, seed: UInt32[AnyArray, ""]) -> Float[Array, "num_frequencies in_size"]:
+    def _draw(
+        self, seed: UInt32[AnyArray, ""]
+    ) -> Float[Array, "num_frequencies in_size"]:
         # The generator is named, so that a stored model does not depend on JAX's settings.
         key = jr.key(jnp.asarray(seed), impl="threefry2x32")
-        return self.scale * jr.normal(key, (self.num_frequencies, self.in_size), jnp.float32)
+        return self.scale * jr.normal(
+            key, (self.num_frequencies, self.in_size), jnp.float32
+        )
 
     def __call__(self, points: Points) -> Float[Array, "n f"]:
         points = jnp.asarray(points)
@@ -123,24 +131,32 @@ class PointEmbedding(eqx.Module):
         self.features = features
         self.use_raw = use_raw
         self.out_size = out_size
-        self.linear = Linear(out_size_of(self._features, (1, in_size)), out_size, key=key)
+        self.linear = Linear(
+            out_size_of(self._features, (1, in_size)), out_size, key=key
+        )
 
     def _features(self, points: Points) -> Float[Array, "n f"]:
         if self.features is None:
             return jnp.asarray(points)
         features = self.features(points)
-        return jnp.concatenate([points, features], axis=-1) if self.use_raw else features
+        return (
+            jnp.concatenate([points, features], axis=-1) if self.use_raw else features
+        )
 
     def __call__(self, points: Points) -> Float[Array, "n width"]:
         return self.linear(self._features(points))
 
 
-def log_spaced(number: int = 16, lowest: float = 1.0, highest: float = 10.0) -> tuple[float, ...]:
+def log_spaced(
+    number: int = 16, lowest: float = 1.0, highest: float = 10.0
+) -> tuple[float, ...]:
     """`number` frequencies from `lowest` to `highest` with a constant ratio between neighbours."""
     return tuple(np.geomspace(lowest, highest, number).tolist())
 
 
-def banded(num_bands: int = 4, per_band: int = 4, lowest: float = 1.0, highest: float = 64.0) -> tuple[float, ...]:
+def banded(
+    num_bands: int = 4, per_band: int = 4, lowest: float = 1.0, highest: float = 64.0
+) -> tuple[float, ...]:
     """Frequencies at several scales: bands with log-spaced edges, and `per_band` evenly spaced values in each.
 
     A band holds its lower edge but not its upper one, which is the first value of the next band.

@@ -41,10 +41,15 @@ class FeedForward(eqx.Module):
         key: PRNGKey,
     ):
         if min(hidden_sizes, default=1) < 1:
-            raise ValueError(f"`hidden_sizes` must be positive, got {tuple(hidden_sizes)}.")
+            raise ValueError(
+                f"`hidden_sizes` must be positive, got {tuple(hidden_sizes)}."
+            )
         *hidden, last = pairwise((in_size, *hidden_sizes, out_size))
         *keys, last_key = jr.split(key, len(hidden) + 1)
-        layers = [Linear(*sizes, key=layer_key) for sizes, layer_key in zip(hidden, keys, strict=True)]
+        layers = [
+            Linear(*sizes, key=layer_key)
+            for sizes, layer_key in zip(hidden, keys, strict=True)
+        ]
         self.layers = (*layers, Linear(*last, zero_init=zero_init, key=last_key))
         self.activation = activation
         self.in_size = in_size
@@ -69,11 +74,24 @@ class SwiGLU(eqx.Module):
     out: Linear
 
     def __init__(
-        self, in_size: int, hidden_size: int, out_size: int | None = None, *, use_bias: bool = False, key: PRNGKey
+        self,
+        in_size: int,
+        hidden_size: int,
+        out_size: int | None = None,
+        *,
+        use_bias: bool = False,
+        key: PRNGKey,
     ):
         in_key, out_key = jr.split(key)
-        self.gate_and_value = Linear(in_size, 2 * hidden_size, use_bias=use_bias, key=in_key)
-        self.out = Linear(hidden_size, in_size if out_size is None else out_size, use_bias=use_bias, key=out_key)
+        self.gate_and_value = Linear(
+            in_size, 2 * hidden_size, use_bias=use_bias, key=in_key
+        )
+        self.out = Linear(
+            hidden_size,
+            in_size if out_size is None else out_size,
+            use_bias=use_bias,
+            key=out_key,
+        )
 
     def __call__(self, x: Float[AnyArray, "*leading _"]) -> Float[Array, "*leading _"]:
         gate, value = jnp.split(self.gate_and_value(x), 2, axis=-1)

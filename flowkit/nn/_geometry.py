@@ -25,12 +25,18 @@ def nearest_neighbors(
     excluded = jnp.eye(n, dtype=bool)
     if mask is not None:
         excluded = excluded | ~jnp.asarray(mask)
-    closeness = jnp.where(excluded, jnp.full_like(products, -jnp.inf), 2 * products - norms)
-    values, indices = jax.lax.top_k(jax.lax.stop_gradient(closeness), max(1, min(num, n - 1)))
+    closeness = jnp.where(
+        excluded, jnp.full_like(products, -jnp.inf), 2 * products - norms
+    )
+    values, indices = jax.lax.top_k(
+        jax.lax.stop_gradient(closeness), max(1, min(num, n - 1))
+    )
     return indices, jnp.isfinite(values)
 
 
-def farthest_points(points: Points, num: int, mask: Mask | None = None) -> Int[Array, " num"]:
+def farthest_points(
+    points: Points, num: int, mask: Mask | None = None
+) -> Int[Array, " num"]:
     """The indices of `num` valid points, each the farthest from those before it, the first from the mean.
 
     Distances of equal size are told apart by the coordinates and not by the order of the points. After the last
@@ -61,7 +67,11 @@ def order_of_coordinates(points: Points, mask: Mask | None = None) -> Int[Array,
 
 
 def k_means(
-    points: Points, centers: Float[AnyArray, "k d"], *, num_steps: int = 5, mask: Mask | None = None
+    points: Points,
+    centers: Float[AnyArray, "k d"],
+    *,
+    num_steps: int = 5,
+    mask: Mask | None = None,
 ) -> Float[Array, "k d"]:
     """The centres after steps in which each becomes the mean of the valid points that are nearest to it.
 
@@ -71,7 +81,12 @@ def k_means(
 
     def step(_, centers):
         squares = jnp.sum((points[:, None] - centers) ** 2, axis=-1)
-        member = zero_masked(jax.nn.one_hot(jnp.argmin(squares, axis=1), centers.shape[0], dtype=points.dtype), mask)
+        member = zero_masked(
+            jax.nn.one_hot(
+                jnp.argmin(squares, axis=1), centers.shape[0], dtype=points.dtype
+            ),
+            mask,
+        )
         sizes = jnp.sum(member, axis=0)[:, None]
         totals = jnp.matmul(member.T, points, precision=jax.lax.Precision.HIGHEST)
         return jnp.where(sizes > 0, totals / jnp.maximum(sizes, 1), centers)

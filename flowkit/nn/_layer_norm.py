@@ -8,7 +8,9 @@ from jaxtyping import Array, Float
 from flowkit._types import AnyArray
 
 
-def normalize(h: Float[AnyArray, "*leading size"], epsilon: float = 1e-6) -> Float[Array, "*leading size"]:
+def normalize(
+    h: Float[AnyArray, "*leading size"], epsilon: float = 1e-6
+) -> Float[Array, "*leading size"]:
     """Subtract the mean of the last axis and divide by its standard deviation `sqrt(var + epsilon)`."""
     h = jnp.asarray(h)
     # The mean as a matrix product: the same number, but its transpose stays outside of XLA's fusions, which on a CPU
@@ -33,6 +35,8 @@ class LayerNorm(eqx.Module):
         self.scale = jnp.ones(size, jnp.result_type(float))
         self.shift = jnp.zeros(size, jnp.result_type(float))
 
-    def __call__(self, h: Float[AnyArray, "*leading size"]) -> Float[Array, "*leading size"]:
+    def __call__(
+        self, h: Float[AnyArray, "*leading size"]
+    ) -> Float[Array, "*leading size"]:
         h = normalize(h)
         return h * self.scale.astype(h.dtype) + self.shift.astype(h.dtype)

@@ -25,8 +25,20 @@ class Linear(eqx.Module):
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
-    def __init__(self, in_size: int, out_size: int, *, use_bias: bool = True, zero_init: bool = False, key: PRNGKey):
-        init = jax.nn.initializers.zeros if zero_init else jax.nn.initializers.lecun_normal()
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        use_bias: bool = True,
+        zero_init: bool = False,
+        key: PRNGKey,
+    ):
+        init = (
+            jax.nn.initializers.zeros
+            if zero_init
+            else jax.nn.initializers.lecun_normal()
+        )
         self.in_size = in_size
         self.out_size = out_size
         self.weight = init(key, (in_size, out_size), jnp.result_type(float))
@@ -35,6 +47,8 @@ class Linear(eqx.Module):
     def __call__(self, x: Float[AnyArray, "*leading _"]) -> Float[Array, "*leading _"]:
         x = jnp.asarray(x)
         if x.shape[-1] != self.in_size:
-            raise ValueError(f"`x` has {x.shape[-1]} features, but this layer was built with in_size={self.in_size}.")
+            raise ValueError(
+                f"`x` has {x.shape[-1]} features, but this layer was built with in_size={self.in_size}."
+            )
         y = x @ self.weight.astype(x.dtype)
         return y if self.bias is None else y + self.bias.astype(x.dtype)

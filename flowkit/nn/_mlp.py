@@ -61,7 +61,9 @@ class MLP(eqx.Module):
             key=key,
         )
 
-    def __call__(self, t: Times, x: Float[AnyArray, "..."], cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Times, x: Float[AnyArray, "..."], cond: Cond = None
+    ) -> Float[Array, "..."]:
         """The velocity at time `t` and place `x`, the shape of `x` (if `out_size` is another size, a vector of it).
 
         `cond` may be any pytree of arrays; they are flattened and joined. A `ValueError` says so if `x` or `cond`
@@ -69,13 +71,19 @@ class MLP(eqx.Module):
         """
         x = jnp.asarray(x)
         if x.size != self.in_size:
-            raise ValueError(f"`x` has {x.size} entries, but the network was built with in_size={self.in_size}.")
+            raise ValueError(
+                f"`x` has {x.size} entries, but the network was built with in_size={self.in_size}."
+            )
         embedded = self.time_embedding(jnp.asarray(t, x.dtype))
-        out = self.layers(jnp.concatenate([jnp.ravel(x), embedded, *self._flat_cond(cond, x.dtype)]))
+        out = self.layers(
+            jnp.concatenate([jnp.ravel(x), embedded, *self._flat_cond(cond, x.dtype)])
+        )
         return jnp.reshape(out, x.shape) if self.out_size == self.in_size else out
 
     def _flat_cond(self, cond: Cond, dtype: jnp.dtype) -> list[Float[Array, " _"]]:
-        leaves = [jnp.ravel(jnp.asarray(leaf)).astype(dtype) for leaf in jax.tree.leaves(cond)]
+        leaves = [
+            jnp.ravel(jnp.asarray(leaf)).astype(dtype) for leaf in jax.tree.leaves(cond)
+        ]
         size = sum(leaf.size for leaf in leaves)
         if size == self.cond_size:
             return leaves
@@ -84,4 +92,6 @@ class MLP(eqx.Module):
                 f"`cond` holds {size} numbers, but the network is unconditional: build it with cond_size={size}."
             )
         came = "is None" if cond is None else f"holds {size} numbers"
-        raise ValueError(f"`cond` {came}, but the network was built with cond_size={self.cond_size}.")
+        raise ValueError(
+            f"`cond` {came}, but the network was built with cond_size={self.cond_size}."
+        )

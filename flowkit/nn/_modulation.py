@@ -23,17 +23,31 @@ class Modulation(eqx.Module):
     linear: Linear
     number: int = eqx.field(static=True)
 
-    def __init__(self, cond_size: int, width_size: int, number: int, *, zero_init: bool = False, key: PRNGKey):
-        self.linear = Linear(cond_size, number * width_size, zero_init=zero_init, key=key)
+    def __init__(
+        self,
+        cond_size: int,
+        width_size: int,
+        number: int,
+        *,
+        zero_init: bool = False,
+        key: PRNGKey,
+    ):
+        self.linear = Linear(
+            cond_size, number * width_size, zero_init=zero_init, key=key
+        )
         self.number = number
 
-    def __call__(self, cond: Float[AnyArray, "m cond_size"]) -> Float[Array, "number m width_size"]:
+    def __call__(
+        self, cond: Float[AnyArray, "m cond_size"]
+    ) -> Float[Array, "number m width_size"]:
         vectors = self.linear(cond).reshape(cond.shape[0], self.number, -1)
         return jnp.swapaxes(vectors, 0, 1)
 
 
 def modulate(
-    h: Float[Array, "n width"], scale: Float[Array, "m width"], shift: Float[Array, "m width"]
+    h: Float[Array, "n width"],
+    scale: Float[Array, "m width"],
+    shift: Float[Array, "m width"],
 ) -> Float[Array, "n width"]:
     """`h (1 + scale) + shift`: scale and shift 0 change nothing. `m` is 1 or `n`."""
     return h * (1 + scale) + shift

@@ -11,7 +11,9 @@ from flowkit._types import AnyArray, Mask
 from flowkit.nn._shapes import zero_masked
 
 
-def max_pool(features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c"]:
+def max_pool(
+    features: Float[AnyArray, "n c"], mask: Mask | None = None
+) -> Float[Array, " c"]:
     """The largest value of every feature over the valid rows."""
     features = jnp.asarray(features)
     if mask is None:
@@ -21,7 +23,9 @@ def max_pool(features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Floa
     return jnp.where(jnp.any(jnp.asarray(mask)), largest, jnp.zeros_like(largest))
 
 
-def mean_pool(features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c"]:
+def mean_pool(
+    features: Float[AnyArray, "n c"], mask: Mask | None = None
+) -> Float[Array, " c"]:
     """The mean of every feature over the valid rows."""
     features = jnp.asarray(features)
     if mask is None:
@@ -30,6 +34,8 @@ def mean_pool(features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Flo
     return total / jnp.maximum(jnp.sum(jnp.asarray(mask)), 1).astype(total.dtype)
 
 
-def max_mean_pool(features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c2"]:
+def max_mean_pool(
+    features: Float[AnyArray, "n c"], mask: Mask | None = None
+) -> Float[Array, " c2"]:
     """The largest values and the means side by side, twice as wide: what is there, and how much of it."""
     return jnp.concatenate([max_pool(features, mask), mean_pool(features, mask)])

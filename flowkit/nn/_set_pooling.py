@@ -31,9 +31,15 @@ class AttentionPool(eqx.Module):
         self.query = learned_rows(1, key_size, key=query_key)[0]
         self.keys = Linear(size, key_size, use_bias=False, key=keys_key)
 
-    def __call__(self, features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c"]:
+    def __call__(
+        self, features: Float[AnyArray, "n c"], mask: Mask | None = None
+    ) -> Float[Array, " c"]:
         features = zero_masked(jnp.asarray(features), mask)
-        scores = self.keys(features) @ jnp.asarray(self.query, features.dtype) / self.query.shape[0] ** 0.5
+        scores = (
+            self.keys(features)
+            @ jnp.asarray(self.query, features.dtype)
+            / self.query.shape[0] ** 0.5
+        )
         return _softmax(scores, mask) @ features
 
 
@@ -54,7 +60,9 @@ class Set2Set(eqx.Module):
         self.cell = eqx.nn.LSTMCell(2 * size, size, key=key)
         self.num_steps = num_steps
 
-    def __call__(self, features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, " c2"]:
+    def __call__(
+        self, features: Float[AnyArray, "n c"], mask: Mask | None = None
+    ) -> Float[Array, " c2"]:
         features = zero_masked(jnp.asarray(features), mask)
         cell = cast(self.cell, features.dtype)
         query = memory = read = jnp.zeros(features.shape[1], features.dtype)
@@ -81,19 +89,37 @@ class PMA(eqx.Module):
     gather: AttentionBlock
     blocks: tuple[AttentionBlock, ...]
 
-    def __init__(self, size: int, *, num_seeds: int = 1, depth: int = 1, key: PRNGKey, **block_options: Any):
+    def __init__(
+        self,
+        size: int,
+        *,
+        num_seeds: int = 1,
+        depth: int = 1,
+        key: PRNGKey,
+        **block_options: Any,
+    ):
         dropped = {"dropout", "stochastic_depth"} & set(block_options)
         if dropped:
-            raise ValueError(f"`{min(dropped)}` is not for a pooling, which has no key and drops nothing.")
+            raise ValueError(
+                f"`{min(dropped)}` is not for a pooling, which has no key and drops nothing."
+            )
         seeds_key, feed_forward_key, gather_key, *keys = jr.split(key, depth + 3)
         self.seeds = learned_rows(num_seeds, size, key=seeds_key)
-        self.feed_forward = FeedForward(size, size, hidden_sizes=(size,), key=feed_forward_key)
+        self.feed_forward = FeedForward(
+            size, size, hidden_sizes=(size,), key=feed_forward_key
+        )
         self.gather = AttentionBlock(size, cross=True, **block_options, key=gather_key)
-        self.blocks = tuple(AttentionBlock(size, **block_options, key=block_key) for block_key in keys)
+        self.blocks = tuple(
+            AttentionBlock(size, **block_options, key=block_key) for block_key in keys
+        )
 
-    def __call__(self, features: Float[AnyArray, "n c"], mask: Mask | None = None) -> Float[Array, "num_seeds c"]:
+    def __call__(
+        self, features: Float[AnyArray, "n c"], mask: Mask | None = None
+    ) -> Float[Array, "num_seeds c"]:
         features = zero_masked(jnp.asarray(features), mask)
-        h = self.gather(jnp.asarray(self.seeds, features.dtype), self.feed_forward(features), mask)
+        h = self.gather(
+            jnp.asarray(self.seeds, features.dtype), self.feed_forward(features), mask
+        )
         for block in self.blocks:
             h = block(h)
         return h
@@ -105,4 +131,6 @@ def _softmax(scores: Float[Array, " n"], mask: Mask | None) -> Float[Array, " n"
         return jax.nn.softmax(scores)
     mask = jnp.asarray(mask)
     lowest = jnp.full_like(scores, jnp.finfo(scores.dtype).min)
-    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, lowest)), jnp.zeros_like(scores))
+    return jnp.where(
+        mask, jax.nn.softmax(jnp.where(mask, scores, lowest)), jnp.zeros_like(scores)
+    )

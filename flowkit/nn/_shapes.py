@@ -20,7 +20,9 @@ def out_size_of(fn: Callable[..., Any], *shapes: tuple[int, ...]) -> int:
     return eqx.filter_eval_shape(fn, *arrays).shape[-1]
 
 
-def valid_points(points: Points, mask: Mask | None, in_size: int) -> Float[Array, "n d"]:
+def valid_points(
+    points: Points, mask: Mask | None, in_size: int
+) -> Float[Array, "n d"]:
     """The cloud with masked rows set to zero, so that whatever they hold reaches neither values nor gradients.
 
     Raises a `ValueError` if the points do not have `in_size` coordinates.
@@ -34,7 +36,11 @@ def valid_points(points: Points, mask: Mask | None, in_size: int) -> Float[Array
 
 def zero_masked(rows: Float[Array, "n _"], mask: Mask | None) -> Float[Array, "n _"]:
     """The rows with those outside of the mask set to zero."""
-    return rows if mask is None else jnp.where(jnp.asarray(mask)[:, None], rows, jnp.zeros_like(rows))
+    return (
+        rows
+        if mask is None
+        else jnp.where(jnp.asarray(mask)[:, None], rows, jnp.zeros_like(rows))
+    )
 
 
 def nonzero_rows(latents: Float[Array, "k c"]) -> Bool[Array, " k"]:
@@ -44,4 +50,6 @@ def nonzero_rows(latents: Float[Array, "k c"]) -> Bool[Array, " k"]:
 
 def cast(module: Module, dtype: Any) -> Module:
     """The module with its floating-point parameters in this dtype, for layers that do not cast on their own."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, module)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, module
+    )

@@ -38,7 +38,9 @@ class RawTime(AbstractTimeEmbedding):
     def __call__(self, t: Times) -> Float[Array, " out_size"]:
         array = jnp.ravel(_as_float(t))
         if array.size != self.out_size:
-            raise ValueError(f"`t` holds {array.size} times, but the embedding is RawTime({self.out_size}).")
+            raise ValueError(
+                f"`t` holds {array.size} times, but the embedding is RawTime({self.out_size})."
+            )
         return array
 
 
@@ -57,7 +59,9 @@ class TwoTimes(AbstractTimeEmbedding):
     start: AbstractTimeEmbedding
     span: AbstractTimeEmbedding
 
-    def __init__(self, start: AbstractTimeEmbedding, span: AbstractTimeEmbedding | None = None):
+    def __init__(
+        self, start: AbstractTimeEmbedding, span: AbstractTimeEmbedding | None = None
+    ):
         self.start = start
         self.span = start if span is None else span
         self.out_size = self.start.out_size + self.span.out_size
@@ -65,7 +69,9 @@ class TwoTimes(AbstractTimeEmbedding):
     def __call__(self, t: Times) -> Float[Array, " out_size"]:
         array = _as_float(t)
         if array.shape != (2,):
-            raise ValueError(f"`t` must hold the two times of a flow map, got shape {array.shape}.")
+            raise ValueError(
+                f"`t` must hold the two times of a flow map, got shape {array.shape}."
+            )
         return jnp.concatenate([self.start(array[0]), self.span(array[1] - array[0])])
 
 
@@ -89,9 +95,18 @@ class SinusoidalTime(AbstractTimeEmbedding):
     scale: float
     endpoint: bool = eqx.field(static=True)
 
-    def __init__(self, size: int, *, max_period: float = 1e4, scale: float = 1000.0, endpoint: bool = True):
+    def __init__(
+        self,
+        size: int,
+        *,
+        max_period: float = 1e4,
+        scale: float = 1000.0,
+        endpoint: bool = True,
+    ):
         if size < 4 or size % 2:
-            raise ValueError(f"`size` must be even and at least 4 (sines and cosines), got {size}.")
+            raise ValueError(
+                f"`size` must be even and at least 4 (sines and cosines), got {size}."
+            )
         self.out_size = size
         self.max_period = max_period
         self.scale = scale
@@ -113,7 +128,9 @@ class ZeroToOneTime(AbstractTimeEmbedding):
 
     def __init__(self, size: int):
         if size < 2 or size % 2:
-            raise ValueError(f"`size` must be even and at least 2 (sines and cosines), got {size}.")
+            raise ValueError(
+                f"`size` must be even and at least 2 (sines and cosines), got {size}."
+            )
         self.out_size = size
 
     def __call__(self, t: Times) -> Float[Array, " size"]:
@@ -147,7 +164,11 @@ class LearnedTime(AbstractTimeEmbedding):
         self.out_size = size
         self.embedding = embedding
         self.layers = FeedForward(
-            embedding.out_size, size, hidden_sizes=(width_size or size,), activation=activation, key=key
+            embedding.out_size,
+            size,
+            hidden_sizes=(width_size or size,),
+            activation=activation,
+            key=key,
         )
 
     def __call__(self, t: Times) -> Float[Array, " size"]:
@@ -156,7 +177,11 @@ class LearnedTime(AbstractTimeEmbedding):
 
 def _as_float(t: Times) -> Float[Array, "..."]:
     array = jnp.asarray(t)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
+    return (
+        array
+        if jnp.issubdtype(array.dtype, jnp.floating)
+        else array.astype(jnp.result_type(float))
+    )
 
 
 def _sines(t: Times, frequencies: np.ndarray) -> Float[Array, " size"]:

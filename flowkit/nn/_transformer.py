@@ -42,22 +42,35 @@ class Residual(eqx.Module):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
     ):
-        for name, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+        for name, rate in (
+            ("dropout", dropout),
+            ("stochastic_depth", stochastic_depth),
+        ):
             if not 0 <= rate < 1:
                 raise ValueError(f"`{name}` is a probability below 1, got {rate}.")
-        self.scale = None if layer_scale is None else jnp.full(width_size, layer_scale, jnp.result_type(float))
+        self.scale = (
+            None
+            if layer_scale is None
+            else jnp.full(width_size, layer_scale, jnp.result_type(float))
+        )
         self.dropout = eqx.nn.Dropout(dropout)
         self.stochastic_depth = eqx.nn.Dropout(stochastic_depth)
 
     def __call__(
-        self, h: Float[Array, "n width"], update: Float[Array, "n width"], *, key: PRNGKey | None = None
+        self,
+        h: Float[Array, "n width"],
+        update: Float[Array, "n width"],
+        *,
+        key: PRNGKey | None = None,
     ) -> Float[Array, "n width"]:
         if self.scale is not None:
             update = update * self.scale.astype(update.dtype)
         if key is not None:
             entry_key, whole_key = jr.split(key)
             update = self.dropout(update, key=entry_key)
-            update = update * self.stochastic_depth(jnp.ones((), update.dtype), key=whole_key)
+            update = update * self.stochastic_depth(
+                jnp.ones((), update.dtype), key=whole_key
+            )
         return h + update
 
 
@@ -117,11 +130,18 @@ class AttentionBlock(eqx.Module):
             use_bias=use_bias,
             key=attention_key,
         )
-        self.feed_forward = feed_forward(width_size, round(mlp_ratio * width_size), key=feed_forward_key)
+        self.feed_forward = feed_forward(
+            width_size, round(mlp_ratio * width_size), key=feed_forward_key
+        )
         self.norm = LayerNorm(width_size)
         self.context_norm = LayerNorm(context_size) if cross else None
         self.feed_forward_norm = LayerNorm(width_size)
-        residual = Residual(width_size, layer_scale=layer_scale, dropout=dropout, stochastic_depth=stochastic_depth)
+        residual = Residual(
+            width_size,
+            layer_scale=layer_scale,
+            dropout=dropout,
+            stochastic_depth=stochastic_depth,
+        )
         self.attention_residual = residual
         self.feed_forward_residual = residual
 
@@ -138,12 +158,18 @@ class AttentionBlock(eqx.Module):
         Rows outside of the mask get values too; whoever reads them must not.
         """
         if (context is None) != (self.context_norm is None):
-            raise ValueError("`context` must be given to a block built with `cross=True`, and to no other.")
+            raise ValueError(
+                "`context` must be given to a block built with `cross=True`, and to no other."
+            )
         attention_key, feed_forward_key = (None, None) if key is None else jr.split(key)
         if self.context_norm is not None and context is not None:
             context = self.context_norm(context)
-        h = self.attention_residual(h, self.attention(self.norm(h), context, mask), key=attention_key)
-        return self.feed_forward_residual(h, self.feed_forward(self.feed_forward_norm(h)), key=feed_forward_key)
+        h = self.attention_residual(
+            h, self.attention(self.norm(h), context, mask), key=attention_key
+        )
+        return self.feed_forward_residual(
+            h, self.feed_forward(self.feed_forward_norm(h)), key=feed_forward_key
+        )
 
 
 class ISAB(eqx.Module):
@@ -160,18 +186,35 @@ class ISAB(eqx.Module):
     gather: AttentionBlock
     spread: AttentionBlock
 
-    def __init__(self, width_size: int, *, num_inducing: int = 16, key: PRNGKey, **block_options: Any):
+    def __init__(
+        self,
+        width_size: int,
+        *,
+        num_inducing: int = 16,
+        key: PRNGKey,
+        **block_options: Any,
+    ):
         inducing_key, gather_key, spread_key = jr.split(key, 3)
         self.inducing = learned_rows(num_inducing, width_size, key=inducing_key)
-        self.gather = AttentionBlock(width_size, cross=True, **block_options, key=gather_key)
-        self.spread = AttentionBlock(width_size, cross=True, **block_options, key=spread_key)
+        self.gather = AttentionBlock(
+            width_size, cross=True, **block_options, key=gather_key
+        )
+        self.spread = AttentionBlock(
+            width_size, cross=True, **block_options, key=spread_key
+        )
 
     def __call__(
-        self, h: Float[Array, "n width"], *, mask: Mask | None = None, key: PRNGKey | None = None
+        self,
+        h: Float[Array, "n width"],
+        *,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
     ) -> Float[Array, "n width"]:
         """The new rows. `mask` tells the valid rows of `h`, as in `AttentionBlock`."""
         gather_key, spread_key = split_or_none(key, 2)
-        gathered = self.gather(jnp.asarray(self.inducing, h.dtype), h, mask, key=gather_key)
+        gathered = self.gather(
+            jnp.asarray(self.inducing, h.dtype), h, mask, key=gather_key
+        )
         return self.spread(h, gathered, key=spread_key)
 
 

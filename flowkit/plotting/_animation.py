@@ -12,7 +12,11 @@ from flowkit.plotting._style import Number, require
 
 
 def animate(
-    frames: Iterable[Figure | str | os.PathLike], path: str | os.PathLike, *, fps: Number = 10, dpi: Number = 100
+    frames: Iterable[Figure | str | os.PathLike],
+    path: str | os.PathLike,
+    *,
+    fps: Number = 10,
+    dpi: Number = 100,
 ) -> Path:
     """Writes a GIF that loops, from figures or from pictures that were saved before.
 
@@ -47,7 +51,14 @@ def animate(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     duration = 10 * round(100 / fps)  # of a frame, in milliseconds
-    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+    images[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=duration,
+        loop=0,
+    )
     return path
 
 

@@ -75,15 +75,23 @@ def point_clouds(
     """
     number = len(clouds)
     require(number > 0, "`clouds` is empty; there is nothing to draw.")
-    check_lengths(number, masks=masks, titles=titles, weights=weights, point_labels=point_labels)
-    require(weights is None or point_labels is None, "`weights` and `point_labels` both colour the points; give one.")
+    check_lengths(
+        number, masks=masks, titles=titles, weights=weights, point_labels=point_labels
+    )
+    require(
+        weights is None or point_labels is None,
+        "`weights` and `point_labels` both colour the points; give one.",
+    )
     columns = math.ceil(math.sqrt(number)) if columns is None else columns
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
     points = [as_points("clouds", c, entry(masks, i)) for i, c in enumerate(clouds)]
     if point_labels is not None:
         shades = _colors_by_id(clouds, masks, point_labels)
     elif weights is not None:
-        shades = [_colors_by_weight(clouds[i], entry(masks, i), weights[i], color) for i in range(number)]
+        shades = [
+            _colors_by_weight(clouds[i], entry(masks, i), weights[i], color)
+            for i in range(number)
+        ]
     else:
         shades = [plain(color, len(p)) for p in points]
     texts = [""] * number if titles is None else titles
@@ -99,8 +107,14 @@ def samples_2d(
     path: PathLike = None,
 ) -> Figure:
     """Three panels, target | generated | both, for samples of a distribution in two (or three) dimensions."""
-    require(len(target) > 0 and len(generated) > 0, "`target` and `generated` need at least one point each.")
-    points = {"target": as_points("target", target), "generated": as_points("generated", generated)}
+    require(
+        len(target) > 0 and len(generated) > 0,
+        "`target` and `generated` need at least one point each.",
+    )
+    points = {
+        "target": as_points("target", target),
+        "generated": as_points("generated", generated),
+    }
     shades = {"target": colors["output_x_hat"], "generated": colors["prior_z"]}
     size = target.shape[1]
     lows, highs = box(points.values(), size, limits)
@@ -113,14 +127,24 @@ def samples_2d(
             if title in (name, "overlay"):
                 area = point_area(len(xs), 3.4, 0.08)
                 alpha = 0.45 if title == "overlay" else 0.7
-                axes.scatter(*xs.T, s=area, linewidths=0, alpha=alpha, color=shades[name], label=name)
+                axes.scatter(
+                    *xs.T,
+                    s=area,
+                    linewidths=0,
+                    alpha=alpha,
+                    color=shades[name],
+                    label=name,
+                )
         style_space(axes, lows, highs)
     style_legend(panels[2], loc="upper right")
     return finish(figure, path)
 
 
 def _colors_by_id(clouds: Clouds, masks: Masks, point_labels: Ids) -> list[np.ndarray]:
-    ids = [drawn("point_labels", c, entry(masks, i), point_labels[i]) for i, c in enumerate(clouds)]
+    ids = [
+        drawn("point_labels", c, entry(masks, i), point_labels[i])
+        for i, c in enumerate(clouds)
+    ]
     number = 1 + max((int(i.max()) for i in ids if len(i)), default=0)
     return [id_colors(i, number) for i in ids]
 
@@ -129,6 +153,10 @@ def _colors_by_weight(cloud: Any, mask: Any, weights: Any, color: str) -> np.nda
     """From nearly white for the smallest weight to a dark shade of the colour for the largest."""
     kept = drawn("weights", cloud, mask, np.asarray(weights, np.float64))
     spread = np.ptp(kept) if len(kept) else 0.0
-    shades = 0.15 + 0.85 * (kept - kept.min()) / spread if spread > 0 else np.ones(len(kept))
-    darkness = LinearSegmentedColormap.from_list("darkness", ["#f2f2f2", color, "#000000"])
+    shades = (
+        0.15 + 0.85 * (kept - kept.min()) / spread if spread > 0 else np.ones(len(kept))
+    )
+    darkness = LinearSegmentedColormap.from_list(
+        "darkness", ["#f2f2f2", color, "#000000"]
+    )
     return darkness(shades / 1.3)[:, :3]

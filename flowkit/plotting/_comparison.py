@@ -47,7 +47,9 @@ class LatentMap(NamedTuple):
     decode: tuple[Float[AnyArray, "n d"], Float[AnyArray, "n d"]] | None = None
 
 
-def latent_map(panel: LatentMap, *, limits: Limits = None, title: str = "", path: PathLike = None) -> Figure:
+def latent_map(
+    panel: LatentMap, *, limits: Limits = None, title: str = "", path: PathLike = None
+) -> Figure:
     """What a decoder or an autoencoder maps to what, for latents and data both on the line or both in the plane.
 
     On the line latents are the left column and examples the right one, with lines between; in the plane both lie in the
@@ -85,8 +87,12 @@ def comparison(
     columns = min(len(panels), 4) if columns is None else columns
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
     drawn, size = _drawn(panels)
-    places = [finite_points(p) if isinstance(p, Paths) else _clouds(p) for p in drawn.values()]
-    lows, highs = box([cloud for clouds in places for cloud in clouds], size, limits, padding=0.1)
+    places = [
+        finite_points(p) if isinstance(p, Paths) else _clouds(p) for p in drawn.values()
+    ]
+    lows, highs = box(
+        [cloud for clouds in places for cloud in clouds], size, limits, padding=0.1
+    )
     rows = math.ceil(len(drawn) / columns)
     figure = new_figure(2.8 * columns, (2.9 if size == 1 else 3.15) * rows + 0.6)
     for i, (name, panel) in enumerate(drawn.items()):
@@ -136,15 +142,21 @@ def comparison_frames(
     rest = iter(frames)
     title, panels = next(rest, ("", {}))
     figure = comparison(panels, columns=columns, limits=limits, title=title)
-    return _frames(figure, itertools.chain([(title, panels)], rest), list(panels), limits, dpi)
+    return _frames(
+        figure, itertools.chain([(title, panels)], rest), list(panels), limits, dpi
+    )
 
 
-def _frames(figure: Figure, frames: Any, names: list[str], limits: Any, dpi: Number) -> Iterator[Frame]:
+def _frames(
+    figure: Figure, frames: Any, names: list[str], limits: Any, dpi: Number
+) -> Iterator[Frame]:
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # which settles the layout
     figure.set_layout_engine("none")
-    cuts = {name: _cut(axes, canvas) for name, axes in zip(names, figure.axes, strict=True)}
+    cuts = {
+        name: _cut(axes, canvas) for name, axes in zip(names, figure.axes, strict=True)
+    }
     for axes in figure.axes:
         _clear(axes)
     heading = next(iter(figure.texts), None)
@@ -153,14 +165,19 @@ def _frames(figure: Figure, frames: Any, names: list[str], limits: Any, dpi: Num
     canvas.draw()
     empty = canvas.copy_from_bbox(figure.bbox)
     for number, (title, panels) in enumerate(frames):
-        require(list(panels) == names, f"frame {number} of `frames` has the panels {list(panels)}, the first {names}.")
+        require(
+            list(panels) == names,
+            f"frame {number} of `frames` has the panels {list(panels)}, the first {names}.",
+        )
         drawn, size = _drawn(panels)
         lows, highs = box([], size, limits)
         canvas.restore_region(empty)
         for axes, panel in zip(figure.axes, drawn.values(), strict=True):
             _clear(axes)
             _draw(axes, panel, lows, highs)
-            for artist in sorted([*axes.collections, *axes.texts], key=lambda artist: artist.zorder):
+            for artist in sorted(
+                [*axes.collections, *axes.texts], key=lambda artist: artist.zorder
+            ):
                 axes.draw_artist(artist)
         image = _picture(canvas)
         parts = {name: image.crop(cut) for name, cut in cuts.items()}
@@ -175,12 +192,17 @@ def _picture(canvas: FigureCanvasAgg) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _cut(axes: Any, canvas: FigureCanvasAgg, margin: int = 3) -> tuple[int, int, int, int]:
+def _cut(
+    axes: Any, canvas: FigureCanvasAgg, margin: int = 3
+) -> tuple[int, int, int, int]:
     """Where axes with their title and labels are in the picture, in pixels: left, top, right, bottom."""
     width, height = canvas.get_width_height()
     extent = axes.get_tightbbox(canvas.get_renderer())
     left, right = math.floor(extent.x0) - margin, math.ceil(extent.x1) + margin
-    top, bottom = math.floor(height - extent.y1) - margin, math.ceil(height - extent.y0) + margin
+    top, bottom = (
+        math.floor(height - extent.y1) - margin,
+        math.ceil(height - extent.y0) + margin,
+    )
     return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
 
 
@@ -191,10 +213,19 @@ def _clear(axes: Any) -> None:
 
 def _drawn(panels: Mapping[str, Paths | LatentMap]) -> tuple[dict[str, Any], int]:
     """The panels as arrays, and their dimension."""
-    drawn = {n: as_arrays(p) if isinstance(p, Paths) else _as_pairs(n, p) for n, p in panels.items()}
-    sizes = {name: p.points.shape[-1] if isinstance(p, Paths) else _size(p) for name, p in drawn.items()}
+    drawn = {
+        n: as_arrays(p) if isinstance(p, Paths) else _as_pairs(n, p)
+        for n, p in panels.items()
+    }
+    sizes = {
+        name: p.points.shape[-1] if isinstance(p, Paths) else _size(p)
+        for name, p in drawn.items()
+    }
     size = max(sizes.values())
-    require(size < 3 and set(sizes.values()) == {size}, f"all panels must have one dimension, 1 or 2; got {sizes}.")
+    require(
+        size < 3 and set(sizes.values()) == {size},
+        f"all panels must have one dimension, 1 or 2; got {sizes}.",
+    )
     return drawn, size
 
 
@@ -204,7 +235,10 @@ def _draw(axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray) -> None:
 
 
 # Which colour and label the two ends of each kind of pair have, and whether the first one is a latent.
-_PRIOR, _LATENT = ("prior_z", "latents of the prior"), ("latent_z_hat", "encoded latents")
+_PRIOR, _LATENT = (
+    ("prior_z", "latents of the prior"),
+    ("latent_z_hat", "encoded latents"),
+)
 _DATA, _OUTPUT = ("data_x", "data"), ("output_x_hat", "output")
 _ROLES = {
     "train": ("coupling_train", "training pairs", _PRIOR, _DATA),
@@ -226,14 +260,21 @@ def _as_pairs(name: str, panel: LatentMap) -> dict[str, tuple[np.ndarray, np.nda
             f"`{role}` of `{name}` has shapes {first.shape} and {second.shape}; both are (n, d).",
         )
         keep = np.isfinite(first).all(1) & np.isfinite(second).all(1)
-        pairs[role] = (second[keep], first[keep]) if role == "encode" else (first[keep], second[keep])
+        pairs[role] = (
+            (second[keep], first[keep])
+            if role == "encode"
+            else (first[keep], second[keep])
+        )
     require(bool(pairs), f"`{name}` has no pairs; there is nothing to draw.")
     return pairs
 
 
 def _size(pairs: dict) -> int:
     sizes = {latents.shape[1] for latents, _ in pairs.values()}
-    require(len(sizes) == 1 and sizes <= {1, 2}, f"pairs have dimensions {sorted(sizes)}; all must have 1 or all 2.")
+    require(
+        len(sizes) == 1 and sizes <= {1, 2},
+        f"pairs have dimensions {sorted(sizes)}; all must have 1 or all 2.",
+    )
     return sizes.pop()
 
 
@@ -241,22 +282,49 @@ def _clouds(pairs: dict) -> list[np.ndarray]:
     return [cloud for pair in pairs.values() for cloud in pair]
 
 
-def _draw_map(axes: Any, pairs: dict, lows: np.ndarray, highs: np.ndarray, inches: float) -> None:
+def _draw_map(
+    axes: Any, pairs: dict, lows: np.ndarray, highs: np.ndarray, inches: float
+) -> None:
     on_line = len(lows) == 1
-    jitter = np.random.default_rng(0)  # so that points of equal value are seen, the same in every frame
+    jitter = np.random.default_rng(
+        0
+    )  # so that points of equal value are seen, the same in every frame
     for role, (latents, examples) in pairs.items():
         line, label, *ends = _ROLES[role]
         clouds = [latents, examples]
         if on_line:
             noise = jitter.uniform(-0.02, 0.02, (2, len(latents), 1))
-            clouds = [np.concatenate([x + shift, y], 1) for x, shift, y in zip((0, 1), noise, clouds, strict=True)]
+            clouds = [
+                np.concatenate([x + shift, y], 1)
+                for x, shift, y in zip((0, 1), noise, clouds, strict=True)
+            ]
         segments = np.stack(clouds, 1)
-        axes.add_collection(LineCollection(list(segments), colors=colors[line], linewidths=0.5, alpha=0.3, label=label))
+        axes.add_collection(
+            LineCollection(
+                list(segments),
+                colors=colors[line],
+                linewidths=0.5,
+                alpha=0.3,
+                label=label,
+            )
+        )
         for cloud, (color, name) in zip(clouds, ends, strict=True):
-            marker = {"marker": "x", "linewidths": 0.6} if color == "data_x" else {"linewidths": 0}
+            marker = (
+                {"marker": "x", "linewidths": 0.6}
+                if color == "data_x"
+                else {"linewidths": 0}
+            )
             area = point_area(len(cloud), inches, 0.02)
             label = name if name not in axes.get_legend_handles_labels()[1] else None
-            axes.scatter(*cloud.T, s=area, color=colors[color], alpha=0.7, zorder=3, label=label, **marker)
+            axes.scatter(
+                *cloud.T,
+                s=area,
+                color=colors[color],
+                alpha=0.7,
+                zorder=3,
+                label=label,
+                **marker,
+            )
     if on_line:
         axes.set_xlim(-0.1, 1.1)
         axes.set_xticks([0, 1], ["latent", "data"])

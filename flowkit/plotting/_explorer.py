@@ -88,8 +88,16 @@ def explorer(
     _check(stages, target)
     points = [np.asarray(stage.points, np.float32) for stage in stages]
     size = points[0].shape[-1]
-    data = np.zeros((0, size), np.float32) if target is None else np.asarray(target, np.float32)
-    flat = [cloud[np.isfinite(cloud).all(1)] for p in (*points, data) for cloud in [p.reshape(-1, size)]]
+    data = (
+        np.zeros((0, size), np.float32)
+        if target is None
+        else np.asarray(target, np.float32)
+    )
+    flat = [
+        cloud[np.isfinite(cloud).all(1)]
+        for p in (*points, data)
+        for cloud in [p.reshape(-1, size)]
+    ]
     lows, highs = box(flat, size, limits)
     path = _writable(path)
     plotly = _plotly_script()
@@ -119,7 +127,9 @@ def explorer(
     # In a script element nothing but "<" can end the text.
     text = json.dumps(page).replace("<", "\\u003c")
     template, script = (_packaged(f"_explorer.{ending}") for ending in ("html", "js"))
-    filled = Template(template).substitute(title=html.escape(title), data=text, plotly=plotly, script=script)
+    filled = Template(template).substitute(
+        title=html.escape(title), data=text, plotly=plotly, script=script
+    )
     path.write_text(filled, encoding="utf-8")
     return path
 
@@ -143,7 +153,8 @@ def _check(stages: Sequence[ExplorerStage], target: Any) -> None:
             f"`stages[{i}].points` has {shape[2]} dimensions and that of the first stage {size[0]}; write two pages.",
         )
         require(
-            len(times) > 1 and bool(np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= 1),
+            len(times) > 1
+            and bool(np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= 1),
             f"`stages[{i}].times` must be two or more increasing times in [0, 1] (0 is noise, 1 is data), got {times}.",
         )
     if target is not None and (len(target) == 0 or target.shape[1:] != size):
@@ -160,8 +171,13 @@ def _writable(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise ValueError(f"`path` is {path}, whose folder cannot be written ({error}); name another one.") from error
-    require(not path.is_dir(), f"`path` is {path}, which is a folder; name a file in it, such as explorer.html.")
+        raise ValueError(
+            f"`path` is {path}, whose folder cannot be written ({error}); name another one."
+        ) from error
+    require(
+        not path.is_dir(),
+        f"`path` is {path}, which is a folder; name a file in it, such as explorer.html.",
+    )
     return path
 
 
@@ -169,15 +185,23 @@ def _plotly_script() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ImportError('`explorer` draws with plotly: `pip install "flowkit-jax[explorer]"`.') from error
+        raise ImportError(
+            '`explorer` draws with plotly: `pip install "flowkit-jax[explorer]"`.'
+        ) from error
     return get_plotlyjs()
 
 
 def _fields(stages, lows, highs) -> tuple[list[np.ndarray | None], np.ndarray]:
     """The velocity of each stage that has one, `(times, points, d)`, and the grid `(points, d)`."""
-    sides = [np.linspace(low, high, _RESOLUTION + 2)[1:-1] for low, high in zip(lows, highs, strict=True)]
+    sides = [
+        np.linspace(low, high, _RESOLUTION + 2)[1:-1]
+        for low, high in zip(lows, highs, strict=True)
+    ]
     grid = np.stack(np.meshgrid(*sides), -1).reshape(-1, len(sides)).astype(np.float32)
-    fields = [None if stage.velocity is None else _field(stage.velocity, grid) for stage in stages]
+    fields = [
+        None if stage.velocity is None else _field(stage.velocity, grid)
+        for stage in stages
+    ]
     for i, field in enumerate(fields):
         if field is not None and field.shape != (len(_FIELD_TIMES), *grid.shape):
             raise ValueError(
@@ -187,12 +211,20 @@ def _fields(stages, lows, highs) -> tuple[list[np.ndarray | None], np.ndarray]:
 
 
 def _field(velocity: Callable[..., Any], grid: np.ndarray) -> np.ndarray:
-    return np.asarray(on_grid(eqx.nn.inference_mode(velocity), jnp.asarray(_FIELD_TIMES), grid), np.float32)
+    return np.asarray(
+        on_grid(eqx.nn.inference_mode(velocity), jnp.asarray(_FIELD_TIMES), grid),
+        np.float32,
+    )
 
 
 def _usual_speed(fields: Sequence[np.ndarray | None]) -> float:
     """The speed with an arrow of full length."""
-    speeds = np.concatenate([np.zeros(0), *(np.linalg.norm(f, axis=-1).ravel() for f in fields if f is not None)])
+    speeds = np.concatenate(
+        [
+            np.zeros(0),
+            *(np.linalg.norm(f, axis=-1).ravel() for f in fields if f is not None),
+        ]
+    )
     finite = speeds[np.isfinite(speeds)]
     return max(float(np.quantile(finite, 0.95)), 1e-12) if len(finite) else 1.0
 
@@ -200,8 +232,13 @@ def _usual_speed(fields: Sequence[np.ndarray | None]) -> float:
 def _encoded(array: Any) -> dict[str, Any]:
     """The shape, and the values as little-endian float32: exact, and half as long as decimal digits."""
     values = np.ascontiguousarray(array, "<f4")
-    return {"shape": list(values.shape), "base64": base64.b64encode(values.tobytes()).decode("ascii")}
+    return {
+        "shape": list(values.shape),
+        "base64": base64.b64encode(values.tobytes()).decode("ascii"),
+    }
 
 
 def _packaged(name: str) -> str:
-    return resources.files("flowkit.plotting").joinpath(name).read_text(encoding="utf-8")
+    return (
+        resources.files("flowkit.plotting").joinpath(name).read_text(encoding="utf-8")
+    )

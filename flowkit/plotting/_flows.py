@@ -51,12 +51,18 @@ def vector_field(
     - `resolution`: arrows along each axis.
     """
     require(len(times) > 0, "`times` is empty; name at least one.")
-    require(resolution > 1, f"`resolution` is {resolution}; a grid needs at least two arrows along each axis.")
+    require(
+        resolution > 1,
+        f"`resolution` is {resolution}; a grid needs at least two arrows along each axis.",
+    )
     lows, highs = box([], 2, limits)
     side = np.linspace(lows[0], highs[0], resolution + 2)[1:-1]
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
     arrows = np.asarray(on_grid(velocity, jnp.asarray(times, jnp.float32), grid))
-    require(arrows.shape == (len(times), len(grid), 2), f"`velocity` gives shape {arrows.shape[2:]}, not (2,).")
+    require(
+        arrows.shape == (len(times), len(grid), 2),
+        f"`velocity` gives shape {arrows.shape[2:]}, not (2,).",
+    )
     speeds = np.linalg.norm(arrows, axis=-1)
     fastest = float(np.nanmax(speeds, initial=1e-12, where=np.isfinite(speeds)))
     figure = new_figure(3.1 * len(times) + 0.7, 3.3)
@@ -65,11 +71,24 @@ def vector_field(
         style_axes(axes, f"t = {t:.2f}")
         if points is not None:
             area = point_area(len(points), 2.6, 0.06)
-            axes.scatter(*np.asarray(points).T, s=area, linewidths=0, color=colors["data_x"], alpha=0.35)
+            axes.scatter(
+                *np.asarray(points).T,
+                s=area,
+                linewidths=0,
+                color=colors["data_x"],
+                alpha=0.35,
+            )
         # The longest arrow of all spans one and a half cells of the grid.
         scale = fastest / (1.5 * (side[1] - side[0]))
         drawn = axes.quiver(
-            *grid.T, *arrow.T, speed, angles="xy", scale_units="xy", scale=scale, cmap="viridis", width=0.005
+            *grid.T,
+            *arrow.T,
+            speed,
+            angles="xy",
+            scale_units="xy",
+            scale=scale,
+            cmap="viridis",
+            width=0.005,
         )
         drawn.set_clim(0, fastest)
         style_space(axes, lows, highs)
@@ -96,11 +115,28 @@ def density_1d(
     axes = figure.add_subplot()
     style_axes(axes, "", "x", "density")
     for i, (name, values) in enumerate(finite.items()):
-        color = (colors["prior_z"], colors["data_x"], colors["latent_z_hat"], colors["coupling_infer"])[i % 4]
-        _histogram(axes, values[:, 0], lows[0], highs[0], color, alpha=0.4, label=name, bins=bins)
+        color = (
+            colors["prior_z"],
+            colors["data_x"],
+            colors["latent_z_hat"],
+            colors["coupling_infer"],
+        )[i % 4]
+        _histogram(
+            axes,
+            values[:, 0],
+            lows[0],
+            highs[0],
+            color,
+            alpha=0.4,
+            label=name,
+            bins=bins,
+        )
     if density is not None:
         x, p = (np.asarray(a, np.float64) for a in density)
-        require(x.ndim == 1 and x.shape == p.shape, f"`density` has shapes {x.shape} and {p.shape}; both are (k,).")
+        require(
+            x.ndim == 1 and x.shape == p.shape,
+            f"`density` has shapes {x.shape} and {p.shape}; both are (k,).",
+        )
         axes.plot(x, p, color=colors["output_x_hat"], linewidth=1.6, label="exact")
     axes.set_ylim(bottom=0)
     style_legend(axes)
@@ -125,16 +161,32 @@ def density_2d(
     - `limits`: `(low, high)` of both axes.
     """
     named = _finite(samples, 2)
-    require(resolution > 1, f"`resolution` is {resolution}; a heat map needs at least two cells along each axis.")
+    require(
+        resolution > 1,
+        f"`resolution` is {resolution}; a heat map needs at least two cells along each axis.",
+    )
     lows, highs = box(named.values(), 2, limits)
-    edges = [np.linspace(low, high, resolution + 1) for low, high in zip(lows, highs, strict=True)]
+    edges = [
+        np.linspace(low, high, resolution + 1)
+        for low, high in zip(lows, highs, strict=True)
+    ]
     area = np.prod((highs - lows) / resolution)
     # Divided by all samples, so that what lies outside the limits is not made up for.
-    maps = {name: np.histogram2d(*xs.T, bins=edges)[0].T / (max(len(xs), 1) * area) for name, xs in named.items()}
+    maps = {
+        name: np.histogram2d(*xs.T, bins=edges)[0].T / (max(len(xs), 1) * area)
+        for name, xs in named.items()
+    }
     if log_prob is not None:
-        centres = np.stack(np.meshgrid(*((e[:-1] + e[1:]) / 2 for e in edges)), -1).astype(np.float32)
-        maps["exact"] = np.exp(np.asarray(_of_points(log_prob, centres.reshape(-1, 2)), np.float64))
-        require(maps["exact"].shape == (resolution**2,), "`log_prob` must give one number for a point (2,).")
+        centres = np.stack(
+            np.meshgrid(*((e[:-1] + e[1:]) / 2 for e in edges)), -1
+        ).astype(np.float32)
+        maps["exact"] = np.exp(
+            np.asarray(_of_points(log_prob, centres.reshape(-1, 2)), np.float64)
+        )
+        require(
+            maps["exact"].shape == (resolution**2,),
+            "`log_prob` must give one number for a point (2,).",
+        )
         maps["exact"] = maps["exact"].reshape(resolution, resolution)
     highest = max(float(np.nanmax(density)) for density in maps.values())
     figure = new_figure(3.1 * len(maps) + 0.7, 3.3)
@@ -143,7 +195,9 @@ def density_2d(
     for axes, (name, density) in zip(panels, maps.items(), strict=True):
         style_axes(axes, name)
         axes.grid(False)
-        drawn = axes.imshow(density, origin="lower", extent=extent, vmin=0, vmax=highest, cmap="viridis")
+        drawn = axes.imshow(
+            density, origin="lower", extent=extent, vmin=0, vmax=highest, cmap="viridis"
+        )
         style_space(axes, lows, highs)
     _color_bar(figure, panels, drawn, "density")
     return finish(figure, path)
@@ -173,11 +227,16 @@ def snapshots(
     steps, clouds = np.asarray(times, np.float64), np.asarray(points, np.float64)
     size = clouds.shape[-1]
     require(size in (1, 2), f"`points` has {size} dimensions; 1 or 2 can be drawn.")
-    require(2 <= num <= len(steps), f"`num` is {num}; it must lie between 2 and the number of times, {len(steps)}.")
+    require(
+        2 <= num <= len(steps),
+        f"`num` is {num}; it must lie between 2 and the number of times, {len(steps)}.",
+    )
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
     behind = np.zeros((0, size)) if target is None else np.asarray(target, np.float64)
     chosen = np.round(np.linspace(0, len(steps) - 1, num)).astype(int)
-    moving = [cloud[np.isfinite(cloud).all(1)] for cloud in clouds[:, chosen].swapaxes(0, 1)]
+    moving = [
+        cloud[np.isfinite(cloud).all(1)] for cloud in clouds[:, chosen].swapaxes(0, 1)
+    ]
     lows, highs = box([*moving, behind], size, limits)
     rows = math.ceil(num / columns)
     figure = new_figure(2.6 * columns, 2.8 * rows)
@@ -185,11 +244,29 @@ def snapshots(
         axes = figure.add_subplot(rows, columns, i + 1)
         style_axes(axes, f"t = {steps[step]:.2f}")
         if size == 1:
-            _histogram(axes, behind[:, 0], lows[0], highs[0], colors["output_x_hat"], alpha=0.25)
-            _histogram(axes, cloud[:, 0], lows[0], highs[0], colors["prior_z"], alpha=0.5)
+            _histogram(
+                axes,
+                behind[:, 0],
+                lows[0],
+                highs[0],
+                colors["output_x_hat"],
+                alpha=0.25,
+            )
+            _histogram(
+                axes, cloud[:, 0], lows[0], highs[0], colors["prior_z"], alpha=0.5
+            )
         else:
-            for xs, color, alpha in ((behind, colors["output_x_hat"], 0.25), (cloud, colors["prior_z"], 0.7)):
-                axes.scatter(*xs.T, s=point_area(len(xs), 2.2, 0.08), linewidths=0, color=color, alpha=alpha)
+            for xs, color, alpha in (
+                (behind, colors["output_x_hat"], 0.25),
+                (cloud, colors["prior_z"], 0.7),
+            ):
+                axes.scatter(
+                    *xs.T,
+                    s=point_area(len(xs), 2.2, 0.08),
+                    linewidths=0,
+                    color=color,
+                    alpha=alpha,
+                )
             style_space(axes, lows, highs)
     return finish(figure, path)
 
@@ -202,19 +279,27 @@ def _finite(samples: Any, size: int) -> dict[str, np.ndarray]:
         values = np.asarray(array, np.float64)
         values = values[:, None] if size == 1 else values
         require(
-            values.shape[1:] == (size,), f"`samples` has {name!r} of shape {values.shape}; (n, {size}) can be drawn."
+            values.shape[1:] == (size,),
+            f"`samples` has {name!r} of shape {values.shape}; (n, {size}) can be drawn.",
         )
         finite[name] = values[np.isfinite(values).all(1)]
-    require(any(map(len, finite.values())), "`samples` holds no finite value; there is nothing to draw.")
+    require(
+        any(map(len, finite.values())),
+        "`samples` holds no finite value; there is nothing to draw.",
+    )
     return finite
 
 
-def _histogram(axes: Any, values: np.ndarray, low: float, high: float, color: str, **options: Any) -> None:
+def _histogram(
+    axes: Any, values: np.ndarray, low: float, high: float, color: str, **options: Any
+) -> None:
     """A histogram scaled to a density, divided by all values: what lies outside is not made up for."""
     bins = options.pop("bins", 60)
     edges = np.linspace(low, high, bins + 1)
     weights = np.full(len(values), 1 / (max(len(values), 1) * (edges[1] - edges[0])))
-    axes.hist(values, edges, weights=weights, color=color, histtype="stepfilled", **options)
+    axes.hist(
+        values, edges, weights=weights, color=color, histtype="stepfilled", **options
+    )
     axes.set_xlim(low, high)
 
 

@@ -20,7 +20,15 @@ from flowkit.plotting._panels import (
     Panel,
     plain,
 )
-from flowkit.plotting._style import as_points, colors, INK, Limits, Number, PathLike, require
+from flowkit.plotting._style import (
+    as_points,
+    colors,
+    INK,
+    Limits,
+    Number,
+    PathLike,
+    require,
+)
 
 
 def reconstructions(
@@ -45,14 +53,23 @@ def reconstructions(
     - `limits`, `up`, `view`: as in `point_clouds`.
     """
     number = len(inputs)
-    require(len(samples) == number, f"`samples` has {len(samples)} clouds and `inputs` has {number}; they are pairs.")
+    require(
+        len(samples) == number,
+        f"`samples` has {len(samples)} clouds and `inputs` has {number}; they are pairs.",
+    )
     _check("inputs", number, columns, input_masks=input_masks, masks=masks)
     panels = []
     for i in range(number):
         titles = ("input", "sample") if i < columns else ("", "")
         points = as_points("samples", samples[i], entry(masks, i))
         panels += [
-            _seen_and_hidden(("inputs", "input_masks"), inputs[i], entry(masks, i), entry(input_masks, i), titles[0]),
+            _seen_and_hidden(
+                ("inputs", "input_masks"),
+                inputs[i],
+                entry(masks, i),
+                entry(input_masks, i),
+                titles[0],
+            ),
             Panel(points, plain(colors["prior_z"], len(points)), titles[1]),
         ]
     return draw_panels(panels, 2 * min(columns, number), limits, Camera(up, view), path)
@@ -84,9 +101,15 @@ def masked_examples(
     - `columns`: pairs in a row.
     """
     number = len(clouds)
-    require(visible_masks is not None, "`visible_masks` is missing; it says which points are visible.")
+    require(
+        visible_masks is not None,
+        "`visible_masks` is missing; it says which points are visible.",
+    )
     _check("clouds", number, columns, visible_masks=visible_masks, masks=masks)
-    require(grid_size is None or grid_size > 0, f"`grid_size` is {grid_size}; there must be at least one cell.")
+    require(
+        grid_size is None or grid_size > 0,
+        f"`grid_size` is {grid_size}; there must be at least one cell.",
+    )
     camera, panels = Camera(up, view), []
     for i in range(number):
         valid, seen = entry(masks, i), entry(visible_masks, i)
@@ -95,7 +118,11 @@ def masked_examples(
         count = np.sum(_visible("visible_masks", clouds[i], valid, seen))
         left = Panel(points, plain(INK, len(points)), "original")
         right = _seen_and_hidden(
-            ("clouds", "visible_masks"), clouds[i], valid, seen, f"visible: {count} of {len(points)}"
+            ("clouds", "visible_masks"),
+            clouds[i],
+            valid,
+            seen,
+            f"visible: {count} of {len(points)}",
         )
         panels += [left, right._replace(lines=lines)]
     return draw_panels(panels, 2 * min(columns, number), limits, camera, path)
@@ -128,10 +155,14 @@ def segmentations(
     number = len(clouds)
     _check("clouds", number, columns, objects=objects, slots=slots, masks=masks)
     points = [as_points("clouds", c, entry(masks, i)) for i, c in enumerate(clouds)]
-    true = [drawn("objects", c, entry(masks, i), objects[i]) for i, c in enumerate(clouds)]
+    true = [
+        drawn("objects", c, entry(masks, i), objects[i]) for i, c in enumerate(clouds)
+    ]
     found = [drawn("slots", c, entry(masks, i), slots[i]) for i, c in enumerate(clouds)]
     found = [match_ids(f, t) for f, t in zip(found, true, strict=True)]
-    num_colors = 1 + max((int(ids.max()) for ids in (*true, *found) if len(ids)), default=0)
+    num_colors = 1 + max(
+        (int(ids.max()) for ids in (*true, *found) if len(ids)), default=0
+    )
     panels = []
     for i in range(number):
         titles = ("objects", "slots") if i < columns else ("", "")
@@ -143,10 +174,16 @@ def segmentations(
 def match_ids(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     """The found ids renamed so that they agree with the true ones at as many points as possible."""
     found_names, true_names = np.unique(found[found >= 0]), np.unique(true[true >= 0])
-    shared = (found == found_names[:, None])[:, None] & (true == true_names[:, None])[None]
+    shared = (found == found_names[:, None])[:, None] & (true == true_names[:, None])[
+        None
+    ]
     rows, columns = linear_sum_assignment(-shared.sum(-1))
-    renamed = dict(zip(found_names[rows].tolist(), true_names[columns].tolist(), strict=True))
-    unused = iter(i for i in range(len(found_names) + len(true_names)) if i not in true_names)
+    renamed = dict(
+        zip(found_names[rows].tolist(), true_names[columns].tolist(), strict=True)
+    )
+    unused = iter(
+        i for i in range(len(found_names) + len(true_names)) if i not in true_names
+    )
     for name in found_names.tolist():
         if name not in renamed:
             renamed[name] = next(unused)
@@ -159,7 +196,9 @@ def _check(name: str, number: int, columns: int, **values: Any) -> None:
     check_lengths(number, **values)
 
 
-def _seen_and_hidden(names: tuple[str, str], cloud: Any, valid: Any, seen: Any, title: str) -> Panel:
+def _seen_and_hidden(
+    names: tuple[str, str], cloud: Any, valid: Any, seen: Any, title: str
+) -> Panel:
     points = as_points(names[0], cloud, valid)
     rgb = plain(INK, len(points))
     if seen is not None:

@@ -54,7 +54,9 @@ class Camera:
         sine, cosine = np.sin(elevation), np.cos(elevation)
         right = [-np.sin(azimuth), np.cos(azimuth), 0]
         upwards = [-sine * np.cos(azimuth), -sine * np.sin(azimuth), cosine]
-        self._directions = np.roll([right, upwards, np.cross(right, upwards)], up - 2, axis=1)
+        self._directions = np.roll(
+            [right, upwards, np.cross(right, upwards)], up - 2, axis=1
+        )
 
     @property
     def towards(self) -> np.ndarray:
@@ -73,14 +75,22 @@ class Camera:
         return 1 - (depth.max() - depth) / max(float(np.ptp(depth)), 1e-12)
 
 
-def draw_panels(panels: list[Panel], columns: int, limits: Limits, camera: Camera, path: PathLike) -> Figure:
+def draw_panels(
+    panels: list[Panel], columns: int, limits: Limits, camera: Camera, path: PathLike
+) -> Figure:
     """A figure of equal square panels with the same limits, so many to a row."""
     size = panels[0].points.shape[1]
-    require(all(p.points.shape[1] == size for p in panels), "all clouds of a figure must have the same dimension.")
+    require(
+        all(p.points.shape[1] == size for p in panels),
+        "all clouds of a figure must have the same dimension.",
+    )
     lines = [p.lines.reshape(-1, size) for p in panels if p.lines is not None]
     lows, highs = _limits([p.points for p in panels] + lines, size, limits, camera)
     rows = math.ceil(len(panels) / columns)
-    title_rows = sum(any(p.title for p in panels[i * columns : (i + 1) * columns]) for i in range(rows))
+    title_rows = sum(
+        any(p.title for p in panels[i * columns : (i + 1) * columns])
+        for i in range(rows)
+    )
     figure = new_figure(columns * PANEL, rows * PANEL + 0.2 * title_rows)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -89,23 +99,40 @@ def draw_panels(panels: list[Panel], columns: int, limits: Limits, camera: Camer
     return finish(figure, path)
 
 
-def _limits(clouds: list[np.ndarray], size: int, limits: Limits, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+def _limits(
+    clouds: list[np.ndarray], size: int, limits: Limits, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
     if size == 3 and limits is not None:
-        corners = np.asarray(list(itertools.product(*zip(*box([], 3, limits), strict=True))))
+        corners = np.asarray(
+            list(itertools.product(*zip(*box([], 3, limits), strict=True)))
+        )
         return box([camera.flat(corners)], 2, padding=0)
     return box([camera.flat(points) for points in clouds], 2, limits)
 
 
 def _draw(axes: Any, panel: Panel, camera: Camera) -> None:
     if panel.lines is not None:
-        style = {"colors": "#9a9a9a", "linewidths": 0.6, "linestyles": (0, (4, 3)), "zorder": 0.5}
+        style = {
+            "colors": "#9a9a9a",
+            "linewidths": 0.6,
+            "linestyles": (0, (4, 3)),
+            "zorder": 0.5,
+        }
         axes.add_collection(LineCollection(list(camera.flat(panel.lines)), **style))
     nearness = camera.nearness(panel.points)
-    order = np.argsort(nearness, kind="stable")  # far points first, so that near ones cover them
+    order = np.argsort(
+        nearness, kind="stable"
+    )  # far points first, so that near ones cover them
     haze = (HAZE * (1 - nearness))[:, None]
     rgb = haze + (1 - haze) * panel.rgb
     area = point_area(len(panel.points), PANEL)
-    axes.scatter(*camera.flat(panel.points)[order].T, s=area, linewidths=0, alpha=0.9, c=rgb[order])
+    axes.scatter(
+        *camera.flat(panel.points)[order].T,
+        s=area,
+        linewidths=0,
+        alpha=0.9,
+        c=rgb[order],
+    )
     if panel.title:
         axes.set_title(panel.title, fontsize=8, color=INK, pad=3)
 
@@ -124,7 +151,9 @@ def cell_borders(points: np.ndarray, cells: int, camera: Camera) -> np.ndarray:
     for axis in range(size):
         others = [a for a in range(size) if a != axis]
         for index in itertools.product(range(cells + 1), repeat=size - 1):
-            if size == 2 or any(i == back[a] for i, a in zip(index, others, strict=True)):
+            if size == 2 or any(
+                i == back[a] for i, a in zip(index, others, strict=True)
+            ):
                 segment = np.stack([ticks[0], ticks[-1]])
                 segment[:, others] = ticks[list(index), others]
                 segments.append(segment)
@@ -154,7 +183,10 @@ def plain(color: str, number: int) -> np.ndarray:
 def drawn(name: str, cloud: Any, mask: Any, values: Any) -> np.ndarray:
     """Of values `(n,)` those of the points that are drawn: the valid and finite ones."""
     values = np.asarray(values)
-    require(len(values) == len(cloud), f"`{name}` has {len(values)} numbers for a cloud of {len(cloud)} points.")
+    require(
+        len(values) == len(cloud),
+        f"`{name}` has {len(values)} numbers for a cloud of {len(cloud)} points.",
+    )
     keep = np.isfinite(np.asarray(cloud, np.float64)).all(1)
     return values[keep if mask is None else keep & np.asarray(mask)]
 
@@ -167,4 +199,7 @@ def entry(values: Any, i: int) -> Any:
 def check_lengths(number: int, **values: Any) -> None:
     """There must be one entry for each cloud."""
     for name, value in values.items():
-        require(value is None or len(value) == number, f"`{name}` must have one entry for each of the {number} clouds.")
+        require(
+            value is None or len(value) == number,
+            f"`{name}` must have one entry for each of the {number} clouds.",
+        )

@@ -78,7 +78,9 @@ def style_handles(legend: Any) -> None:
             handle.set_linewidth(1.5)
 
 
-def style_space(axes: Any, lows: np.ndarray, highs: np.ndarray, *, ticks: bool = True) -> None:
+def style_space(
+    axes: Any, lows: np.ndarray, highs: np.ndarray, *, ticks: bool = True
+) -> None:
     """Equal aspect within a box, in two or three dimensions; without ticks only a thin frame remains."""
     axes.set_xlim(lows[0], highs[0])
     axes.set_ylim(lows[1], highs[1])
@@ -106,7 +108,9 @@ def as_points(name: str, cloud: Any, mask: Any = None) -> np.ndarray:
     """The valid, finite points of a cloud as a NumPy array `(n, d)`; generated points may have diverged."""
     points = np.asarray(cloud, np.float64)
     if points.ndim != 2 or points.shape[1] not in (2, 3):
-        raise ValueError(f"`{name}` has a cloud of shape {points.shape}; (n, 2) or (n, 3) can be drawn.")
+        raise ValueError(
+            f"`{name}` has a cloud of shape {points.shape}; (n, 2) or (n, 3) can be drawn."
+        )
     keep = np.isfinite(points).all(1)
     if mask is not None:
         valid = np.asarray(mask)
@@ -119,7 +123,12 @@ def as_points(name: str, cloud: Any, mask: Any = None) -> np.ndarray:
     return points[keep]
 
 
-def box(clouds: Iterable[np.ndarray], size: int, limits: Limits = None, padding: Number = 0.06) -> tuple[Any, Any]:
+def box(
+    clouds: Iterable[np.ndarray],
+    size: int,
+    limits: Limits = None,
+    padding: Number = 0.06,
+) -> tuple[Any, Any]:
     """Corners of the smallest padded cube around all points, or the cube that the caller asks for."""
     if limits is not None:
         low, high = limits

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from flowkit._types import AnyArray
-from flowkit.plotting._style import colors, finish, INK, new_figure, Number, PathLike, require, style_axes, style_legend
+from flowkit.plotting._style import (
+    colors,
+    finish,
+    INK,
+    new_figure,
+    Number,
+    PathLike,
+    require,
+    style_axes,
+    style_legend,
+)
 
 
 _METRIC_WORDS = ("chamfer", "emd", "w2", "nna", "mmd", "coverage", "distance")
@@ -36,11 +46,17 @@ def loss_trajectory(
     - `smoothing`: the window of the running mean, as a fraction of the curve; 0 for none.
     """
     require(len(history) > 0, "`history` is empty; pass name -> (steps, values).")
-    require(0 <= smoothing < 1, f"`smoothing` is {smoothing}; it is a fraction of the curve, at least 0 and below 1.")
+    require(
+        0 <= smoothing < 1,
+        f"`smoothing` is {smoothing}; it is a fraction of the curve, at least 0 and below 1.",
+    )
     curves = {name: _curve(name, *pair) for name, pair in history.items()}
     groups = _default_panels(curves) if panels is None else panels
     for name in (n for names in groups.values() for n in names):
-        require(name in curves, f"`panels` names {name!r}, which is not in `history`: {sorted(curves)}.")
+        require(
+            name in curves,
+            f"`panels` names {name!r}, which is not in `history`: {sorted(curves)}.",
+        )
     shown = {title: names for title, names in groups.items() if names}
     columns = min(len(shown), 2)
     rows = math.ceil(len(shown) / columns)
@@ -75,19 +91,39 @@ def explained_velocity(
     curves = dict(r2) if isinstance(r2, Mapping) else {"": r2}
     require(len(curves) > 0, "`r2` is empty; pass an array, or name -> array.")
     for name, values in curves.items():
-        require(len(values) == len(times), f"`r2` {name} has {len(values)} bins and `times` has {len(times)}.")
+        require(
+            len(values) == len(times),
+            f"`r2` {name} has {len(values)} bins and `times` has {len(times)}.",
+        )
     figure = new_figure(5.6, 3.5)
     axes = figure.add_subplot()
     style_axes(axes, title, "time  (0 noise, 1 data)", "$R^2$")
     for level in (0, 1):
-        axes.axhline(level, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhline(
+            level, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1
+        )
     alphas = np.linspace(0.3, 1, len(curves)) if len(curves) > 1 else [1.0]
     for alpha, (name, values) in zip(alphas, curves.items(), strict=True):
-        line = {"color": colors["prior_z"], "alpha": alpha, "linewidth": 1.8, "marker": "o", "markersize": 4}
+        line = {
+            "color": colors["prior_z"],
+            "alpha": alpha,
+            "linewidth": 1.8,
+            "marker": "o",
+            "markersize": 4,
+        }
         axes.plot(np.asarray(times), np.asarray(values), label=name or None, **line)
     if len(curves) == 1:
-        axes.fill_between(np.asarray(times), 0, np.asarray(r2), color=colors["prior_z"], alpha=0.12, linewidth=0)
-    finite = np.concatenate([np.asarray(v, np.float64)[np.isfinite(v)] for v in curves.values()])
+        axes.fill_between(
+            np.asarray(times),
+            0,
+            np.asarray(r2),
+            color=colors["prior_z"],
+            alpha=0.12,
+            linewidth=0,
+        )
+    finite = np.concatenate(
+        [np.asarray(v, np.float64)[np.isfinite(v)] for v in curves.values()]
+    )
     low = float(finite.min()) if len(finite) else 0.0
     axes.set_ylim(max(min(low - 0.06, -0.04), -1.04), 1.06)
     axes.set_xlim(0, 1)
@@ -108,21 +144,42 @@ def _curve(name: str, steps: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
 def _default_panels(curves: Mapping[str, Any]) -> dict[str, list[str]]:
     total = [n for n in curves if n in ("loss", "total", "total_loss")]
     explained = [n for n in curves if "explained" in n or "r2" in n]
-    metrics = [n for n in curves if any(w in n.lower() for w in _METRIC_WORDS) and n not in explained]
+    metrics = [
+        n
+        for n in curves
+        if any(w in n.lower() for w in _METRIC_WORDS) and n not in explained
+    ]
     components = [n for n in curves if n not in (*total, *explained, *metrics)]
-    last = {"explained velocity": explained} if explained else {"components": components}
-    return {"loss": total, "components (log scale)": components, "metrics": metrics, **last}
+    last = (
+        {"explained velocity": explained} if explained else {"components": components}
+    )
+    return {
+        "loss": total,
+        "components (log scale)": components,
+        "metrics": metrics,
+        **last,
+    }
 
 
 def _draw_curve(axes, steps, values, name, color, smoothing) -> None:
     window = int(round(smoothing * len(values)))
     if len(values) <= 40:
-        axes.plot(steps, values, color=color, linewidth=1.5, marker="o", markersize=3, label=name)
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=1.5,
+            marker="o",
+            markersize=3,
+            label=name,
+        )
     elif window < 2:
         axes.plot(steps, values, color=color, linewidth=1.0, label=name)
     else:
         axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.25)
-        axes.plot(steps, _running_mean(values, window), color=color, linewidth=1.6, label=name)
+        axes.plot(
+            steps, _running_mean(values, window), color=color, linewidth=1.6, label=name
+        )
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -133,7 +190,9 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     start = np.maximum(np.arange(len(values)) - window // 2, 0)
     stop = np.minimum(np.arange(len(values)) + window // 2 + 1, len(values))
     number = counts[stop] - counts[start]
-    return np.where(number > 0, (sums[stop] - sums[start]) / np.maximum(number, 1), np.nan)
+    return np.where(
+        number > 0, (sums[stop] - sums[start]) / np.maximum(number, 1), np.nan
+    )
 
 
 def _scale(axes, title: str, values: list[np.ndarray]) -> None:
@@ -145,7 +204,9 @@ def _scale(axes, title: str, values: list[np.ndarray]) -> None:
     if title == "explained velocity":
         axes.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_ylim(max(every.min() - 0.05, -1.0), 1.05)
-    elif every.min() > 0 and ("log" in title or (title == "loss" and every.max() > 10 * every.min())):
+    elif every.min() > 0 and (
+        "log" in title or (title == "loss" and every.max() > 10 * every.min())
+    ):
         axes.set_yscale("log")
         subs = (1, 2, 5) if every.max() < 100 * every.min() else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))

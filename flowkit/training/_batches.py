@@ -20,7 +20,9 @@ class Resident:
     """Data that stays on the device; each step draws its batch there."""
 
     def __init__(self, data: PyTree[Any], batch_size: int | None, mesh: Mesh | None):
-        sizes = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(data)}
+        sizes = {
+            np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(data)
+        }
         if len(sizes) != 1 or sizes == {0}:
             raise ValueError(
                 "`batches` is a pytree of arrays, which must share their first axis, the examples, got lengths "
@@ -28,7 +30,9 @@ class Resident:
             )
         (size,) = sizes
         if batch_size is not None and not 1 <= batch_size <= size:
-            raise ValueError(f"`batch_size` must be between 1 and the {size} examples in `batches`, got {batch_size}.")
+            raise ValueError(
+                f"`batch_size` must be between 1 and the {size} examples in `batches`, got {batch_size}."
+            )
         if mesh is None:
             self._data = jax.tree.map(jnp.asarray, data)
         else:
@@ -67,11 +71,20 @@ class Stream:
         if length is None:
             batch, axis = self._next(), 0
         else:
-            batch, axis = jax.tree.map(_stack, *[self._next() for _ in range(length)]), 1
-        return batch if self._mesh is None else shard_batch(batch, self._mesh, axis=axis)
+            batch, axis = (
+                jax.tree.map(_stack, *[self._next() for _ in range(length)]),
+                1,
+            )
+        return (
+            batch if self._mesh is None else shard_batch(batch, self._mesh, axis=axis)
+        )
 
     def position(self) -> Any:
-        return self._iterator.get_state() if isinstance(self._iterator, grain.DatasetIterator) else None
+        return (
+            self._iterator.get_state()
+            if isinstance(self._iterator, grain.DatasetIterator)
+            else None
+        )
 
     def seek(self, position: Any) -> None:
         if isinstance(self._iterator, grain.DatasetIterator):
@@ -93,15 +106,23 @@ class Stream:
         )
 
 
-def make_source(batches: Any, batch_size: int | None, mesh: Mesh | None, *, needs_position: bool) -> Resident | Stream:
+def make_source(
+    batches: Any, batch_size: int | None, mesh: Mesh | None, *, needs_position: bool
+) -> Resident | Stream:
     """The source of batches for anything that `fit` accepts."""
-    is_grain = isinstance(batches, grain.MapDataset | grain.IterDataset | grain.DatasetIterator)
+    is_grain = isinstance(
+        batches, grain.MapDataset | grain.IterDataset | grain.DatasetIterator
+    )
     if not is_grain and _is_arrays(batches):
         return Resident(batches, batch_size, mesh)
     if batch_size is not None:
-        raise ValueError("`batch_size` is for arrays in `batches`; a dataset or an iterator gives batches itself.")
+        raise ValueError(
+            "`batch_size` is for arrays in `batches`; a dataset or an iterator gives batches itself."
+        )
     if not is_grain and not isinstance(batches, Iterable):
-        raise ValueError(f"`batches` must be arrays, a grain dataset or an iterable of batches, got {type(batches)}.")
+        raise ValueError(
+            f"`batches` must be arrays, a grain dataset or an iterable of batches, got {type(batches)}."
+        )
     if needs_position and not is_grain:
         raise ValueError(
             "`checkpoints` cannot hold the position of a plain iterator, so a resumed run would see other data; "
@@ -119,7 +140,9 @@ def make_source(batches: Any, batch_size: int | None, mesh: Mesh | None, *, need
 
 def _is_arrays(batches: Any) -> bool:
     """Whether it is a pytree of arrays; looking at an iterator must not use it up."""
-    is_stream = lambda node: isinstance(node, Iterable) and not isinstance(node, dict | list | tuple)
+    is_stream = lambda node: (
+        isinstance(node, Iterable) and not isinstance(node, dict | list | tuple)
+    )
     leaves = jax.tree.leaves(batches, is_leaf=is_stream)
     return bool(leaves) and all(eqx.is_array(leaf) for leaf in leaves)
 
@@ -131,4 +154,6 @@ def _stack(*leaves: Any) -> Any:
 def _everywhere(leaf: Any, mesh: Mesh) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(leaf, replicated(mesh))
-    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(leaf), np.shape(leaf))
+    return jax.make_array_from_process_local_data(
+        replicated(mesh), np.asarray(leaf), np.shape(leaf)
+    )

@@ -24,7 +24,9 @@ class Every(eqx.Module):
 
     def __check_init__(self):
         if self.n < 1:
-            raise ValueError(f"`n` must be at least 1, got {self.n}: the callback is called every `n` steps.")
+            raise ValueError(
+                f"`n` must be at least 1, got {self.n}: the callback is called every `n` steps."
+            )
 
 
 def passed(before: int, now: int, every: int) -> bool:
@@ -32,14 +34,22 @@ def passed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def call(function: Callable[..., Any], state: TrainState, step: int) -> dict[str, np.ndarray]:
+def call(
+    function: Callable[..., Any], state: TrainState, step: int
+) -> dict[str, np.ndarray]:
     """What the callback reports, on the host."""
     report = function(state, step)
     if report is None:
         return {}
-    if not isinstance(report, Mapping) or not all(isinstance(name, str) for name in report):
-        raise ValueError(f"`callbacks`: {function} must return None or a dict of named values, got {type(report)}.")
+    if not isinstance(report, Mapping) or not all(
+        isinstance(name, str) for name in report
+    ):
+        raise ValueError(
+            f"`callbacks`: {function} must return None or a dict of named values, got {type(report)}."
+        )
     taken = sorted(set(report) & set(METRICS))
     if taken:
-        raise ValueError(f"`callbacks`: {function} returns {taken}, which training records itself; rename them.")
+        raise ValueError(
+            f"`callbacks`: {function} returns {taken}, which training records itself; rename them."
+        )
     return {name: np.asarray(value) for name, value in report.items()}

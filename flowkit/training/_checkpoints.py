@@ -43,9 +43,18 @@ class Checkpoints:
         things. A run with another `config` does not resume here, so leave out how long the run is.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, every: int = 1000, keep: int = 2, config: Any = None):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        every: int = 1000,
+        keep: int = 2,
+        config: Any = None,
+    ):
         if every < 1 or keep < 1:
-            raise ValueError(f"`every` and `keep` must be at least 1, got every={every} and keep={keep}.")
+            raise ValueError(
+                f"`every` and `keep` must be at least 1, got every={every} and keep={keep}."
+            )
         if dataclasses.is_dataclass(config) and not isinstance(config, type):
             config = dataclasses.asdict(config)
         try:
@@ -76,7 +85,9 @@ class Saver:
             options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False)
             return ocp.CheckpointManager(self._directory, options=options)
 
-    def resume(self, state: TrainState) -> tuple[TrainState, dict[str, Series], Any] | None:
+    def resume(
+        self, state: TrainState
+    ) -> tuple[TrainState, dict[str, Series], Any] | None:
         """State, history and position of the last checkpoint that loads; `None` if there is none at all."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         parts = _parts(state)
@@ -103,7 +114,9 @@ class Saver:
             )
         return None
 
-    def save(self, step: int, state: TrainState, history: dict[str, Series], position: Any) -> None:
+    def save(
+        self, step: int, state: TrainState, history: dict[str, Series], position: Any
+    ) -> None:
         """Save in the background. `state` must not be donated afterwards."""
         if step == self._last:
             return
@@ -114,10 +127,15 @@ class Saver:
             "names": list(history),
             "position": position,
         }
-        items: dict[str, Any] = {name: ocp.args.StandardSave(_numbered(part)) for name, part in parts.items()}
+        items: dict[str, Any] = {
+            name: ocp.args.StandardSave(_numbered(part)) for name, part in parts.items()
+        }
         items["meta"] = ocp.args.JsonSave(meta)
         items["history"] = ocp.args.StandardSave(
-            {str(i): {"steps": series.steps, "values": series.values} for i, series in enumerate(history.values())}
+            {
+                str(i): {"steps": series.steps, "values": series.values}
+                for i, series in enumerate(history.values())
+            }
         )
         with _quiet():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -131,8 +149,14 @@ class Saver:
     def _check_same(self, meta, parts):
         differences = _config_differences(meta["config"], self._config)
         for name, part in parts.items():
-            differences += _array_differences(name, meta["arrays"].get(name, []), _describe(part))
-        differences += [f"`{name}` is only in the folder" for name in meta["arrays"] if name not in parts]
+            differences += _array_differences(
+                name, meta["arrays"].get(name, []), _describe(part)
+            )
+        differences += [
+            f"`{name}` is only in the folder"
+            for name in meta["arrays"]
+            if name not in parts
+        ]
         if differences:
             raise ValueError(
                 f"{self._directory} holds checkpoints of another run: {_shorten(differences)}. Nothing was deleted: "
@@ -181,9 +205,13 @@ def restore_model(
     with _quiet(), contextlib.closing(_reader(directory)) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
         if not steps:
-            raise FileNotFoundError(f"`directory`: the folder {directory} holds no checkpoint.")
+            raise FileNotFoundError(
+                f"`directory`: the folder {directory} holds no checkpoint."
+            )
         if step is not None and step not in steps:
-            raise ValueError(f"`step`: {directory} has no checkpoint {step}, only {steps[::-1]}.")
+            raise ValueError(
+                f"`step`: {directory} has no checkpoint {step}, only {steps[::-1]}."
+            )
         for candidate in steps if step is None else [step]:
             meta, error = _try(_read_meta, manager, candidate)
             if meta is not None:
@@ -194,16 +222,24 @@ def restore_model(
                     return _fill(part, *restored.values())
             if step is None:
                 warnings.warn(_damaged(directory, candidate, error), stacklevel=3)
-    raise ValueError(f"`directory`: no checkpoint that was asked for can be read in {directory}: {error}")
+    raise ValueError(
+        f"`directory`: no checkpoint that was asked for can be read in {directory}: {error}"
+    )
 
 
 def _reader(directory: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
+    return ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(read_only=True)
+    )
 
 
-def _skeleton(directory: Path, build: Callable[..., Any], meta: Any, name: str) -> dict[str, Any]:
+def _skeleton(
+    directory: Path, build: Callable[..., Any], meta: Any, name: str
+) -> dict[str, Any]:
     if name not in meta["arrays"]:
-        raise ValueError(f"{directory} was trained without an average of the weights; pass `ema=False`.")
+        raise ValueError(
+            f"{directory} was trained without an average of the weights; pass `ema=False`."
+        )
     part = eqx.filter_eval_shape(lambda: build(meta["config"]))
     differences = _array_differences(name, meta["arrays"][name], _describe(part))
     if differences:
@@ -215,7 +251,11 @@ def _skeleton(directory: Path, build: Callable[..., Any], meta: Any, name: str) 
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    parts = {"model": state.model, "ema": state.ema, "training": (state.opt_state, state.step, state.key)}
+    parts = {
+        "model": state.model,
+        "ema": state.ema,
+        "training": (state.opt_state, state.step, state.key),
+    }
     return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -230,7 +270,12 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _numbered(part: Any) -> dict[str, Any]:
-    return {str(i): leaf for i, leaf in enumerate(leaf for leaf in jax.tree.leaves(part) if _is_array(leaf))}
+    return {
+        str(i): leaf
+        for i, leaf in enumerate(
+            leaf for leaf in jax.tree.leaves(part) if _is_array(leaf)
+        )
+    }
 
 
 def _fill(part: Any, arrays: list[Any]) -> Any:
@@ -248,23 +293,32 @@ def _describe(part: Any) -> list[list[str]]:
 
 
 def _read_meta(manager: ocp.CheckpointManager, step: int) -> Any:
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+        "meta"
+    ]
     if not {"config", "arrays", "names", "position"} <= set(meta):
         raise ValueError("it was not written by flowkit")
     return meta
 
 
-def _read_arrays(manager: ocp.CheckpointManager, step: int, parts: dict[str, Any]) -> dict[str, list[Any]]:
+def _read_arrays(
+    manager: ocp.CheckpointManager, step: int, parts: dict[str, Any]
+) -> dict[str, list[Any]]:
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     items = {}
     for name, part in parts.items():
         target = {
-            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
+            key: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding or here
+            )
             for key, leaf in _numbered(part).items()
         }
         items[name] = ocp.args.StandardRestore(target)
     restored = manager.restore(step, args=ocp.args.Composite(**items))
-    return {name: [_own(restored[name][str(i)]) for i in range(len(restored[name]))] for name in parts}
+    return {
+        name: [_own(restored[name][str(i)]) for i in range(len(restored[name]))]
+        for name in parts
+    }
 
 
 def _own(leaf: jax.Array) -> jax.Array:
@@ -276,8 +330,12 @@ def _own(leaf: jax.Array) -> jax.Array:
     return jnp.array(np.asarray(leaf))
 
 
-def _read_history(manager: ocp.CheckpointManager, step: int, meta: Any) -> dict[str, Series]:
-    stored = manager.restore(step, args=ocp.args.Composite(history=ocp.args.StandardRestore()))["history"]
+def _read_history(
+    manager: ocp.CheckpointManager, step: int, meta: Any
+) -> dict[str, Series]:
+    stored = manager.restore(
+        step, args=ocp.args.Composite(history=ocp.args.StandardRestore())
+    )["history"]
     series = [stored[str(i)] for i in range(len(meta["names"]))]
     return {
         name: Series(np.asarray(one["steps"]), np.asarray(one["values"]))
@@ -303,12 +361,24 @@ def _config_differences(stored: Any, given: Any) -> list[str]:
         return []
     if not isinstance(stored, dict) or not isinstance(given, dict):
         return [f"config is {stored!r} there and {given!r} here"]
-    keys = [key for key in stored | given if stored.get(key) != given.get(key) or (key in stored) != (key in given)]
-    return [f"config[{key!r}] is {stored.get(key)!r} there and {given.get(key)!r} here" for key in keys]
+    keys = [
+        key
+        for key in stored | given
+        if stored.get(key) != given.get(key) or (key in stored) != (key in given)
+    ]
+    return [
+        f"config[{key!r}] is {stored.get(key)!r} there and {given.get(key)!r} here"
+        for key in keys
+    ]
 
 
-def _array_differences(name: str, stored: list[list[str]], given: list[list[str]]) -> list[str]:
-    there, here = {path: what for path, what in stored}, {path: what for path, what in given}
+def _array_differences(
+    name: str, stored: list[list[str]], given: list[list[str]]
+) -> list[str]:
+    there, here = (
+        {path: what for path, what in stored},
+        {path: what for path, what in given},
+    )
     return [
         f"{name}{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
         for path in there | here

@@ -22,8 +22,20 @@ from flowkit.training._callbacks import call, Every, passed
 from flowkit.training._checkpoints import Checkpoints, Saver
 from flowkit.training._history import Recorder, Series
 from flowkit.training._sharding import replicate
-from flowkit.training._state import EMADecay, init_state, Trainable, TrainState, WarmUpDecay
-from flowkit.training._step import check_steps_per_call, compiled, make_recipe, Recipe, take_apart
+from flowkit.training._state import (
+    EMADecay,
+    init_state,
+    Trainable,
+    TrainState,
+    WarmUpDecay,
+)
+from flowkit.training._step import (
+    check_steps_per_call,
+    compiled,
+    make_recipe,
+    Recipe,
+    take_apart,
+)
 
 
 _REFRESH_SECONDS = 0.25
@@ -106,12 +118,22 @@ def fit(
     if num_steps < 0:
         raise ValueError(f"`num_steps` must not be negative, got {num_steps}.")
     recipe = make_recipe(loss, optimizer, ema_decay, trainable, mesh)
-    source = make_source(batches, batch_size, mesh, needs_position=checkpoints is not None)
-    state = init_state(model, optimizer, ema_decay=ema_decay, trainable=trainable, key=key)
+    source = make_source(
+        batches, batch_size, mesh, needs_position=checkpoints is not None
+    )
+    state = init_state(
+        model, optimizer, ema_decay=ema_decay, trainable=trainable, key=key
+    )
     callbacks = [one if isinstance(one, Every) else Every(1, one) for one in callbacks]
     with contextlib.ExitStack() as stack:
-        saver = None if checkpoints is None else stack.enter_context(contextlib.closing(Saver(checkpoints)))
-        run = _Run(recipe, source, state, saver, callbacks, steps_per_call=steps_per_call)
+        saver = (
+            None
+            if checkpoints is None
+            else stack.enter_context(contextlib.closing(Saver(checkpoints)))
+        )
+        run = _Run(
+            recipe, source, state, saver, callbacks, steps_per_call=steps_per_call
+        )
         if checkpoints is not None and run.step > num_steps:
             raise ValueError(
                 f"`num_steps`={num_steps} is the total, and {checkpoints.directory} is already at step {run.step}; "
@@ -119,7 +141,12 @@ def fit(
             )
         stopped = stack.enter_context(_ctrl_c(active=saver is not None))
         bar = stack.enter_context(
-            tqdm(total=num_steps, initial=run.step, disable=not progress or jax.process_index() > 0, unit="step")
+            tqdm(
+                total=num_steps,
+                initial=run.step,
+                disable=not progress or jax.process_index() > 0,
+                unit="step",
+            )
         )
         run.train(num_steps, bar, stopped)
     return FitResult(run.state(), run.recorder.history())
@@ -142,7 +169,9 @@ class _Run:
         self.source, self.saver, self.callbacks = source, saver, callbacks
         arrays, self.frame = take_apart(state)
         self.arrays = arrays if recipe.mesh is None else replicate(arrays, recipe.mesh)
-        self.programs = ft.lru_cache(lambda length: compiled(recipe, self.frame, source.feed(length)))
+        self.programs = ft.lru_cache(
+            lambda length: compiled(recipe, self.frame, source.feed(length))
+        )
         self.step, history = 0, {}
         found = None if saver is None else saver.resume(self.state())
         if found is not None:
@@ -179,7 +208,9 @@ class _Run:
     def advance(self, num_steps: int, bar: Any) -> None:
         """Calls up to the next callback, checkpoint or refresh of the bar."""
         start, size = self.step, self.steps_per_call
-        intervals = [one.n for one in self.callbacks] + ([] if self.saver is None else [self.saver.every])
+        intervals = [one.n for one in self.callbacks] + (
+            [] if self.saver is None else [self.saver.every]
+        )
         pause = min([num_steps] + [(start // every + 1) * every for every in intervals])
         programs, take, pending = self.programs, self.source.take, self.recorder.pending
         step, length, now = start, None, time.monotonic
@@ -198,7 +229,9 @@ class _Run:
             bar.set_postfix(loss=f"{self.recorder.loss:.4g}", refresh=False)
         bar.update(step - bar.n)
         last = step == num_steps
-        self.call_back([one for one in self.callbacks if last or passed(start, step, one.n)])
+        self.call_back(
+            [one for one in self.callbacks if last or passed(start, step, one.n)]
+        )
         if self.saver is not None and passed(start, step, self.saver.every):
             self.save()
 
@@ -211,7 +244,9 @@ class _Run:
     def save(self) -> None:
         if self.saver is not None:
             self.recorder.drain(wait=True)
-            self.saver.save(self.step, self.copy(), self.recorder.history(), self.source.position())
+            self.saver.save(
+                self.step, self.copy(), self.recorder.history(), self.source.position()
+            )
 
 
 @jax.jit
@@ -224,7 +259,11 @@ def _ctrl_c(*, active: bool) -> Iterator[threading.Event]:
     """Set the event at the first Ctrl-C, so that the step at hand is finished and saved; the second one stops."""
     stopped = threading.Event()
     main = threading.current_thread() is threading.main_thread()
-    if not active or not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        not active
+        or not main
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         yield stopped
         return
 

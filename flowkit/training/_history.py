@@ -24,7 +24,9 @@ class Recorder:
     """
 
     def __init__(self, history: Mapping[str, Series], *, stacked: bool):
-        self._parts: dict[str, list[Series]] = {name: [series] for name, series in history.items()}
+        self._parts: dict[str, list[Series]] = {
+            name: [series] for name, series in history.items()
+        }
         self._stacked = stacked
         # (step, metrics on the device of the call that ended there)
         self.pending: deque[tuple[int, Any]] = deque()
@@ -44,7 +46,10 @@ class Recorder:
         if not fetched:
             return
         join = np.concatenate if self._stacked else np.stack
-        values = {name: join([np.asarray(metrics[name]) for _, metrics in fetched]) for name in fetched[0][1]}
+        values = {
+            name: join([np.asarray(metrics[name]) for _, metrics in fetched])
+            for name in fetched[0][1]
+        }
         last, count = fetched[-1][0], len(values["loss"])
         steps = np.arange(last - count + 1, last + 1)
         for name, value in values.items():
@@ -57,7 +62,9 @@ class Recorder:
         for name, parts in self._parts.items():
             if len(parts) > 1:
                 steps, values = zip(*parts, strict=True)
-                self._parts[name] = [Series(np.concatenate(steps), np.concatenate(values))]
+                self._parts[name] = [
+                    Series(np.concatenate(steps), np.concatenate(values))
+                ]
         return {name: parts[0] for name, parts in self._parts.items()}
 
     def _append(self, name, series):

@@ -48,9 +48,13 @@ class Stage(eqx.Module):
 
     def __check_init__(self):
         if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"`name` must be a name that a folder can have, got {self.name!r}.")
+            raise ValueError(
+                f"`name` must be a name that a folder can have, got {self.name!r}."
+            )
         if self.batch_size is not None and self.batches is None:
-            raise ValueError(f"`batch_size` of the stage {self.name!r} is for its own `batches`, which it has not.")
+            raise ValueError(
+                f"`batch_size` of the stage {self.name!r} is for its own `batches`, which it has not."
+            )
 
 
 def fit_stages(
@@ -106,7 +110,11 @@ def fit_stages(
         result = results[stage.name] = fit(
             stage.loss,
             model,
-            stage.batches(model) if callable(stage.batches) else stage.batches if own else batches,
+            stage.batches(model)
+            if callable(stage.batches)
+            else stage.batches
+            if own
+            else batches,
             optimizer=stage.optimizer,
             num_steps=stage.num_steps,
             ema_decay=ema_decay,
@@ -119,34 +127,55 @@ def fit_stages(
             progress=progress,
             key=jr.fold_in(key, number),
         )
-        model = result.ema if start_from_average and result.ema is not None else result.model
+        model = (
+            result.ema
+            if start_from_average and result.ema is not None
+            else result.model
+        )
     return results
 
 
 def _check(stages: Sequence[Stage], batches: Any) -> None:
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"`stages` must list at least one stage, under different names, got {names}.")
+        raise ValueError(
+            f"`stages` must list at least one stage, under different names, got {names}."
+        )
     without = [stage.name for stage in stages if stage.batches is None]
     if batches is None and without:
-        raise ValueError(f"`batches` is missing, and the stages {without} have none of their own.")
+        raise ValueError(
+            f"`batches` is missing, and the stages {without} have none of their own."
+        )
 
 
 def _of_stage(checkpoints: Checkpoints, stage: Stage) -> Checkpoints:
-    options = {"every": checkpoints.every, "keep": checkpoints.keep, "config": checkpoints.config}
+    options = {
+        "every": checkpoints.every,
+        "keep": checkpoints.keep,
+        "config": checkpoints.config,
+    }
     return Checkpoints(checkpoints.directory / stage.name, **options)
 
 
 def _check_record(stages: Sequence[Stage], directory: Path) -> None:
     """Compares the stages with those that the folder was made for, and writes them down."""
     check_writable(directory)
-    record, given = directory / _RECORD, [[stage.name, stage.num_steps] for stage in stages]
+    record, given = (
+        directory / _RECORD,
+        [[stage.name, stage.num_steps] for stage in stages],
+    )
     if record.exists():
         stored = json.loads(record.read_text())
         # A stage may be made longer until a later one has started from its result.
-        last = max((i for i, (name, _) in enumerate(stored) if (directory / name).exists()), default=0)
+        last = max(
+            (i for i, (name, _) in enumerate(stored) if (directory / name).exists()),
+            default=0,
+        )
         names = [name for name, _ in stored]
-        if names != [stage.name for stage in stages][: len(names)] or stored[:last] != given[:last]:
+        if (
+            names != [stage.name for stage in stages][: len(names)]
+            or stored[:last] != given[:last]
+        ):
             raise ValueError(
                 f"`stages` are {_words(given)}, but {directory} holds a run of {_words(stored)}. Nothing was changed: "
                 "pass another `directory` to `Checkpoints`, or the stages as they were."

@@ -57,14 +57,18 @@ class WarmUpDecay(eqx.Module):
 
 def check_decay(ema_decay: EMADecay) -> None:
     if isinstance(ema_decay, float | int) and not 0 <= ema_decay <= 1:
-        raise ValueError(f"`ema_decay` must lie in [0, 1], got {ema_decay}; 0.999 averages about 1000 steps.")
+        raise ValueError(
+            f"`ema_decay` must lie in [0, 1], got {ema_decay}; 0.999 averages about 1000 steps."
+        )
 
 
 def decay_at(ema_decay: EMADecay, step: Int[AnyArray, ""]) -> Any:
     return ema_decay(step) if callable(ema_decay) else ema_decay
 
 
-def update_ema(ema: PyTree[Any], model: PyTree[Any], decay: float | Real[AnyArray, ""]) -> PyTree[Any]:
+def update_ema(
+    ema: PyTree[Any], model: PyTree[Any], decay: float | Real[AnyArray, ""]
+) -> PyTree[Any]:
     """One step of the average: `ema <- decay ema + (1 - decay) model` for floating-point arrays.
 
     It is written `ema + (1 - decay) (model - ema)`, so a weight that does not move is kept to the bit.
@@ -85,18 +89,26 @@ def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
         mask = jax.tree.map(eqx.is_inexact_array, model)
     else:
         # Leaves are told apart by identity, so whatever is made of the model's own leaves says what to train.
-        chosen = [leaf for leaf in jax.tree.leaves(trainable(model)) if eqx.is_array(leaf)]
-        strangers = {id(leaf) for leaf in chosen} - {id(leaf) for leaf in jax.tree.leaves(model)}
+        chosen = [
+            leaf for leaf in jax.tree.leaves(trainable(model)) if eqx.is_array(leaf)
+        ]
+        strangers = {id(leaf) for leaf in chosen} - {
+            id(leaf) for leaf in jax.tree.leaves(model)
+        }
         if strangers:
             raise ValueError(
                 f"`trainable` must return parts of the model it is given, got {len(strangers)} other array(s); "
                 "for example `lambda model: model.encoder` or `lambda model: (model.encoder, model.flow)`."
             )
         names = {id(leaf) for leaf in chosen}
-        mask = jax.tree.map(lambda leaf: eqx.is_inexact_array(leaf) and id(leaf) in names, model)
+        mask = jax.tree.map(
+            lambda leaf: eqx.is_inexact_array(leaf) and id(leaf) in names, model
+        )
     if not any(jax.tree.leaves(mask)):
         what = "`model` has" if trainable is None else "`trainable` selects"
-        raise ValueError(f"{what} no floating-point array, so there is nothing to train.")
+        raise ValueError(
+            f"{what} no floating-point array, so there is nothing to train."
+        )
     return mask
 
 
@@ -133,11 +145,19 @@ def init_state(
         opt_state = optimizer.init(eqx.filter(model, trainable_mask(model, trainable)))
     # Optimisers may store the parameters themselves (lookahead does), and a buffer is donated only once.
     opt_state = jax.tree.map(_copy, opt_state)
-    return TrainState(model=model, ema=ema, opt_state=opt_state, step=jnp.zeros((), jnp.int32), key=_copy(key))
+    return TrainState(
+        model=model,
+        ema=ema,
+        opt_state=opt_state,
+        step=jnp.zeros((), jnp.int32),
+        key=_copy(key),
+    )
 
 
 def _copy(leaf: Any) -> Any:
     if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jr.wrap_key_data(jnp.array(jr.key_data(leaf), copy=True), impl=jr.key_impl(leaf))
+        return jr.wrap_key_data(
+            jnp.array(jr.key_data(leaf), copy=True), impl=jr.key_impl(leaf)
+        )
     # Naming the dtype also makes a weakly typed leaf strong, so that later steps have the first one's types.
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)

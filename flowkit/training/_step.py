@@ -16,8 +16,22 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from flowkit.training._sharding import check_mesh, replicate, replicated, shard_batch, split_over
-from flowkit.training._state import check_decay, decay_at, EMADecay, Trainable, trainable_mask, TrainState, update_ema
+from flowkit.training._sharding import (
+    check_mesh,
+    replicate,
+    replicated,
+    shard_batch,
+    split_over,
+)
+from flowkit.training._state import (
+    check_decay,
+    decay_at,
+    EMADecay,
+    Trainable,
+    trainable_mask,
+    TrainState,
+    update_ema,
+)
 
 
 METRICS = ("loss", "grad_norm", "skipped")
@@ -51,12 +65,18 @@ class Frame(NamedTuple):
 
     def build(self, arrays: list[Any]) -> Any:
         rest = iter(arrays)
-        leaves = [next(rest) if static is None else static.value for static in self.static]
+        leaves = [
+            next(rest) if static is None else static.value for static in self.static
+        ]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def arrays(self, tree: Any) -> list[Any]:
         leaves = self.treedef.flatten_up_to(tree)
-        return [leaf for leaf, static in zip(leaves, self.static, strict=True) if static is None]
+        return [
+            leaf
+            for leaf, static in zip(leaves, self.static, strict=True)
+            if static is None
+        ]
 
 
 def take_apart(tree: Any) -> tuple[list[Any], Frame]:
@@ -85,25 +105,36 @@ class Feed(NamedTuple):
     batch_size: int | None = None
 
 
-def update(recipe: Recipe, feed: Feed, state: TrainState, batch: PyTree[Any]) -> tuple[TrainState, dict]:
+def update(
+    recipe: Recipe, feed: Feed, state: TrainState, batch: PyTree[Any]
+) -> tuple[TrainState, dict]:
     """One step: loss, gradient, optimiser, average, and the guard against non-finite gradients."""
     draw_key, loss_key = jr.split(jr.fold_in(state.key, state.step))
     if feed.batch_size is not None:
         batch = _draw(batch, feed.batch_size, recipe.mesh, key=draw_key)
-    params, frozen = eqx.partition(state.model, trainable_mask(state.model, recipe.trainable.value))
+    params, frozen = eqx.partition(
+        state.model, trainable_mask(state.model, recipe.trainable.value)
+    )
 
     def objective(params):
-        return _value_and_metrics(recipe.loss.value(eqx.combine(params, frozen), batch, loss_key))
+        return _value_and_metrics(
+            recipe.loss.value(eqx.combine(params, frozen), batch, loss_key)
+        )
 
     (loss, extra), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    squares = [jnp.sum(jnp.square(jnp.abs(grad))).astype(loss.dtype) for grad in jax.tree.leaves(grads)]
+    squares = [
+        jnp.sum(jnp.square(jnp.abs(grad))).astype(loss.dtype)
+        for grad in jax.tree.leaves(grads)
+    ]
     grad_norm = jnp.sqrt(sum(squares[1:], squares[0]))
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     # Optax mixes dtypes (a float decay to the power of an integer count), which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         optimizer = optax.with_extra_args_support(recipe.optimizer)
-        updates, opt_state = optimizer.update(grads, state.opt_state, params, value=loss)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, params, value=loss
+        )
         model = eqx.combine(optax.apply_updates(params, updates), frozen)
     ema = state.ema
     if ema is not None:
@@ -111,9 +142,15 @@ def update(recipe: Recipe, feed: Feed, state: TrainState, batch: PyTree[Any]) ->
 
     kept = (state.model, state.ema, state.opt_state)
     model, ema, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old) if eqx.is_array(old) else old, (model, ema, opt_state), kept
+        lambda new, old: jnp.where(finite, new, old) if eqx.is_array(old) else old,
+        (model, ema, opt_state),
+        kept,
     )
-    metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": (~finite).astype(jnp.int32)} | extra
+    metrics = {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "skipped": (~finite).astype(jnp.int32),
+    } | extra
     return TrainState(model, ema, opt_state, state.step + 1, state.key), metrics
 
 
@@ -129,7 +166,9 @@ def compiled(recipe: Recipe, frame: Frame, feed: Feed) -> Callable[..., Any]:
         if feed.length is None:
             return one(arrays, batch)
         if feed.resident:
-            return jax.lax.scan(lambda carry, _: one(carry, batch), arrays, length=feed.length)
+            return jax.lax.scan(
+                lambda carry, _: one(carry, batch), arrays, length=feed.length
+            )
         return jax.lax.scan(one, arrays, batch)
 
     if recipe.mesh is None:
@@ -161,25 +200,37 @@ class Step:
         self._recipe = recipe
         self._feed = Feed(None if steps_per_call == 1 else steps_per_call)
 
-    def __call__(self, state: TrainState, batch: PyTree[Any]) -> tuple[TrainState, dict[str, Array]]:
+    def __call__(
+        self, state: TrainState, batch: PyTree[Any]
+    ) -> tuple[TrainState, dict[str, Array]]:
         arrays, frame = self._take_apart(state)
-        arrays, metrics = compiled(self._recipe, frame, self._feed)(arrays, self._place(batch))
+        arrays, metrics = compiled(self._recipe, frame, self._feed)(
+            arrays, self._place(batch)
+        )
         return frame.build(arrays), metrics
 
     def lower(self, state: TrainState, batch: PyTree[Any]) -> jax.stages.Lowered:
         """The step lowered for these arguments, to read its cost or its compiled program."""
         arrays, frame = self._take_apart(state)
-        return compiled(self._recipe, frame, self._feed).lower(arrays, self._place(batch))
+        return compiled(self._recipe, frame, self._feed).lower(
+            arrays, self._place(batch)
+        )
 
     def _take_apart(self, state):
         arrays, frame = take_apart(state)
-        return arrays if self._recipe.mesh is None else replicate(arrays, self._recipe.mesh), frame
+        return arrays if self._recipe.mesh is None else replicate(
+            arrays, self._recipe.mesh
+        ), frame
 
     def _place(self, batch):
         length, mesh = self._feed.length, self._recipe.mesh
         if length is not None:
             check_stack(batch, length)
-        return batch if mesh is None else shard_batch(batch, mesh, axis=0 if length is None else 1)
+        return (
+            batch
+            if mesh is None
+            else shard_batch(batch, mesh, axis=0 if length is None else 1)
+        )
 
 
 def make_step(
@@ -219,7 +270,9 @@ def make_step(
     averaging* (1992), with exponential weights.
     """
     check_steps_per_call(steps_per_call)
-    return Step(make_recipe(loss, optimizer, ema_decay, trainable, mesh), steps_per_call)
+    return Step(
+        make_recipe(loss, optimizer, ema_decay, trainable, mesh), steps_per_call
+    )
 
 
 def check_stack(batch: PyTree[Any], length: int) -> None:
@@ -231,18 +284,30 @@ def check_stack(batch: PyTree[Any], length: int) -> None:
             )
 
 
-def _draw(data: PyTree[Any], batch_size: int, mesh: Mesh | None, *, key: Array) -> PyTree[Any]:
+def _draw(
+    data: PyTree[Any], batch_size: int, mesh: Mesh | None, *, key: Array
+) -> PyTree[Any]:
     """`batch_size` examples of `data`, independent and uniform, with replacement."""
     size = jax.tree.leaves(data)[0].shape[0]
     indices = jr.randint(key, (batch_size,), 0, size)
     batch = jax.tree.map(lambda leaf: leaf[indices], data)
-    return batch if mesh is None else jax.lax.with_sharding_constraint(batch, split_over(mesh))
+    return (
+        batch
+        if mesh is None
+        else jax.lax.with_sharding_constraint(batch, split_over(mesh))
+    )
 
 
 def _value_and_metrics(result: Any) -> tuple[Array, dict[str, Array]]:
     value: Any
-    value, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    if not eqx.is_inexact_array(value) or jnp.shape(value) != () or not isinstance(metrics, dict):
+    value, metrics = (
+        result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    )
+    if (
+        not eqx.is_inexact_array(value)
+        or jnp.shape(value) != ()
+        or not isinstance(metrics, dict)
+    ):
         came = jax.tree.map(lambda leaf: getattr(leaf, "aval", type(leaf)), result)
         raise ValueError(
             f"`loss` must return a floating-point scalar, or `(scalar, metrics)` with a dict, got {came}; "
@@ -250,5 +315,7 @@ def _value_and_metrics(result: Any) -> tuple[Array, dict[str, Array]]:
         )
     taken = sorted(set(metrics) & set(METRICS))
     if taken:
-        raise ValueError(f"`loss` reports metrics named {taken}, which every step already has; rename them.")
+        raise ValueError(
+            f"`loss` reports metrics named {taken}, which every step already has; rename them."
+        )
     return value, {name: jnp.asarray(metric) for name, metric in metrics.items()}

@@ -17,7 +17,13 @@ from flowkit.nn._modulation import modulate, Modulation
 from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, TimeAndLatent, vectors_from
+from flowkit.nn.crn._crn import (
+    AbstractCRN,
+    checked_latents,
+    Latents,
+    TimeAndLatent,
+    vectors_from,
+)
 
 
 class AdaLNMLP(AbstractCRN):
@@ -71,15 +77,25 @@ class AdaLNMLP(AbstractCRN):
         residual: bool = True,
         key: PRNGKey,
     ):
-        conditioning_key, modulation_key, embedding_key, out_key, *keys = jr.split(key, depth + 4)
+        conditioning_key, modulation_key, embedding_key, out_key, *keys = jr.split(
+            key, depth + 4
+        )
         block = _ResidualBlock if residual else _PlainBlock
         vector_size = out_size_of(conditioner, (), (1, in_size), (1, latent_size))
         self.conditioner = conditioner
-        self.conditioning = TimeAndLatent(vector_size, cond_size, time_embedding, key=conditioning_key)
-        self.modulation = Modulation(
-            cond_size, width_size, depth * block.num_vectors, zero_init=residual, key=modulation_key
+        self.conditioning = TimeAndLatent(
+            vector_size, cond_size, time_embedding, key=conditioning_key
         )
-        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.modulation = Modulation(
+            cond_size,
+            width_size,
+            depth * block.num_vectors,
+            zero_init=residual,
+            key=modulation_key,
+        )
+        self.embedding = PointEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
         self.blocks = tuple(block(width_size, key=block_key) for block_key in keys)
         self.in_size = in_size
         self.out_size = in_size if out_size is None else out_size
@@ -97,7 +113,9 @@ class AdaLNMLP(AbstractCRN):
         del key
         points = valid_points(points, mask, self.in_size)
         latents = checked_latents(latents, self.latent_size, points.dtype)
-        cond = self.conditioning(t, vectors_from(self.conditioner, t, points, latents, mask))
+        cond = self.conditioning(
+            t, vectors_from(self.conditioner, t, points, latents, mask)
+        )
         vectors = jnp.split(self.modulation(cond), len(self.blocks))
         h = jax.nn.silu(self.embedding(points))
         for block, block_vectors in zip(self.blocks, vectors, strict=True):
@@ -109,7 +127,9 @@ class _AbstractBlock(eqx.Module):
     num_vectors: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
-    def __call__(self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]) -> Array:
+    def __call__(
+        self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]
+    ) -> Array:
         """One layer of `AdaLNMLP`, given its scale, shift and perhaps gate."""
 
 
@@ -120,7 +140,9 @@ class _ResidualBlock(_AbstractBlock):
     def __init__(self, width_size: int, *, key: PRNGKey):
         self.linear = Linear(width_size, width_size, key=key)
 
-    def __call__(self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]) -> Array:
+    def __call__(
+        self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]
+    ) -> Array:
         scale, shift, gate = vectors
         return h + gate * self.linear(jax.nn.silu(modulate(normalize(h), scale, shift)))
 
@@ -134,6 +156,8 @@ class _PlainBlock(_AbstractBlock):
         self.linear = Linear(width_size, width_size, key=key)
         self.norm = LayerNorm(width_size)
 
-    def __call__(self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]) -> Array:
+    def __call__(
+        self, h: Float[Array, "n width"], vectors: Float[Array, "number m width"]
+    ) -> Array:
         scale, shift = vectors
         return modulate(self.norm(jax.nn.silu(self.linear(h))), scale, shift)

@@ -47,17 +47,30 @@ class Select(AbstractConditioner):
         key: PRNGKey,
     ):
         embedding_key, latent_key = jr.split(key)
-        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
-        self.latent_in = Linear(latent_size + time_embedding.out_size, width_size, key=latent_key)
+        self.embedding = PointEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
+        self.latent_in = Linear(
+            latent_size + time_embedding.out_size, width_size, key=latent_key
+        )
         self.time_embedding = time_embedding
 
-    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
+    def __call__(
+        self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
+    ) -> Float[Array, "n width"]:
         queries = jax.nn.silu(self.embedding(points))
         hidden = jax.nn.silu(self.latent_in(with_time(self.time_embedding, t, latents)))
-        scores = queries @ hidden.T / jnp.sqrt(jnp.asarray(hidden.shape[1], hidden.dtype))
+        scores = (
+            queries @ hidden.T / jnp.sqrt(jnp.asarray(hidden.shape[1], hidden.dtype))
+        )
         there = latents_there(latents)
-        scores = jnp.where(there, scores, jnp.full_like(scores, jnp.finfo(scores.dtype).min))
-        return jnp.where(there, jax.nn.softmax(scores, axis=-1), jnp.zeros_like(scores)) @ hidden
+        scores = jnp.where(
+            there, scores, jnp.full_like(scores, jnp.finfo(scores.dtype).min)
+        )
+        return (
+            jnp.where(there, jax.nn.softmax(scores, axis=-1), jnp.zeros_like(scores))
+            @ hidden
+        )
 
 
 class CrossAttend(AbstractConditioner):
@@ -87,11 +100,24 @@ class CrossAttend(AbstractConditioner):
         key: PRNGKey,
     ):
         embedding_key, latent_key, attention_key = jr.split(key, 3)
-        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
-        self.latent_in = Linear(latent_size + time_embedding.out_size, width_size, key=latent_key)
-        self.attention = Attention(width_size, num_heads=num_heads, num_kv_heads=num_kv_heads, key=attention_key)
+        self.embedding = PointEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
+        self.latent_in = Linear(
+            latent_size + time_embedding.out_size, width_size, key=latent_key
+        )
+        self.attention = Attention(
+            width_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            key=attention_key,
+        )
         self.time_embedding = time_embedding
 
-    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n width"]:
+    def __call__(
+        self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
+    ) -> Float[Array, "n width"]:
         context = self.latent_in(with_time(self.time_embedding, t, latents))
-        return self.attention(jax.nn.silu(self.embedding(points)), context, latents_there(latents))
+        return self.attention(
+            jax.nn.silu(self.embedding(points)), context, latents_there(latents)
+        )

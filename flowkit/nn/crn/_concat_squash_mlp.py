@@ -15,7 +15,13 @@ from flowkit.nn._coordinates import AbstractFeatures
 from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, RawTime
 from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, vectors_from, with_time
+from flowkit.nn.crn._crn import (
+    AbstractCRN,
+    checked_latents,
+    Latents,
+    vectors_from,
+    with_time,
+)
 
 
 class ConcatSquashMLP(AbstractCRN):
@@ -70,17 +76,38 @@ class ConcatSquashMLP(AbstractCRN):
         self.time_embedding = time_embedding
         self.features = features
         self.activation = activation
-        cond_size = out_size_of(conditioner, (), (1, in_size), (1, latent_size)) + time_embedding.out_size
-        sizes = pairwise((out_size_of(self._inputs, (1, in_size)), *[width_size] * depth, self.out_size))
+        cond_size = (
+            out_size_of(conditioner, (), (1, in_size), (1, latent_size))
+            + time_embedding.out_size
+        )
+        sizes = pairwise(
+            (
+                out_size_of(self._inputs, (1, in_size)),
+                *[width_size] * depth,
+                self.out_size,
+            )
+        )
         # A softplus halves deviations: without the larger gain a deep network does not see its input at first.
         self.layers = tuple(
-            ConcatSquashLinear(*size, cond_size, gain=4.0 if i else 2.0, zero_init=i == depth, key=layer_key)
-            for i, (size, layer_key) in enumerate(zip(sizes, jr.split(key, depth + 1), strict=True))
+            ConcatSquashLinear(
+                *size,
+                cond_size,
+                gain=4.0 if i else 2.0,
+                zero_init=i == depth,
+                key=layer_key,
+            )
+            for i, (size, layer_key) in enumerate(
+                zip(sizes, jr.split(key, depth + 1), strict=True)
+            )
         )
 
     def _inputs(self, points: Points) -> Float[Array, "n f"]:
         points = jnp.asarray(points)
-        return points if self.features is None else jnp.concatenate([points, self.features(points)], axis=-1)
+        return (
+            points
+            if self.features is None
+            else jnp.concatenate([points, self.features(points)], axis=-1)
+        )
 
     def __call__(
         self,
@@ -93,7 +120,11 @@ class ConcatSquashMLP(AbstractCRN):
         del key
         points = valid_points(points, mask, self.in_size)
         latents = checked_latents(latents, self.latent_size, points.dtype)
-        cond = with_time(self.time_embedding, t, vectors_from(self.conditioner, t, points, latents, mask))
+        cond = with_time(
+            self.time_embedding,
+            t,
+            vectors_from(self.conditioner, t, points, latents, mask),
+        )
         h = self._inputs(points)
         *hidden, last = self.layers
         for layer in hidden:

@@ -24,14 +24,18 @@ class AbstractConditioner(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "m size"]:
+    def __call__(
+        self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
+    ) -> Float[Array, "m size"]:
         """The vectors, with `m` equal to 1 or to the number of points."""
 
 
 class Broadcast(AbstractConditioner):
     """One global latent `(1, c)` for all points. More than one latent is a `ValueError`."""
 
-    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "1 c"]:
+    def __call__(
+        self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
+    ) -> Float[Array, "1 c"]:
         del t, points
         if latents.shape[0] != 1:
             raise ValueError(
@@ -44,7 +48,9 @@ class Broadcast(AbstractConditioner):
 class PerPoint(AbstractConditioner):
     """One local latent for each point: `latents` has as many rows as `points`, or it is a `ValueError`."""
 
-    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "n c"]:
+    def __call__(
+        self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
+    ) -> Float[Array, "n c"]:
         del t
         if latents.shape[0] != points.shape[0]:
             raise ValueError(
@@ -65,6 +71,8 @@ class Pool(AbstractConditioner):
 
     pooling: Callable[..., Array] = max_mean_pool
 
-    def __call__(self, t: Times, points: Points, latents: Float[AnyArray, "k c"]) -> Float[Array, "1 size"]:
+    def __call__(
+        self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
+    ) -> Float[Array, "1 size"]:
         del t, points
         return self.pooling(latents, nonzero_rows(jnp.asarray(latents)))[None]

@@ -60,14 +60,27 @@ class TimeAndLatent(eqx.Module):
     hidden: Linear
     time_embedding: AbstractTimeEmbedding
 
-    def __init__(self, latent_size: int, cond_size: int, time_embedding: AbstractTimeEmbedding, *, key: PRNGKey):
+    def __init__(
+        self,
+        latent_size: int,
+        cond_size: int,
+        time_embedding: AbstractTimeEmbedding,
+        *,
+        key: PRNGKey,
+    ):
         latent_key, time_key, hidden_key = jr.split(key, 3)
-        self.latent_in = Linear(latent_size, cond_size, key=latent_key) if latent_size else None
-        self.time_in = Linear(time_embedding.out_size, cond_size, use_bias=not latent_size, key=time_key)
+        self.latent_in = (
+            Linear(latent_size, cond_size, key=latent_key) if latent_size else None
+        )
+        self.time_in = Linear(
+            time_embedding.out_size, cond_size, use_bias=not latent_size, key=time_key
+        )
         self.hidden = Linear(cond_size, cond_size, key=hidden_key)
         self.time_embedding = time_embedding
 
-    def __call__(self, t: Times, vectors: Float[Array, "m latent_size"]) -> Float[Array, "m cond_size"]:
+    def __call__(
+        self, t: Times, vectors: Float[Array, "m latent_size"]
+    ) -> Float[Array, "m cond_size"]:
         h = self.time_in(self.time_embedding(jnp.asarray(t, vectors.dtype)))[None]
         if self.latent_in is not None:
             h = self.latent_in(vectors) + h
@@ -80,7 +93,9 @@ def with_time(
     """The vectors with the embedded time beside each."""
     vectors = jnp.asarray(vectors)
     embedded = time_embedding(jnp.asarray(t, vectors.dtype))
-    return jnp.concatenate([vectors, jnp.tile(embedded, (vectors.shape[0], 1))], axis=-1)
+    return jnp.concatenate(
+        [vectors, jnp.tile(embedded, (vectors.shape[0], 1))], axis=-1
+    )
 
 
 def vectors_from(
@@ -92,10 +107,14 @@ def vectors_from(
 ) -> Float[Array, "m size"]:
     """The vectors of a conditioner, those of masked points set to zero if there is one for each point."""
     vectors = conditioner(t, points, latents)
-    return zero_masked(vectors, mask) if vectors.shape[0] == points.shape[0] else vectors
+    return (
+        zero_masked(vectors, mask) if vectors.shape[0] == points.shape[0] else vectors
+    )
 
 
-def checked_latents(latents: Latents, latent_size: int, dtype: jnp.dtype) -> Float[Array, "k c"]:
+def checked_latents(
+    latents: Latents, latent_size: int, dtype: jnp.dtype
+) -> Float[Array, "k c"]:
     """The latents `(k, latent_size)` in the dtype of the points, `(1, 0)` for `None` and `latent_size=0`.
 
     Raises a `ValueError` if they are there and should not be, are not and should, or have another size.
@@ -113,7 +132,9 @@ def checked_latents(latents: Latents, latent_size: int, dtype: jnp.dtype) -> Flo
             f"`latents` of size {size} were given, but the network is unconditional: build it with latent_size={size}."
         )
     if size != latent_size:
-        raise ValueError(f"`latents` have size {size}, but the network was built with latent_size={latent_size}.")
+        raise ValueError(
+            f"`latents` have size {size}, but the network was built with latent_size={latent_size}."
+        )
     return jnp.reshape(jnp.asarray(latents, dtype), (-1, latent_size))
 
 

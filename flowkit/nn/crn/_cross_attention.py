@@ -16,7 +16,13 @@ from flowkit.nn._linear import Linear
 from flowkit.nn._shapes import valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn._transformer import AttentionBlock, depth_rates, split_or_none
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, latents_there, TimeAndLatent
+from flowkit.nn.crn._crn import (
+    AbstractCRN,
+    checked_latents,
+    Latents,
+    latents_there,
+    TimeAndLatent,
+)
 
 
 class CrossAttentionCRN(AbstractCRN):
@@ -79,14 +85,22 @@ class CrossAttentionCRN(AbstractCRN):
         key: PRNGKey,
     ):
         if num_tokens < 1:
-            raise ValueError(f"`num_tokens` must be at least 1 for each latent, got {num_tokens}.")
-        conditioning_key, tokens_key, embedding_key, out_key, *keys = jr.split(key, depth + 4)
+            raise ValueError(
+                f"`num_tokens` must be at least 1 for each latent, got {num_tokens}."
+            )
+        conditioning_key, tokens_key, embedding_key, out_key, *keys = jr.split(
+            key, depth + 4
+        )
         self.in_size = in_size
         self.out_size = in_size if out_size is None else out_size
         self.latent_size = latent_size
-        self.conditioning = TimeAndLatent(latent_size, cond_size, time_embedding, key=conditioning_key)
+        self.conditioning = TimeAndLatent(
+            latent_size, cond_size, time_embedding, key=conditioning_key
+        )
         self.tokens = Linear(cond_size, num_tokens * width_size, key=tokens_key)
-        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.embedding = PointEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
         self.blocks = tuple(
             AttentionBlock(
                 width_size,
@@ -99,7 +113,9 @@ class CrossAttentionCRN(AbstractCRN):
                 stochastic_depth=rate,
                 key=block_key,
             )
-            for rate, block_key in zip(depth_rates(stochastic_depth, depth), keys, strict=True)
+            for rate, block_key in zip(
+                depth_rates(stochastic_depth, depth), keys, strict=True
+            )
         )
         self.norm = LayerNorm(width_size)
         self.out = Linear(width_size, self.out_size, zero_init=True, key=out_key)
@@ -117,6 +133,8 @@ class CrossAttentionCRN(AbstractCRN):
         h = jax.nn.silu(self.embedding(points))
         tokens = self.tokens(self.conditioning(t, latents)).reshape(-1, h.shape[1])
         there = jnp.repeat(latents_there(latents), tokens.shape[0] // latents.shape[0])
-        for block, block_key in zip(self.blocks, split_or_none(key, len(self.blocks)), strict=True):
+        for block, block_key in zip(
+            self.blocks, split_or_none(key, len(self.blocks)), strict=True
+        ):
             h = block(h, tokens, there, key=block_key)
         return zero_masked(self.out(self.norm(h)), mask)

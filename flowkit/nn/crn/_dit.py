@@ -19,7 +19,13 @@ from flowkit.nn._shapes import out_size_of, valid_points, zero_masked
 from flowkit.nn._time_embeddings import AbstractTimeEmbedding, SinusoidalTime
 from flowkit.nn._transformer import depth_rates, Residual, split_or_none
 from flowkit.nn.crn._conditioners import AbstractConditioner, Broadcast
-from flowkit.nn.crn._crn import AbstractCRN, checked_latents, Latents, TimeAndLatent, vectors_from
+from flowkit.nn.crn._crn import (
+    AbstractCRN,
+    checked_latents,
+    Latents,
+    TimeAndLatent,
+    vectors_from,
+)
 
 
 class DiT(AbstractCRN):
@@ -86,20 +92,35 @@ class DiT(AbstractCRN):
         stochastic_depth: float = 0.0,
         key: PRNGKey,
     ):
-        conditioning_key, modulation_key, embedding_key, out_key, *keys = jr.split(key, depth + 4)
+        conditioning_key, modulation_key, embedding_key, out_key, *keys = jr.split(
+            key, depth + 4
+        )
         vector_size = out_size_of(conditioner, (), (1, in_size), (1, latent_size))
         num_vectors = depth * (4 if modulate_output else 6) + 2
         self.in_size = in_size
         self.out_size = in_size if out_size is None else out_size
         self.latent_size = latent_size
         self.conditioner = conditioner
-        self.conditioning = TimeAndLatent(vector_size, cond_size, time_embedding, key=conditioning_key)
-        self.modulation = Modulation(cond_size, width_size, num_vectors, zero_init=True, key=modulation_key)
-        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.conditioning = TimeAndLatent(
+            vector_size, cond_size, time_embedding, key=conditioning_key
+        )
+        self.modulation = Modulation(
+            cond_size, width_size, num_vectors, zero_init=True, key=modulation_key
+        )
+        self.embedding = PointEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
         self.blocks = tuple(
             _Block(
-                Attention(width_size, num_heads=num_heads, num_kv_heads=num_kv_heads, key=attention_key),
-                feed_forward(width_size, round(mlp_ratio * width_size), key=feed_forward_key),
+                Attention(
+                    width_size,
+                    num_heads=num_heads,
+                    num_kv_heads=num_kv_heads,
+                    key=attention_key,
+                ),
+                feed_forward(
+                    width_size, round(mlp_ratio * width_size), key=feed_forward_key
+                ),
                 Residual(width_size, dropout=dropout, stochastic_depth=rate),
             )
             for rate, (attention_key, feed_forward_key) in zip(
@@ -119,12 +140,19 @@ class DiT(AbstractCRN):
         points = valid_points(points, mask, self.in_size)
         latents = checked_latents(latents, self.latent_size, points.dtype)
         vectors = self.modulation(
-            self.conditioning(t, vectors_from(self.conditioner, t, points, latents, mask)),
+            self.conditioning(
+                t, vectors_from(self.conditioner, t, points, latents, mask)
+            ),
         )
         h = jax.nn.silu(self.embedding(points))
-        of_blocks, (scale, shift) = jnp.split(vectors[:-2], len(self.blocks)), vectors[-2:]
+        of_blocks, (scale, shift) = (
+            jnp.split(vectors[:-2], len(self.blocks)),
+            vectors[-2:],
+        )
         keys = split_or_none(key, len(self.blocks))
-        for block, block_vectors, block_key in zip(self.blocks, of_blocks, keys, strict=True):
+        for block, block_vectors, block_key in zip(
+            self.blocks, of_blocks, keys, strict=True
+        ):
             h = block(h, block_vectors, mask, key=block_key)
         return zero_masked(self.out(modulate(normalize(h), scale, shift)), mask)
 
@@ -146,11 +174,15 @@ class _Block(eqx.Module):
         attention_key, feed_forward_key = split_or_none(key, 2)
         attend = lambda x: self.attention(x, mask=mask)
         h = self.residual(h, _modulated(attend, h, of_attention), key=attention_key)
-        return self.residual(h, _modulated(self.feed_forward, h, of_feed_forward), key=feed_forward_key)
+        return self.residual(
+            h, _modulated(self.feed_forward, h, of_feed_forward), key=feed_forward_key
+        )
 
 
 def _modulated(
-    fn: Callable[[Array], Array], h: Float[Array, "n width"], vectors: Float[Array, "number m width"]
+    fn: Callable[[Array], Array],
+    h: Float[Array, "n width"],
+    vectors: Float[Array, "number m width"],
 ) -> Float[Array, "n width"]:
     """The layer between a scale and shift before and a gate after it, or with scale and shift after it."""
     scale, shift, *gate = vectors

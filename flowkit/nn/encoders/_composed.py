@@ -47,9 +47,13 @@ class Pooled(AbstractEncoder):
         self.pooling = pooling
         self.in_size = encoder.in_size  # pyright: ignore
         self.out_size = out_size
-        self.out = Linear(out_size_of(pooling, (1, encoder.out_size)), out_size, key=key)  # pyright: ignore
+        self.out = Linear(
+            out_size_of(pooling, (1, encoder.out_size)), out_size, key=key
+        )  # pyright: ignore
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "m c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "m c"]:
         latents = self.encoder(points, mask, key)
         return self.out(jnp.atleast_2d(self.pooling(latents, nonzero_rows(latents))))
 
@@ -70,13 +74,17 @@ class Chained(AbstractEncoder):
     def __init__(self, first: Callable[..., Array], second: Callable[..., Array]):
         sizes = first.out_size, second.in_size  # pyright: ignore
         if sizes[0] != sizes[1]:
-            raise ValueError(f"`second` must have `in_size` {sizes[0]}, the `out_size` of `first`, got {sizes[1]}.")
+            raise ValueError(
+                f"`second` must have `in_size` {sizes[0]}, the `out_size` of `first`, got {sizes[1]}."
+            )
         self.first = first
         self.second = second
         self.in_size = first.in_size  # pyright: ignore
         self.out_size = second.out_size  # pyright: ignore
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "k c"]:
         first_key, second_key = split_or_none(key, 2)
         latents = self.first(points, mask, first_key)
         return self.second(latents, nonzero_rows(latents), second_key)

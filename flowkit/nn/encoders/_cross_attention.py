@@ -11,7 +11,12 @@ from flowkit._types import AnyArray, Mask, Points, PRNGKey
 from flowkit.nn._coordinates import AbstractFeatures
 from flowkit.nn._layer_norm import LayerNorm
 from flowkit.nn._linear import Linear
-from flowkit.nn._transformer import AttentionBlock, depth_rates, learned_rows, split_or_none
+from flowkit.nn._transformer import (
+    AttentionBlock,
+    depth_rates,
+    learned_rows,
+    split_or_none,
+)
 from flowkit.nn.encoders._embedding import RowEmbedding
 from flowkit.nn.encoders._encoder import AbstractEncoder, checked_points
 
@@ -66,7 +71,9 @@ class CrossAttentionEncoder(AbstractEncoder):
             )
             return tuple(make(rate, block_key) for rate, block_key in rates)
 
-        self.embedding = RowEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.embedding = RowEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
         self.latents = learned_rows(num_latents, width_size, key=latents_key)
         self.reading = blocks(True, keys[:depth])
         self.thinking = blocks(False, keys[depth:])
@@ -75,7 +82,9 @@ class CrossAttentionEncoder(AbstractEncoder):
         self.in_size = in_size
         self.out_size = out_size
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "k c"]:
         """The latents. A key is for dropout and stochastic depth; without one nothing is dropped."""
         rows = self.embedding(checked_points(points, mask, self.in_size))
         h = jnp.asarray(self.latents, rows.dtype)

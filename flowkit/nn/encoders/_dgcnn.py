@@ -62,19 +62,30 @@ class DGCNN(AbstractEncoder):
         key: PRNGKey,
     ):
         if num_neighbors < 1:
-            raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
+            raise ValueError(
+                f"`num_neighbors` must be at least 1, got {num_neighbors}."
+            )
         pooled = out_size_of(pooling, (1, width_size))
         if pooled != width_size:
-            raise ValueError(f"`pooling` must keep the size of {width_size}, but it returns {pooled}.")
+            raise ValueError(
+                f"`pooling` must keep the size of {width_size}, but it returns {pooled}."
+            )
         embedding_key, out_key, *keys = jr.split(key, depth + 2)
-        self.embedding = RowEmbedding(in_size, width_size, features=features, key=embedding_key)
-        self.layers = tuple(_EdgeConvolution(width_size, num_neighbors, pooling, key=layer_key) for layer_key in keys)
+        self.embedding = RowEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
+        self.layers = tuple(
+            _EdgeConvolution(width_size, num_neighbors, pooling, key=layer_key)
+            for layer_key in keys
+        )
         self.norms = tuple(LayerNorm(width_size) for _ in keys)
         self.out = Linear(width_size, out_size, key=out_key)
         self.in_size = in_size
         self.out_size = out_size
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "n c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "n c"]:
         """The latent of every point."""
         del key
         h = self.embedding(checked_points(points, mask, self.in_size))
@@ -92,7 +103,14 @@ class _EdgeConvolution(eqx.Module):
     pooling: Callable[..., Array]
     num_neighbors: int = eqx.field(static=True)
 
-    def __init__(self, width_size: int, num_neighbors: int, pooling: Callable[..., Array], *, key: PRNGKey):
+    def __init__(
+        self,
+        width_size: int,
+        num_neighbors: int,
+        pooling: Callable[..., Array],
+        *,
+        key: PRNGKey,
+    ):
         hidden_key, out_key = jr.split(key)
         edge_size = 2 * width_size + 1
         self.norm = LayerNorm(edge_size)
@@ -101,19 +119,25 @@ class _EdgeConvolution(eqx.Module):
         self.pooling = pooling
         self.num_neighbors = num_neighbors
 
-    def __call__(self, h: Float[Array, "n width"], mask: Mask | None) -> Float[Array, "n width"]:
+    def __call__(
+        self, h: Float[Array, "n width"], mask: Mask | None
+    ) -> Float[Array, "n width"]:
         indices, valid = nearest_neighbors(h, self.num_neighbors, mask)
         edges = self.out(jax.nn.silu(self._hidden(h, indices)))
         return jax.vmap(self.pooling)(edges, valid)
 
-    def _hidden(self, h: Float[Array, "n width"], indices: Int[Array, "n k"]) -> Float[Array, "n k hidden"]:
+    def _hidden(
+        self, h: Float[Array, "n width"], indices: Int[Array, "n k"]
+    ) -> Float[Array, "n k hidden"]:
         """`hidden(norm(e))` of the edges `e = [h_i, h_j - h_i, d]` with `d = |h_j - h_i|^2`.
 
         Products with a row are made once for it, not once for each of its edges, and the moments that normalize an edge
         follow from those of rows: the sum of `e` is `sum(h_j) + d`, that of its squares `|h_i|^2 + d + d^2`.
         """
         width, size = h.shape[1], 2 * h.shape[1] + 1
-        scale, shift = (leaf.astype(h.dtype) for leaf in (self.norm.scale, self.norm.shift))
+        scale, shift = (
+            leaf.astype(h.dtype) for leaf in (self.norm.scale, self.norm.shift)
+        )
         weight = self.hidden.weight.astype(h.dtype)
         scaled = scale[:, None] * weight
         to_here, to_there = scaled[:width] - scaled[width:-1], scaled[width:-1]
@@ -123,5 +147,10 @@ class _EdgeConvolution(eqx.Module):
         mean = (jnp.sum(there, axis=-1, keepdims=True) + distance) / size
         squares = jnp.sum(h * h, axis=-1)[:, None, None] + distance + distance**2
         inverse = jax.lax.rsqrt(jnp.maximum(squares / size - mean**2, 0) + 1e-6)
-        products = products + (h @ to_here)[:, None] + distance * scaled[-1] - mean * jnp.sum(scaled, axis=0)
+        products = (
+            products
+            + (h @ to_here)[:, None]
+            + distance * scaled[-1]
+            - mean * jnp.sum(scaled, axis=0)
+        )
         return inverse * products + self.hidden(shift)

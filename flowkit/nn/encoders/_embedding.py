@@ -20,9 +20,18 @@ class RowEmbedding(eqx.Module):
     embedding: PointEmbedding
     out: Linear
 
-    def __init__(self, in_size: int, width_size: int, *, features: AbstractFeatures | None = None, key: PRNGKey):
+    def __init__(
+        self,
+        in_size: int,
+        width_size: int,
+        *,
+        features: AbstractFeatures | None = None,
+        key: PRNGKey,
+    ):
         embedding_key, out_key = jr.split(key)
-        self.embedding = PointEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.embedding = PointEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
         self.out = Linear(width_size, width_size, key=out_key)
 
     def __call__(self, points: Points) -> Float[Array, "n width"]:

@@ -22,12 +22,18 @@ class AbstractEncoder(eqx.Module):
     out_size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "k c"]:
         """The latents of one cloud. Points outside of the mask have no influence; `key` is for random encoders."""
 
 
-def checked_points(points: Points, mask: Mask | None, in_size: int) -> Float[Array, "n d"]:
+def checked_points(
+    points: Points, mask: Mask | None, in_size: int
+) -> Float[Array, "n d"]:
     """The points with masked rows set to zero. No points, or points of another size, are a `ValueError`."""
     if points.shape[0] == 0:
-        raise ValueError("`points` is an empty set: pad it to at least one row and mask that.")
+        raise ValueError(
+            "`points` is an empty set: pad it to at least one row and mask that."
+        )
     return valid_points(points, mask, in_size)

@@ -71,7 +71,9 @@ class GMMFeaturizer(AbstractEncoder):
         stop_gradient: bool = True,
     ):
         if num_components < 1:
-            raise ValueError(f"`num_components` must be at least 1, got {num_components}.")
+            raise ValueError(
+                f"`num_components` must be at least 1, got {num_components}."
+            )
         if num_steps < 1:
             raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
         if not scale > 0:
@@ -86,7 +88,9 @@ class GMMFeaturizer(AbstractEncoder):
         self.in_size = in_size
         self.out_size = in_size
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k d"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "k d"]:
         """The means and axes of the components, component after component."""
         del key
         components = self.components(points, mask)
@@ -106,14 +110,23 @@ class GMMFeaturizer(AbstractEncoder):
         points, mask = points[order], None if mask is None else jnp.asarray(mask)[order]
         center = mean_pool(points, mask)
         points = zero_masked(points - center, mask)
-        prior = prior_mixture(self.num_components, self.in_size, self.scale, points.dtype)
-        mixture, responsibilities = fit(points, mask, prior, num_steps=self.num_steps, rate=self.rate)
+        prior = prior_mixture(
+            self.num_components, self.in_size, self.scale, points.dtype
+        )
+        mixture, responsibilities = fit(
+            points, mask, prior, num_steps=self.num_steps, rate=self.rate
+        )
         sizes = jnp.sum(responsibilities, axis=0)
         valid = sizes > 0.01 * jnp.sum(sizes)
         weights = mixture.concentration / jnp.sum(mixture.concentration)
         order = jnp.argsort(-jnp.where(valid, weights, weights - 1))
         covariances = mixture.inverse_scale / mixture.degrees[:, None, None]
-        return FittedMixture(weights[order], (mixture.mean + center)[order], covariances[order], valid[order])
+        return FittedMixture(
+            weights[order],
+            (mixture.mean + center)[order],
+            covariances[order],
+            valid[order],
+        )
 
 
 def _principal_axes(covariances: Float[Array, "k d d"]) -> Float[Array, "k d d"]:
@@ -121,5 +134,7 @@ def _principal_axes(covariances: Float[Array, "k d d"]) -> Float[Array, "k d d"]
     values, vectors = jnp.linalg.eigh(covariances)
     vectors = jnp.swapaxes(vectors, 1, 2)
     largest = jnp.argmax(jnp.abs(vectors), axis=-1, keepdims=True)
-    signs = jnp.where(jnp.take_along_axis(vectors, largest, axis=-1) < 0, -1, 1).astype(vectors.dtype)
+    signs = jnp.where(jnp.take_along_axis(vectors, largest, axis=-1) < 0, -1, 1).astype(
+        vectors.dtype
+    )
     return jnp.sqrt(jnp.maximum(values, 0))[..., None] * signs * vectors

@@ -60,19 +60,30 @@ class PointNet(AbstractEncoder):
         key: PRNGKey,
     ):
         if not hidden_sizes:
-            raise ValueError("`hidden_sizes` is empty: PointNet needs at least one layer before its pooling.")
+            raise ValueError(
+                "`hidden_sizes` is empty: PointNet needs at least one layer before its pooling."
+            )
         embedding_key, out_key, *keys = jr.split(key, len(hidden_sizes) + 1)
-        self.embedding = PointEmbedding(in_size, hidden_sizes[0], features=features, key=embedding_key)
+        self.embedding = PointEmbedding(
+            in_size, hidden_sizes[0], features=features, key=embedding_key
+        )
         sizes = pairwise(hidden_sizes)
-        self.layers = tuple(layer(*size, key=layer_key) for size, layer_key in zip(sizes, keys, strict=True))
+        self.layers = tuple(
+            layer(*size, key=layer_key)
+            for size, layer_key in zip(sizes, keys, strict=True)
+        )
         self.norms = tuple(LayerNorm(size) for size in hidden_sizes)
-        self.out = Linear(out_size_of(pooling, (1, hidden_sizes[-1])), out_size, key=out_key)
+        self.out = Linear(
+            out_size_of(pooling, (1, hidden_sizes[-1])), out_size, key=out_key
+        )
         self.pooling = pooling
         self.activation = activation
         self.in_size = in_size
         self.out_size = out_size
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "1 c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "1 c"]:
         """The latent of one cloud. A cloud whose points are all masked gives a finite constant."""
         del key
         points = checked_points(points, mask, self.in_size)

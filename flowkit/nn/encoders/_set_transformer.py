@@ -13,7 +13,12 @@ from flowkit.nn._coordinates import AbstractFeatures
 from flowkit.nn._layer_norm import LayerNorm
 from flowkit.nn._linear import Linear
 from flowkit.nn._shapes import zero_masked
-from flowkit.nn._transformer import AttentionBlock, depth_rates, learned_rows, split_or_none
+from flowkit.nn._transformer import (
+    AttentionBlock,
+    depth_rates,
+    learned_rows,
+    split_or_none,
+)
 from flowkit.nn.encoders._embedding import RowEmbedding
 from flowkit.nn.encoders._encoder import AbstractEncoder, checked_points
 
@@ -67,10 +72,14 @@ class SetTransformer(AbstractEncoder):
         **block_options: Any,
     ):
         if return_tokens and num_tokens < 1:
-            raise ValueError(f"`num_tokens` must be at least 1 if they are returned, got {num_tokens}.")
+            raise ValueError(
+                f"`num_tokens` must be at least 1 if they are returned, got {num_tokens}."
+            )
         embedding_key, tokens_key, out_key, *keys = jr.split(key, depth + 3)
         rates = depth_rates(stochastic_depth, depth)
-        self.embedding = RowEmbedding(in_size, width_size, features=features, key=embedding_key)
+        self.embedding = RowEmbedding(
+            in_size, width_size, features=features, key=embedding_key
+        )
         self.tokens = learned_rows(num_tokens, width_size, key=tokens_key)
         self.blocks = tuple(
             block(width_size, **block_options, stochastic_depth=rate, key=block_key)
@@ -82,13 +91,21 @@ class SetTransformer(AbstractEncoder):
         self.in_size = in_size
         self.out_size = out_size
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "k c"]:
         """The latents. A key is for dropout and stochastic depth; without one nothing is dropped."""
         h = self.embedding(checked_points(points, mask, self.in_size))
         num_tokens = self.tokens.shape[0]
         h = jnp.concatenate([jnp.asarray(self.tokens, h.dtype), h])
-        valid = None if mask is None else jnp.concatenate([jnp.ones(num_tokens, bool), jnp.asarray(mask)])
-        for block, block_key in zip(self.blocks, split_or_none(key, len(self.blocks)), strict=True):
+        valid = (
+            None
+            if mask is None
+            else jnp.concatenate([jnp.ones(num_tokens, bool), jnp.asarray(mask)])
+        )
+        for block, block_key in zip(
+            self.blocks, split_or_none(key, len(self.blocks)), strict=True
+        ):
             h = block(h, mask=valid, key=block_key)
         if self.return_tokens:
             return self.out(self.norm(h[:num_tokens]))

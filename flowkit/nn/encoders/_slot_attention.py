@@ -81,13 +81,17 @@ class SlotAttention(AbstractEncoder):
         self.query = Linear(width_size, width_size, use_bias=False, key=qkey)
         self.cell = eqx.nn.GRUCell(width_size, width_size, key=ckey)
         self.feed_forward_norm = LayerNorm(width_size)
-        self.feed_forward = FeedForward(width_size, width_size, hidden_sizes=(hidden_size,), key=fkey)
+        self.feed_forward = FeedForward(
+            width_size, width_size, hidden_sizes=(hidden_size,), key=fkey
+        )
         self.out = Linear(width_size, out_size, key=okey)
         self.num_iterations = num_iterations
         self.in_size = in_size
         self.out_size = out_size
 
-    def __call__(self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Float[Array, "k c"]:
         """The latents of one cloud. A key is for a random start."""
         return self.with_attention(points, mask, key)[0]
 
@@ -111,7 +115,9 @@ class SlotAttention(AbstractEncoder):
         self, slots: Float[Array, "k c"], keys: Array, values: Array, mask: Mask | None
     ) -> tuple[Float[Array, "k c"], Float[Array, "n k"]]:
         queries = self.query(self.slot_norm(slots))
-        attention = zero_masked(jax.nn.softmax(keys @ queries.T / keys.shape[1] ** 0.5, axis=1), mask)
+        attention = zero_masked(
+            jax.nn.softmax(keys @ queries.T / keys.shape[1] ** 0.5, axis=1), mask
+        )
         # A slot to which no point gives anything reads the mean.
         weights = zero_masked(attention + 1e-8, mask)
         weights = weights / jnp.maximum(jnp.sum(weights, axis=0), 1e-12)

@@ -29,10 +29,18 @@ class LearnedSlots(eqx.Module):
         self.mean = jr.normal(key, (num_slots, size), jnp.result_type(float))
         self.log_std = jnp.full((num_slots, size), jnp.log(0.1), jnp.result_type(float))
 
-    def __call__(self, points: Points, mask: Mask | None, key: PRNGKey | None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None, key: PRNGKey | None
+    ) -> Float[Array, "k c"]:
         del mask
-        mean, log_std = (jnp.asarray(array, points.dtype) for array in (self.mean, self.log_std))
-        return mean if key is None else mean + jnp.exp(log_std) * jr.normal(key, mean.shape, mean.dtype)
+        mean, log_std = (
+            jnp.asarray(array, points.dtype) for array in (self.mean, self.log_std)
+        )
+        return (
+            mean
+            if key is None
+            else mean + jnp.exp(log_std) * jr.normal(key, mean.shape, mean.dtype)
+        )
 
 
 class FarthestPoints(eqx.Module):
@@ -48,9 +56,13 @@ class FarthestPoints(eqx.Module):
         self.embedding = RowEmbedding(in_size, size, key=key)
         self.num_slots = num_slots
 
-    def __call__(self, points: Points, mask: Mask | None, key: PRNGKey | None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None, key: PRNGKey | None
+    ) -> Float[Array, "k c"]:
         del key
-        return self.embedding(jnp.asarray(points)[farthest_points(points, self.num_slots, mask)])
+        return self.embedding(
+            jnp.asarray(points)[farthest_points(points, self.num_slots, mask)]
+        )
 
 
 class KMeans(eqx.Module):
@@ -64,12 +76,24 @@ class KMeans(eqx.Module):
     num_slots: int = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
 
-    def __init__(self, in_size: int, num_slots: int, size: int, *, num_steps: int = 5, key: PRNGKey):
+    def __init__(
+        self,
+        in_size: int,
+        num_slots: int,
+        size: int,
+        *,
+        num_steps: int = 5,
+        key: PRNGKey,
+    ):
         self.embedding = RowEmbedding(in_size, size, key=key)
         self.num_slots = num_slots
         self.num_steps = num_steps
 
-    def __call__(self, points: Points, mask: Mask | None, key: PRNGKey | None) -> Float[Array, "k c"]:
+    def __call__(
+        self, points: Points, mask: Mask | None, key: PRNGKey | None
+    ) -> Float[Array, "k c"]:
         del key
         centers = jnp.asarray(points)[farthest_points(points, self.num_slots, mask)]
-        return self.embedding(k_means(points, centers, num_steps=self.num_steps, mask=mask))
+        return self.embedding(
+            k_means(points, centers, num_steps=self.num_steps, mask=mask)
+        )
