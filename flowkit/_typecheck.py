@@ -26,11 +26,11 @@ def checked_when_called(fn: Callable) -> Callable:
 @ft.cache
 def _configuration():
     import numpy as np
-    from beartype import BeartypeConf, BeartypeHintOverrides
+    from beartype import BeartypeConf, FrozenDict
 
     # NumPy's integers are accepted wherever an `int` is: `labels.max() + 1` and
     # `np.prod(shape)` are `np.int64`.
-    overrides = BeartypeHintOverrides({int: int | np.integer})
+    overrides = FrozenDict({int: int | np.integer})
 
     # An `int` is accepted where a `float` is asked for, as type checkers do.
     return BeartypeConf(is_pep484_tower=True, hint_overrides=overrides)
