@@ -17,18 +17,22 @@ from flowkit import _typecheck as _typecheck
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
 _install_import_hook("flowkit", f"{_typecheck.__name__}.checked_when_called")
 
-from flowkit._batch_couplings import (
-    ConditionalAssignment as ConditionalAssignment,
-    EntropicCoupling as EntropicCoupling,
-    Plan as Plan,
-    UnbalancedCoupling as UnbalancedCoupling,
-)
 from flowkit._couplings import (
+    AlignedAssignment as AlignedAssignment,
     assignment as assignment,
     ChainedCouplings as ChainedCouplings,
+    ConditionalAssignment as ConditionalAssignment,
+    EntropicCoupling as EntropicCoupling,
+    EntropicPointAssignment as EntropicPointAssignment,
     independent as independent,
     Paired as Paired,
     Pairing as Pairing,
+    Pairs as Pairs,
+    Plan as Plan,
+    planned_pairs as planned_pairs,
+    point_assignment as point_assignment,
+    superset_pairs as superset_pairs,
+    UnbalancedCoupling as UnbalancedCoupling,
 )
 from flowkit._distributions import (
     AbstractDistribution as AbstractDistribution,
@@ -36,61 +40,54 @@ from flowkit._distributions import (
     GaussianMixture as GaussianMixture,
     Normal as Normal,
 )
-from flowkit._flow import Flow as Flow
-from flowkit._guidance import drop_condition as drop_condition, guided as guided
-from flowkit._heads import (
+from flowkit._flow import (
     AbstractHead as AbstractHead,
+    AbstractPath as AbstractPath,
+    AbstractPrediction as AbstractPrediction,
+    AffinePath as AffinePath,
+    Coefficients as Coefficients,
     Components as Components,
+    convert as convert,
+    CosinePath as CosinePath,
+    exact_flow as exact_flow,
+    Flow as Flow,
+    LinearPath as LinearPath,
+    marginal as marginal,
     MixtureHead as MixtureHead,
+    Noise as Noise,
     PointHead as PointHead,
-)
-from flowkit._integrate import encode as encode, integrate as integrate, RK4 as RK4
-from flowkit._likelihood import (
-    log_prob as log_prob,
-    sample_and_log_prob as sample_and_log_prob,
+    PolynomialPath as PolynomialPath,
+    Score as Score,
+    Target as Target,
+    VariancePreservingPath as VariancePreservingPath,
+    Velocity as Velocity,
 )
 from flowkit._losses import (
+    ArctanLogNormal as ArctanLogNormal,
+    Beta as Beta,
+    cosmap as cosmap,
     Errors as Errors,
     explained_velocity as explained_velocity,
     ExplainedVelocity as ExplainedVelocity,
     flow_matching_errors as flow_matching_errors,
     flow_matching_loss as flow_matching_loss,
     likelihood_weighting as likelihood_weighting,
-)
-from flowkit._oracles import exact_flow as exact_flow, marginal as marginal
-from flowkit._paths import (
-    AbstractPath as AbstractPath,
-    AffinePath as AffinePath,
-    Coefficients as Coefficients,
-    CosinePath as CosinePath,
-    LinearPath as LinearPath,
-    PolynomialPath as PolynomialPath,
-    VariancePreservingPath as VariancePreservingPath,
-)
-from flowkit._plans import Pairs as Pairs, planned_pairs as planned_pairs
-from flowkit._point_couplings import (
-    AlignedAssignment as AlignedAssignment,
-    EntropicPointAssignment as EntropicPointAssignment,
-    point_assignment as point_assignment,
-    superset_pairs as superset_pairs,
-)
-from flowkit._predictions import (
-    AbstractPrediction as AbstractPrediction,
-    convert as convert,
-    Noise as Noise,
-    Score as Score,
-    Target as Target,
-    Velocity as Velocity,
-)
-from flowkit._sampling import sample as sample, Samples as Samples, Stats as Stats
-from flowkit._times import (
-    ArctanLogNormal as ArctanLogNormal,
-    Beta as Beta,
-    cosmap as cosmap,
     LogitNormal as LogitNormal,
     stratified as stratified,
     uniform as uniform,
 )
+from flowkit._namespace import public_names as _public_names
+from flowkit._solve import (
+    encode as encode,
+    integrate as integrate,
+    log_prob as log_prob,
+    sample as sample,
+    sample_and_log_prob as sample_and_log_prob,
+    Samples as Samples,
+    Stats as Stats,
+)
+from flowkit.guidance import drop_condition as drop_condition, guided as guided
+from flowkit.solvers import RK4 as RK4
 
 
 __version__ = "0.2.0"
@@ -125,5 +122,4 @@ def __getattr__(name):
     raise AttributeError(f"module 'flowkit' has no attribute '{name}'")
 
 
-def __dir__():
-    return sorted({*globals(), *_LOADED_ON_FIRST_USE})
+__dir__ = _public_names(globals(), *_LOADED_ON_FIRST_USE)

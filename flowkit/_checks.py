@@ -1,7 +1,5 @@
 """Checks of arguments that several entry points share: wrong use is said before any long work starts."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -104,15 +102,3 @@ def check_time(name: str, t: Any) -> None:
         raise ValueError(
             f"`{name}` must be in [0, 1] (0 is noise, 1 is data), got {t}."
         )
-
-
-def accepts(fn: Callable, name: str) -> bool:
-    """Whether a function has an argument of that name, or takes any."""
-    try:
-        parameters = inspect.signature(fn).parameters
-    except ValueError:  # built-in callables have no signature
-        return False
-    takes_any = any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-    )
-    return name in parameters or takes_any

@@ -1,5 +1,6 @@
 """Data sets: exact toys, points of your own, images as point clouds, files of point clouds, and batches of them."""
 
+from flowkit._namespace import public_names as _public_names
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches
 from flowkit.data._clouds import (
@@ -78,3 +79,6 @@ from flowkit.data._trex import (
     trex as trex,
     trex_parametric as trex_parametric,
 )
+
+
+__dir__ = _public_names(globals())

@@ -3,6 +3,7 @@
 All of them rest on one derivative, that of the average velocity along the flow.
 """
 
+from flowkit._namespace import public_names as _public_names
 from flowkit.few_step._average_velocity import (
     back_flow_loss as back_flow_loss,
     Guidance as Guidance,
@@ -42,3 +43,6 @@ from flowkit.few_step._training import (
     AdaptiveWeight as AdaptiveWeight,
     TimePairs as TimePairs,
 )
+
+
+__dir__ = _public_names(globals())

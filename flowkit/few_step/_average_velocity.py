@@ -18,15 +18,13 @@ from jaxtyping import Array, Bool, Float
 from flowkit._blocks import check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._guidance import null_of
-from flowkit._losses import Example
-from flowkit._predictions import Velocity
+from flowkit._flow import Velocity
+from flowkit._losses import check_batch, Example
 from flowkit._types import AnyArray, Cond, is_traced, PRNGKey
 from flowkit.few_step._flow_map import FlowMap, total_derivative
 from flowkit.few_step._training import (
     AdaptiveWeight,
     check_all_pairs,
-    check_batch,
     check_ordered,
     draw,
     draw_pairs,
@@ -34,6 +32,7 @@ from flowkit.few_step._training import (
     TimePairs,
     weighted,
 )
+from flowkit.guidance._classifier_free import null_of
 
 
 class Guidance(eqx.Module):

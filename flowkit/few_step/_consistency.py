@@ -12,16 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowkit._blocks import check_block, mean_over_batch
-from flowkit._checks import accepts
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._predictions import Velocity
-from flowkit._times import uniform
+from flowkit._flow import Velocity
+from flowkit._losses import check_batch, uniform
+from flowkit._masks import has_parameter
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
 from flowkit.few_step._flow_map import FlowMap, total_derivative
 from flowkit.few_step._training import (
     AdaptiveWeight,
-    check_batch,
     draw,
     mean_square,
     weighted,
@@ -51,7 +50,7 @@ class _Error(eqx.Module):
         else:
             masks = (
                 {"mask": example.mask}
-                if example.mask is not None and accepts(self.teacher, "mask")
+                if example.mask is not None and has_parameter(self.teacher, "mask")
                 else {}
             )
             v = jax.lax.stop_gradient(self.teacher(s, x, example.cond, **masks))

@@ -15,9 +15,7 @@ import jax.scipy as jsp
 from jaxtyping import Array, Float
 
 from flowkit._distributions import AbstractDistribution, GaussianMixture, Normal
-from flowkit._flow import Flow
-from flowkit._oracles import exact_flow
-from flowkit._paths import AbstractPath, LinearPath
+from flowkit._flow import AbstractPath, exact_flow, Flow, LinearPath
 from flowkit._types import Cond, Scalar
 from flowkit.few_step._flow_map import FlowMap
 

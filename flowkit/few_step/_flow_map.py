@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import accepts, check_time
-from flowkit._flow import Flow, network_keywords, zero_masked
-from flowkit._paths import AbstractPath, as_time, LinearPath
+from flowkit._checks import check_time
+from flowkit._flow import AbstractPath, as_time, Flow, LinearPath, network_keywords
+from flowkit._masks import has_parameter, zero_masked
 from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar, Times
 
 
@@ -86,8 +86,8 @@ class FlowMap(eqx.Module):
         self.path = path
         self.times = times
         self.takes_mask, self.takes_key = (
-            accepts(network, "mask"),
-            accepts(network, "key"),
+            has_parameter(network, "mask"),
+            has_parameter(network, "key"),
         )
 
     def __call__(

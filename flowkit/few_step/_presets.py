@@ -6,7 +6,7 @@ so that the exact average velocity is their fixed point for every law of data.
 
 from typing import Any
 
-from flowkit._times import ArctanLogNormal, LogitNormal, uniform
+from flowkit._losses import ArctanLogNormal, LogitNormal, uniform
 from flowkit.few_step._training import AdaptiveWeight, TimePairs
 
 

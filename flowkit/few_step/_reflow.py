@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._sampling import sample
+from flowkit._solve import sample
 from flowkit._types import Cond, PRNGKey, VelocityField
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import zero_masked
-from flowkit._paths import AbstractPath, LinearPath
+from flowkit._flow import AbstractPath, LinearPath
+from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey
 from flowkit.few_step._flow_map import expanded_interval, FlowMap, jump
 

@@ -10,14 +10,12 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._losses import Example
-from flowkit._predictions import Velocity
-from flowkit._times import uniform
+from flowkit._flow import Velocity
+from flowkit._losses import check_batch, Example, uniform
 from flowkit._types import AnyArray, Cond, PRNGKey
 from flowkit.few_step._flow_map import FlowMap
 from flowkit.few_step._training import (
     check_all_pairs,
-    check_batch,
     draw,
     mean_square,
     weighted,

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_data, check_rows
-from flowkit._heads import PointHead
-from flowkit._losses import draw_examples, draw_times, Example
-from flowkit._times import uniform
+from flowkit._flow import PointHead
+from flowkit._losses import draw_examples, draw_times, Example, uniform
 from flowkit._types import is_traced, PRNGKey, Scalar
 from flowkit.few_step._flow_map import expanded_interval, FlowMap
 
@@ -110,11 +108,6 @@ def weighted(
         )
         error = weight(error, valid)
     return error if example.weight is None else example.weight * error
-
-
-def check_batch(x1: Any, cond: Any, mask: Any) -> None:
-    check_data("x1", x1, mask)
-    check_rows("cond", cond, x1.shape[0], "example of `x1`")
 
 
 def check_all_pairs(flow_map: FlowMap) -> None:

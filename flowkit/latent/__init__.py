@@ -1,5 +1,6 @@
 """Models with a latent: an encoder, a flow conditioned on the latents, and a prior over them; autoencoders."""
 
+from flowkit._namespace import public_names as _public_names
 from flowkit.latent._autoencoders import (
     Autoencoder as Autoencoder,
     autoencoder_loss as autoencoder_loss,
@@ -24,3 +25,6 @@ from flowkit.latent._set_losses import (
     set_flow_loss as set_flow_loss,
     set_prior_loss as set_prior_loss,
 )
+
+
+__dir__ = _public_names(globals())

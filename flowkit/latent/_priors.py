@@ -14,11 +14,10 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._distributions import AbstractDistribution, GaussianMixture, Normal
-from flowkit._flow import accepts, Flow
-from flowkit._integrate import DEFAULT_CONTROLLER, DEFAULT_SOLVER
-from flowkit._likelihood import log_prob
+from flowkit._flow import Flow
 from flowkit._losses import flow_matching_loss
-from flowkit._sampling import sample
+from flowkit._masks import has_parameter
+from flowkit._solve import DEFAULT_CONTROLLER, DEFAULT_SOLVER, log_prob, sample
 from flowkit._types import AnyArray, Cond, FloatArray, PRNGKey
 
 
@@ -144,7 +143,9 @@ def prior_keywords(prior: AbstractDistribution, cond: Cond) -> dict[str, Any]:
     """What hands a condition to a prior; raises if it takes none."""
     if cond is None:
         return {}
-    if not accepts(prior.sample, "cond") or not accepts(prior.log_prob, "cond"):
+    if not has_parameter(prior.sample, "cond") or not has_parameter(
+        prior.log_prob, "cond"
+    ):
         raise ValueError(
             f"`cond` was given, but the prior, a {type(prior).__name__}, does not take one; use a "
             "`fk.latent.FlowPrior` whose network has a condition, or leave `cond` out."

@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Float
 from flowkit._checks import check_mask, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow
-from flowkit._integrate import DEFAULT_CONTROLLER, DEFAULT_SOLVER
-from flowkit._sampling import sample, Samples
+from flowkit._solve import DEFAULT_CONTROLLER, DEFAULT_SOLVER, sample, Samples
 from flowkit._types import AnyArray, Cond, Mask, Points, PRNGKey
 from flowkit.latent._priors import prior_keywords
 

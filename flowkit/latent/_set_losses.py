@@ -13,15 +13,15 @@ from flowkit._blocks import check_block, mean_over_batch
 from flowkit._checks import check_data, check_mask, check_rows
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
+from flowkit._flow import AbstractPrediction, Target, Velocity
 from flowkit._losses import (
     check_targets,
     draw_examples,
     Example,
     ExampleError,
+    uniform,
     Weighting,
 )
-from flowkit._predictions import AbstractPrediction, Target, Velocity
-from flowkit._times import uniform
 from flowkit._types import AnyArray, Cond, PRNGKey, Scalar
 from flowkit.latent._divergences import marginal_kl, sampled_kl, standard_normal_kl
 from flowkit.latent._priors import prior_keywords, prior_loss

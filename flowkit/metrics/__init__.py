@@ -3,6 +3,7 @@
 Pairs are ordered `(samples, reference)` everywhere.
 """
 
+from flowkit._namespace import public_names as _public_names
 from flowkit.metrics._chamfer import chamfer as chamfer, chamfer_l1 as chamfer_l1
 from flowkit.metrics._diagnostics import (
     latent_statistics as latent_statistics,
@@ -30,3 +31,6 @@ from flowkit.metrics._wasserstein import (
     sliced_w2 as sliced_w2,
     wasserstein_1d as wasserstein_1d,
 )
+
+
+__dir__ = _public_names(globals())

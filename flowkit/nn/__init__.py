@@ -1,3 +1,4 @@
+from flowkit._namespace import public_names as _public_names
 from flowkit.nn._attention import Attention as Attention
 from flowkit.nn._concat_squash import (
     ConcatSquashLinear as ConcatSquashLinear,
@@ -72,3 +73,6 @@ from flowkit.nn.encoders import (
     SetTransformer as SetTransformer,
     SlotAttention as SlotAttention,
 )
+
+
+__dir__ = _public_names(globals())

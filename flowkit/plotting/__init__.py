@@ -3,6 +3,7 @@
 The explorer alone is a page in HTML.
 """
 
+from flowkit._namespace import public_names as _public_names
 from flowkit.plotting._animation import animate as animate
 from flowkit.plotting._clouds import (
     point_clouds as point_clouds,
@@ -40,3 +41,6 @@ from flowkit.plotting._training import (
     loss_trajectory as loss_trajectory,
 )
 from flowkit.plotting._trajectories import Paths as Paths, trajectories as trajectories
+
+
+__dir__ = _public_names(globals())

@@ -1,5 +1,6 @@
 """Training of any model with any loss `(model, batch, key) -> scalar`: steps, loops, checkpoints, many devices."""
 
+from flowkit._namespace import public_names as _public_names
 from flowkit.training._callbacks import Every as Every
 from flowkit.training._checkpoints import (
     Checkpoints as Checkpoints,
@@ -23,3 +24,6 @@ from flowkit.training._state import (
     WarmUpDecay as WarmUpDecay,
 )
 from flowkit.training._step import make_step as make_step, Step as Step
+
+
+__dir__ = _public_names(globals())

@@ -9,8 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_rows
-from flowkit._flow import Flow
-from flowkit._heads import PointHead
+from flowkit._flow import Flow, PointHead
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 
 

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
-from flowkit._checks import accepts
-from flowkit._transport import solve_assignment, squared_costs
+from flowkit._masks import has_parameter
 from flowkit._types import AnyArray, Cond, FloatArray, is_traced, Number, PRNGKey
 
 
@@ -184,7 +183,7 @@ def call_coupling(
 ) -> Pairing:
     """What a coupling returns, given the mask if it takes one."""
     x1, cond, mask = data
-    masks = {"mask": mask} if accepts(coupling, "mask") else {}
+    masks = {"mask": mask} if has_parameter(coupling, "mask") else {}
     pairing = coupling(x0, x1, cond, key=key, **masks)
     if pairing.x0 is not None and pairing.x0.shape != x0.shape:
         raise ValueError(
@@ -215,43 +214,6 @@ def independent(
     """Pairs as they were drawn: the default."""
     del x0, x1, cond, key
     return Pairing()
-
-
-def assignment(
-    x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
-) -> Pairing:
-    r"""Exact optimal transport of the batch: the permutation $\pi$ minimising $\sum_i \|x_{0,\pi(i)} - x_{1,i}\|^2$.
-
-    The source is permuted and the data keep their order, so nothing is dropped and every label stays with its
-    example. Examples of one number are sorted, on the device; others are solved on the host (scipy), cubic in the
-    batch. In a loop of training `fk.planned_pairs` solves ahead, beside the step.
-
-    **Arguments:**
-
-    - `x0`, `x1`: batches `(b, ...)` of equal shape, of at least two examples.
-
-    **Reference:** Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal
-    Transport (2024), arXiv 2302.00482; Pooladian et al., Multisample Flow Matching (2023), arXiv 2304.14772.
-    """
-    del cond, key
-    check_batches(x0, x1)
-    if x1[0].size == 1:
-        return Pairing(source=_sorted_alike(jnp.ravel(x0), jnp.ravel(x1)))
-    return Pairing(
-        source=solve_assignment(squared_costs(x1, x0), failure=NO_ASSIGNMENT)
-    )
-
-
-def _sorted_alike(
-    x0: Float[Array, " batch"], x1: Float[Array, " batch"]
-) -> Int[Array, " batch"]:
-    """The order of `x0` in which it has the ranks of `x1`."""
-    x0, x1 = jax.lax.stop_gradient((x0, x1))
-    return (
-        jnp.zeros(x0.shape, jnp.int32)
-        .at[jnp.argsort(x1)]
-        .set(jnp.argsort(x0).astype(jnp.int32))
-    )
 
 
 def check_batches(x0: FloatArray, x1: FloatArray) -> None:

@@ -14,6 +14,7 @@ import jax.scipy as jsp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowkit._masks import masked_mean
 from flowkit._types import FloatArray, Mask
 
 
@@ -55,7 +56,7 @@ class PointHead(AbstractHead):
         square = (self.mean(output, target) - target) ** 2
         if mask is None:
             return jnp.mean(square)
-        return _mean_over_points(
+        return masked_mean(
             jnp.mean(jnp.reshape(square, (square.shape[0], -1)), axis=-1), mask
         )
 
@@ -144,7 +145,7 @@ class MixtureHead(AbstractHead):
         values = constant - jsp.special.logsumexp(log_weights - 0.5 * squares, axis=-1)
         if mask is None:
             return jnp.mean(values)
-        return _mean_over_points(
+        return masked_mean(
             jnp.mean(jnp.reshape(values, (values.shape[0], -1)), axis=-1), mask
         )
 
@@ -160,10 +161,3 @@ def _places(num: int, size: int) -> np.ndarray:
     """Fixed places `(num, size)` of mean zero, all different if there are several."""
     places = np.random.default_rng(0).normal(size=(num, size))
     return places - places.mean(axis=0)
-
-
-def _mean_over_points(values: Float[Array, " n"], mask: Mask) -> Float[Array, ""]:
-    # Selected, not multiplied: what stands at a masked point may be infinite.
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(
-        jnp.sum(mask, dtype=values.dtype), 1
-    )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_time
-from flowkit._paths import AbstractPath, as_time, Coefficients
+from flowkit._flow.paths import AbstractPath, as_time, Coefficients
 from flowkit._types import FloatArray, Scalar
 
 

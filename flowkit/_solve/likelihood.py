@@ -18,17 +18,9 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import zero_masked
-from flowkit._integrate import (
-    DEFAULT_CONTROLLER,
-    DEFAULT_SOLVER,
-    end_of,
-    end_state,
-    jump_to_data,
-    MaskedVelocity,
-    solve,
-    solver_options,
-)
+from flowkit._masks import zero_masked
+from flowkit._solve.ode import end_of, end_state, jump_to_data, MaskedVelocity, solve
+from flowkit._solve.options import DEFAULT_CONTROLLER, DEFAULT_SOLVER, solver_options
 from flowkit._types import (
     AnyArray,
     Cond,

@@ -1,44 +1,23 @@
 r"""Solving $dx/dt = v(t, x)$ for one example, through Diffrax."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_example, check_time
-from flowkit._flow import accepts, Flow, zero_masked
-from flowkit._predictions import Target
+from flowkit._flow import Flow, Target
+from flowkit._masks import has_parameter, zero_masked
+from flowkit._solve.options import (
+    DEFAULT_CONTROLLER,
+    DEFAULT_SOLVER,
+    solver_options,
+    SolverOptions,
+)
 from flowkit._types import Cond, FloatArray, is_traced, Mask, Scalar, VelocityField
-
-
-class RK4(dfx.AbstractERK):
-    """The classical Runge-Kutta method: order 4, four evaluations per step, no error estimate.
-
-    For uniform grids, `num_steps=n`, or `diffrax.StepTo`.
-
-    **Reference:** Kutta, Beitrag zur näherungsweisen Integration totaler Differentialgleichungen (1901).
-    """
-
-    tableau = dfx.ButcherTableau(
-        c=np.array([0.5, 0.5, 1.0]),
-        b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
-        b_error=np.zeros(4),
-        a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
-    )
-    interpolation_cls = dfx.ThirdOrderHermitePolynomialInterpolation.from_k
-
-    def order(self, terms):
-        del terms
-        return 4
-
-
-DEFAULT_SOLVER = dfx.Tsit5()
-DEFAULT_CONTROLLER = dfx.PIDController(rtol=1e-5, atol=1e-5)
-_NO_ERROR_ESTIMATE = (dfx.Euler, dfx.SemiImplicitEuler, dfx.LeapfrogMidpoint, RK4)
 
 
 def integrate(
@@ -126,43 +105,6 @@ def encode(
     return end_state(solution)
 
 
-class SolverOptions(NamedTuple):
-    """How to solve, checked by `solver_options`."""
-
-    solver: dfx.AbstractSolver
-    num_steps: int | None
-    controller: dfx.AbstractStepSizeController
-    max_steps: int
-
-
-def solver_options(
-    solver: dfx.AbstractSolver,
-    num_steps: int | None,
-    controller: dfx.AbstractStepSizeController,
-    max_steps: int,
-) -> SolverOptions:
-    """Checks that solver and steps can do what is asked for, and makes tolerances arrays."""
-    if num_steps is not None:
-        if num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-        if controller is not DEFAULT_CONTROLLER:
-            raise ValueError(
-                "give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid."
-            )
-    elif isinstance(controller, dfx.ConstantStepSize):
-        raise ValueError(
-            "give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`."
-        )
-    elif isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and isinstance(
-        solver, _NO_ERROR_ESTIMATE
-    ):
-        raise ValueError(
-            f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
-            "accept every step; give `num_steps`, or a solver such as `diffrax.Tsit5()`."
-        )
-    return SolverOptions(solver, num_steps, _traced_tolerances(controller), max_steps)
-
-
 @eqx.filter_jit
 def _integrate(velocity, x0, cond, t0, t1, options, saveat, adjoint, throw):
     return solve(
@@ -215,7 +157,9 @@ class MaskedVelocity(eqx.Module):
     mask: Mask
 
     def __check_init__(self):
-        if not isinstance(self.velocity, Flow) and not accepts(self.velocity, "mask"):
+        if not isinstance(self.velocity, Flow) and not has_parameter(
+            self.velocity, "mask"
+        ):
             raise ValueError(
                 "`mask` was given, but the velocity field does not take one; add a `mask=None` argument to it."
             )
@@ -238,23 +182,3 @@ def jump_to_data(
     if end_of(velocity) == 1:
         return x
     return velocity.predict(Target(), velocity.t_end, x, cond, mask=mask)
-
-
-def _traced_tolerances(controller: Any) -> Any:
-    """The controller with its tolerances as arrays: a Python number would be a constant of the program."""
-
-    def convert(path, leaf):
-        named = path and getattr(path[-1], "name", None) in (
-            "rtol",
-            "atol",
-            "dtmin",
-            "dtmax",
-        )
-        # From a Python float, so that it takes the type of the state.
-        return (
-            jnp.asarray(float(leaf))
-            if named and isinstance(leaf, float | int)
-            else leaf
-        )
-
-    return jax.tree_util.tree_map_with_path(convert, controller)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import check_data
-from flowkit._couplings import Coupling, NO_ASSIGNMENT, Pairing, reorder_source
+from flowkit._couplings.base import Coupling, NO_ASSIGNMENT, Pairing, reorder_source
 from flowkit._transport import (
     improve_by_swaps,
     round_to_permutation,

@@ -12,7 +12,8 @@ import jax.random as jr
 import numpy as np
 
 from flowkit._checks import check_rows
-from flowkit._couplings import assignment, call_coupling, Coupling
+from flowkit._couplings.assignment import assignment
+from flowkit._couplings.base import call_coupling, Coupling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._types import Cond, PRNGKey
 

@@ -7,10 +7,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import accepts, check_time
-from flowkit._heads import AbstractHead, PointHead
-from flowkit._paths import AbstractPath, as_time, LinearPath
-from flowkit._predictions import AbstractPrediction, convert, CUT, Velocity
+from flowkit._checks import check_time
+from flowkit._flow.heads import AbstractHead, PointHead
+from flowkit._flow.paths import AbstractPath, as_time, LinearPath
+from flowkit._flow.predictions import AbstractPrediction, convert, CUT, Velocity
+from flowkit._masks import has_parameter, zero_masked
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 
 
@@ -57,8 +58,8 @@ class Flow(eqx.Module):
         self.prediction = prediction
         self.head = head
         self.takes_mask, self.takes_key = (
-            accepts(network, "mask"),
-            accepts(network, "key"),
+            has_parameter(network, "mask"),
+            has_parameter(network, "key"),
         )
 
     @property
@@ -141,15 +142,6 @@ def network_keywords(of: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
         )
     keywords = {"mask": mask} if of.takes_mask else {}
     return keywords | ({"key": key} if of.takes_key else {})
-
-
-def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
-    """`x` with the rows of masked points set to zero, whatever they hold."""
-    if x.ndim == 0 or mask.shape != x.shape[:1]:
-        raise ValueError(
-            f"`mask` must have shape {x.shape[:1]}, one entry per row of `x`, got {mask.shape}."
-        )
-    return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - 1)), x, 0)
 
 
 def _checked_time(t: Scalar, x: FloatArray) -> Float[Array, ""]:

@@ -27,9 +27,9 @@ from flowkit._distributions import (
     GaussianMixture,
     Normal,
 )
-from flowkit._flow import Flow
-from flowkit._paths import AbstractPath, as_time, LinearPath
-from flowkit._predictions import AbstractPrediction, Score, Velocity
+from flowkit._flow.flow import Flow
+from flowkit._flow.paths import AbstractPath, as_time, LinearPath
+from flowkit._flow.predictions import AbstractPrediction, Score, Velocity
 from flowkit._types import Cond, is_traced, Scalar
 
 

@@ -1,0 +1,43 @@
+"""Masks of point clouds: `(n,)`, which rows of a cloud are valid.
+
+What stands at a masked row means nothing and may be infinite or NaN, so it is selected
+away, never multiplied by zero. Whether a function takes a mask is read off its signature.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._types import FloatArray, Mask
+
+
+def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
+    """`x` with the rows of masked points set to zero, whatever they hold."""
+    if x.ndim == 0 or mask.shape != x.shape[:1]:
+        raise ValueError(
+            f"`mask` must have shape {x.shape[:1]}, one entry per row of `x`, "
+            f"got {mask.shape}."
+        )
+    rows = jnp.reshape(mask, mask.shape + (1,) * (x.ndim - 1))
+    return jnp.where(rows, x, 0)
+
+
+def masked_mean(values: Float[Array, " n"], mask: Mask) -> Float[Array, ""]:
+    """The mean over the valid rows; 0 if there are none."""
+    total = jnp.sum(jnp.where(mask, values, 0))
+    count = jnp.sum(mask, dtype=values.dtype)
+    return total / jnp.maximum(count, 1)
+
+
+def has_parameter(fn: Callable, name: str) -> bool:
+    """Whether a function has a parameter of that name, or takes any keyword."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except ValueError:
+        # Built-in callables have no signature.
+        return False
+
+    kinds = [parameter.kind for parameter in parameters.values()]
+    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds

@@ -1,0 +1,19 @@
+"""A solver samples a flow: options, one solve, batches of samples, log-probabilities."""
+
+from flowkit._solve.likelihood import (
+    log_prob as log_prob,
+    sample_and_log_prob as sample_and_log_prob,
+)
+from flowkit._solve.ode import (
+    encode as encode,
+    integrate as integrate,
+)
+from flowkit._solve.options import (
+    DEFAULT_CONTROLLER as DEFAULT_CONTROLLER,
+    DEFAULT_SOLVER as DEFAULT_SOLVER,
+)
+from flowkit._solve.sample import (
+    sample as sample,
+    Samples as Samples,
+    Stats as Stats,
+)

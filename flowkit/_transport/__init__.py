@@ -1,0 +1,20 @@
+"""Optimal transport between two sets, used by couplings and by metrics."""
+
+from flowkit._transport.assignment import (
+    solve_assignment as solve_assignment,
+)
+from flowkit._transport.distances import (
+    squared_costs as squared_costs,
+    squared_distances as squared_distances,
+)
+from flowkit._transport.permutations import (
+    improve_by_swaps as improve_by_swaps,
+    round_to_permutation as round_to_permutation,
+)
+from flowkit._transport.sinkhorn import (
+    log_weights as log_weights,
+    Potentials as Potentials,
+    sinkhorn as sinkhorn,
+    soft_minima as soft_minima,
+    SoftMinima as SoftMinima,
+)

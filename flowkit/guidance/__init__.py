@@ -1,0 +1,10 @@
+"""Guidance: wrappers of a flow that strengthen or weaken the effect of its condition."""
+
+from flowkit._namespace import public_names as _public_names
+from flowkit.guidance._classifier_free import (
+    drop_condition as drop_condition,
+    guided as guided,
+)
+
+
+__dir__ = _public_names(globals())
