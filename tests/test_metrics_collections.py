@@ -182,6 +182,48 @@ def test_set_scores_are_the_scores_of_the_matrices():
     assert value.coverage == pytest.approx(float(metrics.coverage(d_xy)))
 
 
+def test_scores_with_floor_are_means_over_collections():
+    """The scores worked out by hand above, and those of the reference against itself."""
+    reference = segments(0, 10, 13)
+    samples = segments(0, 1, 2, 0, 10, 13, 7)  # the last one makes no full collection
+    scores = metrics.scores_with_floor(samples, reference, segments(0, 10, 13))
+    # A copy of the reference: every cloud's nearest other one is its twin.
+    assert scores.floor.one_nna == 0
+    assert scores.floor.mmd == 0
+    assert scores.floor.coverage == 1
+    assert scores.samples.one_nna == pytest.approx((3.5 / 6 + 0) / 2)
+    assert scores.samples.mmd == pytest.approx(2 * (64 + 121) / 3 / 2)
+    assert scores.samples.coverage == pytest.approx((1 / 3 + 1) / 2)
+
+    numbers = scores.as_dict("_emd")
+    assert list(numbers) == [
+        f"{name}_emd{floor}"
+        for name in ("one_nna", "mmd", "coverage")
+        for floor in ("", "_floor")
+    ]
+    assert numbers["coverage_emd"] == pytest.approx(2 / 3)
+    header, *rows = str(scores).splitlines()
+    assert header.split() == ["samples", "floor"]
+    assert [row.split()[0] for row in rows] == ["one_nna", "mmd", "coverage"]
+    assert rows[2].split()[1:] == ["0.6667", "1"]
+
+
+def test_scores_with_floor_take_masks():
+    """Padding changes nothing, whatever it holds."""
+    clouds = segments(0, 10, 13)
+    padded = np.concatenate([clouds, np.full((3, 1, 2), np.nan, np.float32)], axis=1)
+    mask = np.tile([True, True, False], (3, 1))
+    masked = metrics.scores_with_floor(
+        padded[::-1],
+        padded,
+        padded[:, ::-1],
+        mask_samples=mask,
+        mask_reference=mask,
+        mask_floor=mask[:, ::-1],
+    )
+    assert masked == metrics.scores_with_floor(clouds[::-1], clouds, clouds)
+
+
 # ---- degenerate and bad input
 
 
@@ -233,6 +275,15 @@ def test_scores_of_equal_clouds():
             "`samples` holds 4 clouds and `reference` 3",
         ),
         (lambda x, y: metrics.set_scores(x[:1], y[:1]), "at least two clouds"),
+        (lambda x, y: metrics.scores_with_floor(x, y[:1], x), "at least two of them"),
+        (
+            lambda x, y: metrics.scores_with_floor(x, y, x[:3]),
+            "`floor` holds 3 clouds and `reference` 4",
+        ),
+        (
+            lambda x, y: metrics.scores_with_floor(x[:3], y, x),
+            "`samples` holds 3 clouds and `reference` 4",
+        ),
         (
             lambda x, y: metrics.set_scores(x * np.float32(np.nan), y),
             "`xs` holds values that are not finite",

@@ -5,6 +5,12 @@ Pairs are ordered `(samples, reference)` everywhere.
 
 from flowkit._namespace import public_names as _public_names
 from flowkit.metrics._chamfer import chamfer as chamfer, chamfer_l1 as chamfer_l1
+from flowkit.metrics._collections import (
+    scores_with_floor as scores_with_floor,
+    ScoresWithFloor as ScoresWithFloor,
+    set_scores as set_scores,
+    SetScores as SetScores,
+)
 from flowkit.metrics._diagnostics import (
     latent_statistics as latent_statistics,
     LatentStatistics as LatentStatistics,
@@ -18,8 +24,6 @@ from flowkit.metrics._scores import (
     coverage as coverage,
     mmd as mmd,
     one_nna as one_nna,
-    set_scores as set_scores,
-    SetScores as SetScores,
 )
 from flowkit.metrics._sinkhorn import (
     Bounds as Bounds,

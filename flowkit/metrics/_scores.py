@@ -4,57 +4,12 @@ Yang et al., *PointFlow* (2019), arXiv 1906.12320, define the three and argue fo
 *Revisiting Classifier Two-Sample Tests* (2017), arXiv 1610.06545, give its statistics.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, is_traced
-from flowkit.metrics._chamfer import chamfer
-from flowkit.metrics._pairwise import pairwise
-
-
-class SetScores(NamedTuple):
-    """Scores of samples against a reference."""
-
-    one_nna: Float[Array, ""]
-    mmd: Float[Array, ""]
-    coverage: Float[Array, ""]
-
-
-def set_scores(
-    samples: Float[AnyArray, "a n d"],
-    reference: Float[AnyArray, "b m d"],
-    *,
-    distance: Callable[..., Any] = chamfer,
-    mask_samples: Bool[AnyArray, "a n"] | None = None,
-    mask_reference: Bool[AnyArray, "b m"] | None = None,
-) -> SetScores:
-    """`one_nna`, `mmd` and `coverage` of samples against a reference, from one set of distances.
-
-    **Arguments:**
-
-    - `samples (a, n, d)`, `reference (a, m, d)`: equally many clouds, at least two; masks for their valid points.
-      Give both clouds the same normalisation and the same number of points, or the points alone tell them apart.
-    - `distance`: `(x, y) -> ()`, symmetric, as in `pairwise`, which takes about `2 a^2` of them.
-
-    **Returns:** `SetScores(one_nna, mmd, coverage)`. What to compare them with is the score of other real clouds
-    instead of samples.
-    """
-    if len(samples) != len(reference) or len(samples) < 2:
-        raise ValueError(
-            f"`samples` holds {len(samples)} clouds and `reference` {len(reference)}; 1-NNA needs two equally long "
-            "lists of at least two clouds. Take as many samples, or `mmd` and `coverage` on their own."
-        )
-    d_xx = pairwise(distance, samples, mask_xs=mask_samples)
-    d_yy = pairwise(distance, reference, mask_xs=mask_reference)
-    d_xy = pairwise(
-        distance, samples, reference, mask_xs=mask_samples, mask_ys=mask_reference
-    )
-    return SetScores(one_nna(d_xx, d_xy, d_yy), mmd(d_xy), coverage(d_xy))
 
 
 def one_nna(
