@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -447,3 +449,115 @@ def test_planned_pairs_train(key):
     result = fk.training.fit(loss, flow, pairs, num_steps=10, **options)
     assert np.all(np.isfinite(result.history["loss"].values))
     pairs.close()
+
+
+def test_planned_pairs_own_their_batches(key):
+    """Loaders that refill one array between batches."""
+    buffer = np.empty((33, 3), np.float32)
+
+    def batches():
+        for number in range(6):
+            buffer[...] = number
+            yield buffer[:32]
+
+    pairs = fk.planned_pairs(
+        batches(), 32, coupling=fk.independent, num_workers=2, key=key
+    )
+    assert [pair.x1.mean() for pair in pairs] == list(range(6))
+
+
+def test_planned_pairs_end_quietly_with_the_program():
+    """A generator that is still alive when the interpreter ends."""
+    program = """
+import flowkit as fk, jax.random as jr, numpy as np
+data = np.zeros((64, 2), np.float32)
+def batches():
+    while True: yield data
+pairs = fk.planned_pairs(batches(), 32, coupling=fk.independent, key=jr.key(0))
+next(pairs)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+# Couplings of one's own, and the limits of number types.
+
+
+def returns(pairing):
+    return lambda x0, x1, cond, *, key: pairing
+
+
+@pytest.mark.parametrize(
+    ("pairing", "match"),
+    [
+        (fk.Pairing(source=np.full(32, 32)), "`source` row outside 0 ... 31"),
+        (fk.Pairing(data=np.full(32, -1)), "`data` row outside 0 ... 31"),
+        (fk.Pairing(source=np.arange(5)), "`source` of shape"),
+        (fk.Pairing(weights=np.ones((32, 1))), "`weights` of shape"),
+        ((np.arange(32), None), "must return a `fk.Pairing`"),
+    ],
+)
+def test_what_a_coupling_returns_is_checked(pairing, match, key):
+    _, x1 = batch(0)
+    flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(4,), key=key))
+    with pytest.raises(ValueError, match=match):
+        fk.flow_matching_loss(flow, x1, key=key, coupling=returns(pairing))
+
+
+def test_traced_rows_out_of_range_are_an_error(key):
+    _, x1 = batch(0)
+    flow = fk.Flow(lambda t, x, cond: x)
+
+    def beyond(x0, x1, cond, *, key):
+        return fk.Pairing(source=jr.randint(key, (32,), 32, 40))
+
+    with pytest.raises(Exception, match="`source` row outside 0 ... 31"):
+        fk.flow_matching_loss(flow, x1, key=key, coupling=beyond)
+
+
+def test_a_class_is_not_a_coupling(key):
+    _, x1 = batch(0)
+    with pytest.raises(ValueError, match="is the class ConditionalAssignment"):
+        fk.flow_matching_loss(
+            fk.Flow(lambda t, x, cond: x),
+            x1,
+            x1,
+            key=key,
+            coupling=fk.ConditionalAssignment,
+        )
+
+
+def test_half_precision_is_assigned_exactly(key):
+    """Squares of these entries sum to more than the largest float16, 65504."""
+    rng = np.random.default_rng(0)
+    x0, x1 = (10 * rng.normal(size=(2, 16, 1024))).astype(np.float16)
+    columns = fk.assignment(x0, x1, key=key).source
+    _, right = linear_sum_assignment(costs(x0, x1))
+    assert np.array_equal(columns, right)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [fk.EntropicCoupling, lambda e: fk.UnbalancedCoupling(epsilon=e)]
+    + [fk.EntropicPointAssignment],
+)
+def test_epsilon_below_the_resolution_of_float32_is_refused(make):
+    make(1e-6)
+    with pytest.raises(ValueError, match="less than float32 can resolve"):
+        make(1e-8)
+
+
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-4, 1e-6])
+def test_the_error_of_a_plan_is_that_of_its_marginals(epsilon):
+    plan = fk.EntropicCoupling(epsilon, max_iterations=50).plan(*batch(0))
+    rows = np.exp(np.asarray(plan.log_probs, float)).sum(axis=1)
+    assert float(plan.error) == pytest.approx(np.abs(32 * rows - 1).max(), rel=1e-2)
+
+
+@every_coupling
+def test_couplings_promote_no_ranks(coupling, key):
+    x0, x1 = batch(0)
+    with jax.numpy_rank_promotion("raise"):
+        coupling(x0, x1, x1, key=key)

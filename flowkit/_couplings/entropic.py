@@ -1,12 +1,15 @@
-r"""Couplings of whole examples by other plans than the exact one: entropic, unbalanced, and aware of conditions.
+r"""Couplings of whole examples by entropic plans, balanced and unbalanced.
 
-A plan is a matrix of probabilities $P_{ij}$, with the data as its rows and the source as its columns.
+A plan is a matrix of probabilities $P_{ij}$, with the data as its rows and the source as
+its columns.
 """
 
 import math
+import operator
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.special import logsumexp
@@ -14,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from flowkit._couplings.base import check_batches, Pairing
 from flowkit._transport import (
+    check_epsilon,
     sinkhorn,
     soft_minima,
     squared_costs,
@@ -22,7 +26,7 @@ from flowkit._transport import (
 from flowkit._types import Cond, FloatArray, is_traced, Number, PRNGKey
 
 
-# A plan with more effective partners than this part of the batch is refused.
+# A plan with more effective partners than this fraction of the batch is refused.
 _DIFFUSE = 0.9
 
 
@@ -34,35 +38,43 @@ class Plan(NamedTuple):
     mass: Float[Array, ""]
     """The mass of the plan, 1 if both of its marginals are prescribed."""
     num_partners: Float[Array, ""]
-    """The effective number of partners of an example: 1 for a permutation, the size of the batch if independent."""
+    """The effective number of partners of an example: 1 for a permutation, the size of the
+    batch if independent."""
     error: Float[Array, ""]
-    """The largest relative change that a further iteration made to a row; of the rows' marginals, if prescribed."""
+    """The largest relative error of a row's marginal; where it is not prescribed, the
+    largest relative change of a row in the last iteration."""
     iterations: Int[Array, ""]
 
 
 class EntropicCoupling(eqx.Module):
-    r"""Entropic optimal transport of the batch, on the device: every datum draws its noise from its row of
+    r"""Entropic optimal transport of the batch, on the device.
 
-    $$\min_P\; \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top), \qquad P 1 = a,\quad P^\top 1 = b$$
+    Every datum draws its noise from its row of the plan
 
-    with $C_{ij} = \|x_{1,i} - x_{0,j}\|^2$ and equal weights $a_i = b_j = 1/B$. Between `fk.assignment`
-    ($\epsilon \to 0$) and `fk.independent` ($\epsilon \to \infty$). With $\epsilon = 2 \sigma^2$ the plan is that of
-    a Schroedinger bridge of noise $\sigma$ between the two batches.
+    $$\min_P\; \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top),
+    \qquad P 1 = a,\quad P^\top 1 = b$$
 
-    Data keep their order, so labels stay with their examples; a noise example may be drawn more than once, or not at
-    all, and the law of the noise is kept on average.
+    with $C_{ij} = \|x_{1,i} - x_{0,j}\|^2$ and equal weights $a_i = b_j = 1/B$. This lies
+    between `fk.assignment` ($\epsilon \to 0$) and `fk.independent` ($\epsilon \to \infty$).
+    With $\epsilon = 2 \sigma^2$ the plan is that of a Schroedinger bridge of noise $\sigma$
+    between the two batches.
+
+    Data keep their order, so labels stay with their examples. A noise example may be drawn
+    more than once, or not at all; on average the noise keeps its distribution.
 
     **Arguments:**
 
-    - `epsilon`: the regularisation, relative to the spread, the mean of $C_{ij}$ once both batches have mean zero.
-    - `max_iterations`: of Sinkhorn, which stops earlier at relative marginal errors below `tolerance`.
-    - `tolerance`: the relative error of a row's marginal.
+    - `epsilon`: the regularization relative to the spread, which is the mean of $C_{ij}$
+      once both batches have mean zero; at least 1e-6, the least that float32 resolves.
+    - `max_iterations`: the most iterations of Sinkhorn.
+    - `tolerance`: the relative error of a row's marginal at which it stops earlier.
 
-    **Raises:** for a plan that is diffuse, whose effective number of partners is over nine tenths of the batch: it is
-    hardly another one than `fk.independent`. A `ValueError` where values are known, else an error at run time.
+    **Raises:** an error for a diffuse plan, whose effective number of partners is above nine
+    tenths of the batch: it barely differs from `fk.independent`. A `ValueError` where values
+    are known, otherwise an error at run time.
 
-    **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Pooladian et al., Multisample Flow Matching
-    (2023), arXiv 2304.14772; Tong et al. (2024), arXiv 2302.00482.
+    **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Pooladian et al.,
+    Multisample Flow Matching (2023), arXiv 2304.14772; Tong et al. (2024), arXiv 2302.00482.
     """
 
     epsilon: float = 0.05
@@ -76,11 +88,9 @@ class EntropicCoupling(eqx.Module):
         tolerance: Number = 1e-3,
     ):
         _check_sinkhorn(epsilon, max_iterations, tolerance)
-        self.epsilon, self.max_iterations, self.tolerance = (
-            float(epsilon),
-            max_iterations,
-            float(tolerance),
-        )
+        self.epsilon = float(epsilon)
+        self.max_iterations = operator.index(max_iterations)
+        self.tolerance = float(tolerance)
 
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
         """The plan of a batch, to see how diffuse it is."""
@@ -96,31 +106,35 @@ class EntropicCoupling(eqx.Module):
 
 
 class UnbalancedCoupling(eqx.Module):
-    r"""Unbalanced transport of the batch, on the device: examples that are far from all others lose mass.
+    r"""Unbalanced transport of the batch, on the device: outliers lose mass.
 
     $$\min_P\; \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top)
       + \rho_1 \mathrm{KL}(P 1 \,\|\, a) + \rho_0 \mathrm{KL}(P^\top 1 \,\|\, b)$$
 
-    with the data as rows. Then $P$ is divided by its mass, each datum $i$ is taken $B \nu_i$ times on average, rounded
-    up or down, where $\nu = P 1$, and draws its noise from its row. The flow ends at the data as $\nu$ weighs them:
-    less of outliers, and less of what the source does not reach.
+    with the data as rows. Then $P$ is divided by its mass. With $\nu = P 1$, each datum $i$
+    is taken $B \nu_i$ times on average, rounded up or down, and draws its noise from its
+    row. The flow ends at the data as $\nu$ weighs them: fewer outliers, and less of what
+    the source does not reach.
 
-    With `weight_power` $k$ the loss of a pair is multiplied by $(B \nu_i)^{-k}$, limited to `max_weight`. Then $k = 1$
-    restores the data as they are, and $k > 1$ stresses what is rare.
+    With `weight_power` $k$ the loss of a pair is multiplied by $(B \nu_i)^{-k}$, limited to
+    `max_weight`. Then $k = 1$ restores the data as they are, and $k > 1$ stresses what is
+    rare.
 
     **Arguments:**
 
-    - `rho0`, `rho1`: how strongly the marginals of source and data are held, relative to the spread as `epsilon` is;
-      `math.inf` prescribes a marginal. With both infinite this is `fk.EntropicCoupling`.
+    - `rho0`, `rho1`: how strongly the marginals of source and data are held, relative to
+      the spread as `epsilon` is; `math.inf` prescribes a marginal. With both infinite this
+      is `fk.EntropicCoupling`.
     - `epsilon`, `max_iterations`, `tolerance`: as in `fk.EntropicCoupling`.
     - `weight_power`: the power $k$; 0 for no weights.
     - `max_weight`: the largest weight.
 
-    **Raises:** for a diffuse plan, as `fk.EntropicCoupling` does.
+    **Raises:** an error for a diffuse plan, as `fk.EntropicCoupling` does.
 
-    **Reference:** Chizat et al. (2016), arXiv 1607.05816; Eyring et al., Unbalancedness in Neural Monge Maps Improves
-    Unpaired Domain Translation (2024), arXiv 2311.15100. Weights: Song et al., Reweighted Flow Matching via Unbalanced
-    OT for Label-free Long-tailed Generation (2025), arXiv 2509.25713.
+    **Reference:** Chizat et al. (2016), arXiv 1607.05816; Eyring et al., Unbalancedness in
+    Neural Monge Maps Improves Unpaired Domain Translation (2024), arXiv 2311.15100. Weights:
+    Song et al., Reweighted Flow Matching via Unbalanced OT for Label-free Long-tailed
+    Generation (2025), arXiv 2509.25713.
     """
 
     rho0: float = math.inf
@@ -145,19 +159,24 @@ class UnbalancedCoupling(eqx.Module):
         _check_sinkhorn(epsilon, max_iterations, tolerance)
         if not (rho0 > 0 and rho1 > 0):
             raise ValueError(
-                f"`rho0` and `rho1` must be positive, `math.inf` to hold a marginal; got {rho0}, {rho1}."
+                "`rho0` and `rho1` must be positive, `math.inf` to prescribe a marginal; "
+                f"got {rho0}, {rho1}."
             )
         if not weight_power >= 0 or not max_weight >= 1:
             raise ValueError(
-                "`weight_power` must not be negative and `max_weight` at least 1, the weight of an average example; "
-                f"got {weight_power} and {max_weight}."
+                "`weight_power` must not be negative, and `max_weight` at least 1, the "
+                f"weight of an average example; got {weight_power} and {max_weight}."
             )
-        self.rho0, self.rho1, self.epsilon = float(rho0), float(rho1), float(epsilon)
-        self.weight_power, self.max_weight = float(weight_power), float(max_weight)
-        self.max_iterations, self.tolerance = max_iterations, float(tolerance)
+        self.rho0 = float(rho0)
+        self.rho1 = float(rho1)
+        self.epsilon = float(epsilon)
+        self.weight_power = float(weight_power)
+        self.max_weight = float(max_weight)
+        self.max_iterations = operator.index(max_iterations)
+        self.tolerance = float(tolerance)
 
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
-        """The plan of a batch, to see how diffuse it is and what weight it gives to each example."""
+        """The plan of a batch, to see how diffuse it is and how it weighs each example."""
         check_batches(x0, x1)
         return _solve(x0, x1, self, (self.rho1, self.rho0))
 
@@ -166,55 +185,68 @@ class UnbalancedCoupling(eqx.Module):
     ) -> Pairing:
         del cond
         rkey, ckey = jr.split(key)
-        log_probs = _sharp(
-            self.plan(x0, x1),
-            "lower `epsilon`, or raise `rho0` and `rho1` if few examples have all mass",
+        fix = (
+            "lower `epsilon`, or raise `rho0` and `rho1` if a few examples have all of the "
+            "mass"
         )
+        log_probs = _sharp(self.plan(x0, x1), fix)
         probs = jnp.sum(jnp.exp(log_probs), axis=1)
-        num = probs.shape[0]
-        # One place in each of B equal parts: a row of probability p is met B p times, rounded up or down.
-        places = (
-            jnp.arange(num, dtype=probs.dtype) + jr.uniform(rkey, (), probs.dtype)
-        ) / num
-        rows = jnp.minimum(
-            jnp.searchsorted(jnp.cumsum(probs), places, side="right"), num - 1
-        )
+
+        rows = _systematic_draw(probs, rkey)
         source = jr.categorical(ckey, log_probs[rows], axis=1)
         if self.weight_power == 0:
             return Pairing(source, rows)
-        weights = jnp.minimum(
-            (num * probs[rows]) ** -self.weight_power, self.max_weight
-        )
-        return Pairing(source, rows, weights)
+
+        num = probs.shape[0]
+        weights = (num * probs[rows]) ** -self.weight_power
+        return Pairing(source, rows, jnp.minimum(weights, self.max_weight))
+
+
+def _systematic_draw(probs: Float[Array, " batch"], key: PRNGKey) -> Array:
+    """As many rows as there are, row `i` of them `B p_i` times, rounded up or down."""
+    num = probs.shape[0]
+    offset = jr.uniform(key, (), probs.dtype)
+    # One place in each of B equal parts of [0, 1].
+    places = (jnp.arange(num, dtype=probs.dtype) + offset) / num
+    rows = jnp.searchsorted(jnp.cumsum(probs), places, side="right")
+    # The cumulative sum may end a little below 1.
+    return jnp.minimum(rows, num - 1)
 
 
 def _check_sinkhorn(epsilon: Number, max_iterations: int, tolerance: Number) -> None:
-    if not 0 < epsilon < math.inf:
-        raise ValueError(
-            f"`epsilon` must be positive and finite, a part of the spread such as 0.05; got {epsilon}."
-        )
+    check_epsilon(epsilon, instead="fk.assignment")
     if max_iterations < 1 or not tolerance > 0:
         raise ValueError(
-            f"`max_iterations` and `tolerance` must be positive; got {max_iterations} and {tolerance}."
+            "`max_iterations` and `tolerance` must be positive; "
+            f"got {max_iterations} and {tolerance}."
         )
 
 
 @eqx.filter_jit
 def _solve(
-    x0, x1, options: EntropicCoupling | UnbalancedCoupling, rho: tuple[float, float]
+    x0: FloatArray,
+    x1: FloatArray,
+    options: EntropicCoupling | UnbalancedCoupling,
+    rho: tuple[float, float],
 ) -> Plan:
-    """The plan with the options of a coupling; `rho` is of rows and columns, relative to the spread."""
+    """The plan with the options of a coupling.
+
+    `rho` holds the prices of rows and columns, relative to the spread.
+    """
+    balanced = math.isinf(rho[0]) and math.isinf(rho[1])
     cost = squared_costs(x1, x0)
-    num, spread = cost.shape[0], jnp.maximum(jnp.mean(cost), jnp.finfo(cost.dtype).tiny)
-    if not math.isinf(
-        min(rho)
-    ):  # moving one of the batches changes no balanced plan, but an unbalanced one
-        middle = jnp.mean(x1, axis=0)
-        cost = squared_distances(x1 - middle, x0 - middle)
-    cost /= spread  # so that `rho` is of its unit
-    epsilon, full = jnp.asarray(options.epsilon, cost.dtype), jnp.ones(num, bool)
-    f, g, error, iterations = sinkhorn(
-        soft_minima(cost, full, full),
+    num = cost.shape[0]
+    spread = jnp.maximum(jnp.mean(cost), jnp.finfo(cost.dtype).tiny)
+    if not balanced:
+        # Moving one of the batches changes an unbalanced plan, so costs are taken in place.
+        cost = jax.lax.stop_gradient(squared_distances(x1, x0))
+
+    # In units of the spread, as `epsilon` and `rho` are.
+    cost = cost / spread
+    epsilon = jnp.asarray(options.epsilon, cost.dtype)
+    everyone = jnp.ones(num, bool)
+    f, g, change, iterations = sinkhorn(
+        soft_minima(cost, everyone, everyone),
         (num, num),
         epsilon,
         jnp.maximum(epsilon, 1),
@@ -222,15 +254,22 @@ def _solve(
         max_iterations=options.max_iterations,
         rho=rho,
     )
-    log_plan = (f[:, None] + g - cost) / epsilon - 2 * math.log(num)
+
+    log_plan = (f[:, None] + g[None, :] - cost) / epsilon - 2 * math.log(num)
     log_mass = logsumexp(log_plan)
     log_probs = log_plan - log_mass
-    log_product = logsumexp(log_probs, axis=1, keepdims=True) + logsumexp(
-        log_probs, axis=0
-    )
-    information = jnp.sum(jnp.exp(log_probs) * (log_probs - log_product))
+    log_rows = logsumexp(log_probs, axis=1, keepdims=True)
+    log_columns = logsumexp(log_probs, axis=0, keepdims=True)
+
+    # Mutual information: 0 if data and noise are independent, log B for a permutation.
+    information = jnp.sum(jnp.exp(log_probs) * (log_probs - log_rows - log_columns))
+    marginal_error = jnp.max(jnp.abs(num * jnp.exp(log_rows) - 1))
     return Plan(
-        log_probs, jnp.exp(log_mass), num * jnp.exp(-information), error, iterations
+        log_probs=log_probs,
+        mass=jnp.exp(log_mass),
+        num_partners=num * jnp.exp(-information),
+        error=marginal_error if balanced else change,
+        iterations=iterations,
     )
 
 
@@ -239,8 +278,9 @@ def _sharp(plan: Plan, fix: str) -> Float[Array, "batch batch"]:
     num = plan.log_probs.shape[0]
     diffuse = plan.num_partners > _DIFFUSE * num
     message = (
-        f"`epsilon` makes the plan diffuse: its effective number of partners is above {_DIFFUSE} of the {num} examples "
-        f"of the batch, hardly another plan than `fk.independent`; {fix}."
+        "`epsilon` makes the plan diffuse: its effective number of partners is above "
+        f"{_DIFFUSE} of the {num} examples of the batch, so it barely differs from "
+        f"`fk.independent`; {fix}."
     )
     if is_traced(diffuse):
         return eqx.error_if(plan.log_probs, diffuse, message)

@@ -12,6 +12,7 @@ from flowkit._transport.permutations import (
     round_to_permutation as round_to_permutation,
 )
 from flowkit._transport.sinkhorn import (
+    check_epsilon as check_epsilon,
     log_weights as log_weights,
     Potentials as Potentials,
     sinkhorn as sinkhorn,

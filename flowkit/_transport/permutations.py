@@ -8,28 +8,34 @@ from jaxtyping import Array, Bool, Float, Int
 def round_to_permutation(
     scores: Float[Array, "n n"], mask: Bool[Array, " n"]
 ) -> Int[Array, " n"]:
-    """A permutation of high scores: of all free pairs the best is taken, again and again.
+    """A permutation of high scores: the best of all free pairs is taken, again and again.
 
-    All pairs that are the best of both their row and their column are taken at once, which comes to the same.
+    All pairs that are the best of both their row and their column are taken at once,
+    which gives the same permutation in far fewer turns.
 
-    **Returns:** a column for each row; rows that are masked keep their own.
+    **Returns:** a column for each row; masked rows keep their own.
     """
     own = jnp.arange(mask.shape[0], dtype=jnp.int32)
-    scores = jnp.nan_to_num(
-        scores
-    )  # of non-finite data, of which no pair would ever be taken
+    # No pair with a NaN would ever be taken, and the loop would not end.
+    scores = jnp.nan_to_num(scores)
 
     def step(state):
         columns, taken = state
-        free = jnp.where((columns < 0)[:, None] & ~taken, scores, -jnp.inf)
-        best = jnp.argmax(free, axis=1).astype(jnp.int32)
-        mutual = (columns < 0) & (jnp.argmax(free, axis=0)[best] == own)
-        return jnp.where(mutual, best, columns), taken.at[
-            jnp.where(mutual, best, len(own))
-        ].set(True, mode="drop")
+        unassigned = columns < 0
+        free = jnp.where(unassigned[:, None] & ~taken[None, :], scores, -jnp.inf)
 
-    start = jnp.where(mask, -1, own), ~mask
-    return jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), step, start)[0]
+        best_column = jnp.argmax(free, axis=1).astype(jnp.int32)
+        best_row = jnp.argmax(free, axis=0)
+        mutual = unassigned & (best_row[best_column] == own)
+
+        # The index n is out of range, so rows without a partner mark nothing.
+        marks = jnp.where(mutual, best_column, len(own))
+        taken = taken.at[marks].set(True, mode="drop")
+        return jnp.where(mutual, best_column, columns), taken
+
+    start = (jnp.where(mask, -1, own), ~mask)
+    columns, _ = jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), step, start)
+    return columns
 
 
 def improve_by_swaps(
@@ -39,32 +45,41 @@ def improve_by_swaps(
     mask: Bool[Array, " n"],
     num_rounds: int,
 ) -> Int[Array, " n"]:
-    r"""Lowers $\sum_i \|x_i - y_{\pi(i)}\|^2$ by exchanging two partners, all pairs at once that suit each other best.
+    r"""Lowers $\sum_i \|x_i - y_{\pi(i)}\|^2$ by rounds of exchanges between two partners.
 
-    An exchange of $i$ and $k$ lowers the cost by $-2 (x_i - x_k) \cdot (y_{\pi(i)} - y_{\pi(k)})$: optimal transport is
-    monotone.
+    With $z_i = y_{\pi(i)}$, an exchange of the partners of $i$ and $k$ lowers the cost by
+    $2 g_{ik}$, where
+
+    $$g_{ik} = -(x_i - x_k) \cdot (z_i - z_k)
+      = x_i \cdot z_k + z_i \cdot x_k - x_i \cdot z_i - x_k \cdot z_k,$$
+
+    which is never positive for an optimal permutation: optimal transport is monotone. Each
+    round makes all exchanges at once whose two partners gain most from each other.
     """
     own = jnp.arange(mask.shape[0], dtype=jnp.int32)
 
     def step(state):
         columns, num, _ = state
         z = y[columns]
-        crossed = jnp.matmul(
-            jnp.concatenate([x, z], 1),
-            jnp.concatenate([z, x], 1).T,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+
+        # One matrix product gives both mixed terms: (x_i, z_i) . (z_k, x_k).
+        left = jnp.concatenate([x, z], axis=1)
+        right = jnp.concatenate([z, x], axis=1)
+        mixed = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
         inner = jnp.sum(x * z, axis=1)
-        gain = jnp.where(
-            mask[:, None] & mask, crossed - inner[:, None] - inner, -jnp.inf
-        )
-        best = jnp.where(
-            (jnp.max(gain, axis=1) > 0) & mask,
-            jnp.argmax(gain, axis=1).astype(jnp.int32),
-            own,
-        )
-        partner = jnp.where(best[best] == own, best, own)
+        gain = mixed - inner[:, None] - inner[None, :]
+        gain = jnp.where(mask[:, None] & mask[None, :], gain, -jnp.inf)
+
+        improves = (jnp.max(gain, axis=1) > 0) & mask
+        favorite = jnp.argmax(gain, axis=1).astype(jnp.int32)
+        favorite = jnp.where(improves, favorite, own)
+        partner = jnp.where(favorite[favorite] == own, favorite, own)
         return columns[partner], num + 1, jnp.any(partner != own)
 
-    unfinished = lambda state: state[2] & (state[1] < num_rounds)
-    return jax.lax.while_loop(unfinished, step, (columns, 0, jnp.asarray(True)))[0]
+    def unfinished(state):
+        _, num, changed = state
+        return changed & (num < num_rounds)
+
+    start = (columns, 0, jnp.asarray(True))
+    columns, _, _ = jax.lax.while_loop(unfinished, step, start)
+    return columns
