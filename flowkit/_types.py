@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
@@ -50,3 +51,8 @@ FlowMap: TypeAlias = Callable[..., Any]
 def is_traced(*values: Any) -> bool:
     """Whether any leaf is a tracer, whose value cannot be looked at."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """The type to sum in: float32 for half precision, whose sums overflow or lose digits."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

@@ -27,7 +27,7 @@ from flowkit._transport import (
     solve_assignment,
     squared_costs,
 )
-from flowkit._types import AnyArray, Cond, FloatArray, Number, PRNGKey
+from flowkit._types import AnyArray, Cond, FloatArray, Number, PRNGKey, sum_dtype
 
 
 # Entries of the cost matrices that are worked on together: 64 MB in float32.
@@ -290,7 +290,7 @@ def _valid(x0: FloatArray, x1: FloatArray, mask: AnyArray | None) -> _Clouds:
 
     def clean(x: FloatArray) -> Array:
         x = jnp.where(full[..., None], jnp.asarray(x), 0)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(sum_dtype(x.dtype))
         return jax.lax.stop_gradient(x)
 
     return _Clouds(clean(x0), clean(x1), full)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._types import FloatArray
+from flowkit._types import FloatArray, sum_dtype
 
 
 # Up to about this many coordinates differences are no slower than a matrix product.
@@ -56,4 +56,4 @@ def squared_distances(x: FloatArray, y: FloatArray) -> Float[Array, "a b"]:
 def flat_rows(x: FloatArray) -> Float[Array, "a d"]:
     """One row per example, in at least float32: squares of half-precision data overflow."""
     x = jnp.reshape(jnp.asarray(x), (x.shape[0], -1))
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(sum_dtype(x.dtype))
