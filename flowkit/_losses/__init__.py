@@ -1,7 +1,10 @@
 """A loss trains a flow: what it draws, what it regresses, and how well that went."""
 
 from flowkit._losses.draw import (
+    Batch as Batch,
     check_batch as check_batch,
+    Draw as Draw,
+    draw_endpoints as draw_endpoints,
     draw_examples as draw_examples,
     draw_times as draw_times,
     Example as Example,

@@ -14,7 +14,7 @@ from flowkit._flow import (
     Flow,
     Velocity,
 )
-from flowkit._losses.draw import check_batch, draw_examples, Example
+from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import stratified
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
 
@@ -61,13 +61,15 @@ def explained_velocity(
     check_batch(x1, cond, mask)
     if bins < 1:
         raise ValueError(f"`bins` must be at least 1, got {bins}.")
-    return _explained_velocity(flow, x1, cond, key, bins, floor, source, coupling, mask)
+    batch = Batch(x1, cond, mask)
+    draw = Draw(source, coupling, stratified)
+    return _explained_velocity(flow, batch, draw, key, bins, floor)
 
 
 @eqx.filter_jit
-def _explained_velocity(flow, x1, cond, key, bins, floor, source, coupling, mask):
+def _explained_velocity(flow, batch, draw, key, bins, floor):
     flow = eqx.nn.inference_mode(flow)
-    examples = draw_examples(flow, x1, cond, key, source, coupling, stratified, mask)
+    examples = draw_examples(flow, batch, draw, key)
     index = jnp.clip((examples.t * bins).astype(int), 0, bins - 1)
     in_bins = ft.partial(jax.ops.segment_sum, segment_ids=index, num_segments=bins)
 

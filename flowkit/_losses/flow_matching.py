@@ -33,7 +33,7 @@ from flowkit._flow import (
     same_prediction,
     Velocity,
 )
-from flowkit._losses.draw import check_batch, draw_examples, Example
+from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import uniform
 from flowkit._losses.weighting import error_scale, Weighting
 from flowkit._types import AnyArray, Cond, PRNGKey
@@ -95,19 +95,10 @@ def flow_matching_loss(
     check_batch(x1, cond, mask)
     check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
-    return _loss(
-        flow,
-        x1,
-        cond,
-        key,
-        source,
-        coupling,
-        times,
-        tuple(targets),
-        weighting,
-        mask,
-        block,
-    )
+    batch = Batch(x1, cond, mask)
+    draw = Draw(source, coupling, times)
+    error = ExampleError(tuple(targets), weighting)
+    return _loss(flow, batch, draw, key, error, block)
 
 
 def flow_matching_errors(
@@ -128,19 +119,10 @@ def flow_matching_errors(
     check_batch(x1, cond, mask)
     check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
-    return _errors(
-        flow,
-        x1,
-        cond,
-        key,
-        source,
-        coupling,
-        times,
-        tuple(targets),
-        weighting,
-        mask,
-        block,
-    )
+    batch = Batch(x1, cond, mask)
+    draw = Draw(source, coupling, times)
+    error = ExampleError(tuple(targets), weighting)
+    return _errors(flow, batch, draw, key, error, block)
 
 
 def check_targets(
@@ -160,33 +142,6 @@ def check_targets(
         )
 
 
-def _example_error(
-    targets, weighting, flow: Flow, example: Example
-) -> Float[Array, ""]:
-    x0, x1, t, cond, mask, weight, key = example
-    end = 1 - CUT if any(target.infinite_end for target in targets) else 1.0
-    t = jnp.clip(t, flow.t_start, min(flow.t_end, end))
-    c = flow.path.coefficients(t)
-    x_t = c.alpha * x1 + c.sigma * x0
-    output = flow.output(t, x_t, cond, mask=mask, key=key)
-    error = flow.head.error(output, flow.prediction.evaluate(c, x0, x1), mask)
-    error = error * _factor(targets, weighting, flow, t, c)
-    return error if weight is None else weight * error
-
-
-def _factor(targets, weighting, flow: Flow, t: Array, c: Coefficients) -> Array:
-    """Turns the squared error of the network into the weighted sum of the squared errors of the targets."""
-
-    def squared_ratio(target):
-        if same_prediction(target, flow.prediction):
-            return jnp.ones_like(t)
-        return (error_scale(target, c) / error_scale(flow.prediction, c)) ** 2
-
-    if weighting is not None:
-        return len(targets) * weighting(flow.path, t) * squared_ratio(Velocity())
-    return ft.reduce(jnp.add, map(squared_ratio, targets))
-
-
 class ExampleError(eqx.Module):
     """The error of one example as a function of `(flow, example)`, with the options as fields: it closes over none."""
 
@@ -194,26 +149,48 @@ class ExampleError(eqx.Module):
     weighting: Weighting | None
 
     def __call__(self, flow: Flow, example: Example) -> tuple[Float[Array, ""], None]:
-        return _example_error(self.targets, self.weighting, flow, example), None
+        infinite_end = any(target.infinite_end for target in self.targets)
+        t_end = min(flow.t_end, 1 - CUT) if infinite_end else flow.t_end
+        t = jnp.clip(example.t, flow.t_start, t_end)
+
+        c = flow.path.coefficients(t)
+        x_t = c.alpha * example.x1 + c.sigma * example.x0
+        target = flow.prediction.evaluate(c, example.x0, example.x1)
+
+        output = flow.output(t, x_t, example.cond, mask=example.mask, key=example.key)
+        error = flow.head.error(output, target, example.mask)
+        error = error * self.factor(flow, t, c)
+        return error if example.weight is None else example.weight * error, None
+
+    def factor(self, flow: Flow, t: Array, c: Coefficients) -> Array:
+        """What turns the squared error of the network into the weighted sum of the squared
+        errors of the targets."""
+        if self.weighting is not None:
+            ratio = _squared_ratio(Velocity(), flow.prediction, c)
+            return len(self.targets) * self.weighting(flow.path, t) * ratio
+
+        ratios = [_squared_ratio(target, flow.prediction, c) for target in self.targets]
+        return ft.reduce(jnp.add, ratios)
+
+
+def _squared_ratio(
+    target: AbstractPrediction, own: AbstractPrediction, c: Coefficients
+) -> Array:
+    """The squared error of `target` over that of a network which predicts `own`."""
+    if same_prediction(target, own):
+        return jnp.ones_like(c.alpha)
+    return (error_scale(target, c) / error_scale(own, c)) ** 2
 
 
 @eqx.filter_jit
-def _loss(
-    flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block
-):
-    examples = draw_examples(flow, x1, cond, key, source, coupling, times, mask)
-    return mean_over_batch(
-        ExampleError(targets, weighting), flow, examples, block=block
-    )[0]
+def _loss(flow, batch, draw, key, error, block):
+    examples = draw_examples(flow, batch, draw, key)
+    return mean_over_batch(error, flow, examples, block=block)[0]
 
 
 @eqx.filter_jit
-def _errors(
-    flow, x1, cond, key, source, coupling, times, targets, weighting, mask, block
-):
-    examples = draw_examples(flow, x1, cond, key, source, coupling, times, mask)
-    error = lambda example: _example_error(targets, weighting, flow, example)
-    return Errors(
-        jax.lax.map(error, examples, batch_size=block or examples.t.shape[0]),
-        examples.t,
-    )
+def _errors(flow, batch, draw, key, error, block):
+    examples = draw_examples(flow, batch, draw, key)
+    value = lambda example: error(flow, example)[0]
+    block = block or examples.t.shape[0]
+    return Errors(jax.lax.map(value, examples, batch_size=block), examples.t)

@@ -10,7 +10,14 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._flow import PointHead
-from flowkit._losses import draw_examples, draw_times, Example, uniform
+from flowkit._losses import (
+    Batch,
+    Draw,
+    draw_endpoints,
+    draw_times,
+    Example,
+    uniform,
+)
 from flowkit._types import is_traced, PRNGKey, Scalar
 from flowkit.few_step._flow_map import expanded_interval, FlowMap
 
@@ -154,5 +161,6 @@ def draw(
 ) -> tuple[Example, Any]:
     """Noise, data and keys of a batch, and its times, which `law(times, num, dtype, key)` draws."""
     ekey, tkey = jr.split(key)
-    examples = draw_examples(flow_map, x1, cond, ekey, source, coupling, uniform, mask)
+    batch = Batch(x1, cond, mask)
+    examples = draw_endpoints(flow_map, batch, Draw(source, coupling, times), ekey)
     return examples, law(times, x1.shape[0], x1.dtype, tkey)

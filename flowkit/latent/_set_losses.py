@@ -15,7 +15,9 @@ from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import AbstractPrediction, Target, Velocity
 from flowkit._losses import (
+    Batch,
     check_targets,
+    Draw,
     draw_examples,
     Example,
     ExampleError,
@@ -212,8 +214,8 @@ def _loss(
     fkey, ekey, zkey, pkey, mkey = jr.split(key, 5)
     num = points.shape[0]
     if callable(encoder_mask):
-        draw = lambda points, mask, key: encoder_mask(points, mask, key=key)
-        encoder_mask = jax.vmap(draw)(jnp.asarray(points), mask, jr.split(mkey, num))
+        see = lambda points, mask, key: encoder_mask(points, mask, key=key)
+        encoder_mask = jax.vmap(see)(jnp.asarray(points), mask, jr.split(mkey, num))
     # The points as the encoder sees them travel with the flow's draws, so that a coupling permutes both alike.
     cond = {
         "points": jnp.asarray(points),
@@ -222,9 +224,9 @@ def _loss(
         "latent_key": jr.split(zkey, num),
         "prior": jax.tree.map(jnp.asarray, prior_cond),
     }
-    examples = draw_examples(
-        model.flow, points, cond, fkey, source, coupling, times, mask
-    )
+    batch = Batch(points, cond, mask)
+    draw = Draw(source, coupling, times)
+    examples = draw_examples(model.flow, batch, draw, fkey)
     loss, aux = mean_over_batch(error, model, examples, block=block)
     latents, prior_cond = aux.pop("latents")
     metrics = {name: jnp.mean(value) for name, value in aux.items()}
