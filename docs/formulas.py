@@ -1,0 +1,32 @@
+r"""Formulas become MathML while the site is built, so that a reader needs no network.
+
+The Markdown extension `arithmatex` marks every formula as `\(...\)` or `\[...\]`; browsers
+draw MathML by themselves.
+"""
+
+import html
+import re
+
+import latex2mathml.converter
+
+
+_FORMULA = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>',
+    re.DOTALL,
+)
+
+
+def on_page_content(page_html: str, **_) -> str:
+    """Called by MkDocs with the body of each page."""
+    return _FORMULA.sub(_mathml, page_html)
+
+
+def _mathml(match: re.Match) -> str:
+    display = "block" if match["tag"] == "div" else "inline"
+    tex = html.unescape(match["tex"]).strip()
+    formula = latex2mathml.converter.convert(tex, display=display)
+
+    # A command that the converter does not know is copied as it is.
+    if "\\" in html.unescape(re.sub("<[^>]*>", "", formula)):
+        raise ValueError(f"no MathML for a command in the formula {tex}")
+    return f'<{match["tag"]} class="formula">{formula}</{match["tag"]}>'
