@@ -151,7 +151,7 @@ def test_public_names_are_documented(module):
 
 def test_files_and_functions_keep_their_size():
     for path in ROOT.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 400, path
+        assert len(path.read_text().splitlines()) <= 420, path
 
 
 def test_annotations_are_objects():

@@ -1,9 +1,10 @@
 """Flow maps: networks of two times that jump along a flow, in one step or a few.
 
-All of them rest on one derivative, that of the average velocity along the flow.
+All of them rest on one derivative: that of the average velocity along the flow.
 """
 
 from flowkit._namespace import public_names as _public_names
+from flowkit.few_step._adaptive_weight import AdaptiveWeight as AdaptiveWeight
 from flowkit.few_step._average_velocity import (
     back_flow_loss as back_flow_loss,
     Guidance as Guidance,
@@ -39,10 +40,7 @@ from flowkit.few_step._reflow import (
 )
 from flowkit.few_step._sampling import encode as encode, sample as sample
 from flowkit.few_step._shortcut import shortcut_loss as shortcut_loss
-from flowkit.few_step._training import (
-    AdaptiveWeight as AdaptiveWeight,
-    TimePairs as TimePairs,
-)
+from flowkit.few_step._time_pairs import TimePairs as TimePairs
 
 
 __dir__ = _public_names(globals())

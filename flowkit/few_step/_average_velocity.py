@@ -1,11 +1,11 @@
 r"""Losses of average velocities: MeanFlow, improved MeanFlow, BackFlow.
 
-All three regress $u_\theta(x_s, s, t)$ to $v_c + (t - s)\, \mathrm{sg}(du/ds)$, with $v_c$ the velocity of the pair,
-which is right in expectation because the target is linear in it. They differ in the velocity along which $u$ is
-differentiated, and in the law of the two times.
+All three regress $u_\theta(x_s, s, t)$ to $v_c + (t - s)\, \mathrm{sg}(du/ds)$, with $v_c$
+the velocity of the pair. That is right in expectation because the target is linear in
+$v_c$. The losses differ in the velocity along which $u$ is differentiated, and in the
+distribution of the two times.
 """
 
-import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -18,35 +18,45 @@ from jaxtyping import Array, Bool, Float
 from flowkit._blocks import check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import Velocity
-from flowkit._losses import check_batch, Example
+from flowkit._losses import Batch, check_batch, Draw, Example
 from flowkit._types import AnyArray, Cond, is_traced, PRNGKey
-from flowkit.few_step._flow_map import FlowMap, total_derivative
-from flowkit.few_step._training import (
-    AdaptiveWeight,
+from flowkit.few_step._adaptive_weight import AdaptiveWeight, mean_square, weighted
+from flowkit.few_step._draw import (
     check_all_pairs,
+    draw_with_times,
+    path_point,
+    PathPoint,
+)
+from flowkit.few_step._flow_map import FlowMap, total_derivative
+from flowkit.few_step._time_pairs import (
     check_ordered,
-    draw,
+    draw_ordered_pairs,
     draw_pairs,
-    mean_square,
     TimePairs,
-    weighted,
 )
 from flowkit.guidance._classifier_free import null_of
 
 
 class Guidance(eqx.Module):
-    r"""Guidance that is trained in, so that a step costs one evaluation: the velocity of a pair becomes
+    r"""Guidance that is trained in, so that a step costs one evaluation.
 
-    $$\omega v_c + \kappa\, u(x, s, s \mid c) + (1 - \omega - \kappa)\, u(x, s, s \mid \varnothing),$$
+    The velocity of a pair becomes
 
-    network terms without gradient. That is guidance of scale $\omega / (1 - \kappa)$. Conditions are left out with the
-    given probability; such examples keep $v_c$.
+    $$\omega v_c + \kappa\, u(x, s, s \mid c)
+      + (1 - \omega - \kappa)\, u(x, s, s \mid \varnothing),$$
 
-    **Arguments:** `scale` $\omega$, `mix` $\kappa$ below 1, the `dropout` probability, and `null`, the condition of one
-    example that stands for none, zeros by default.
+    network terms without gradient. That is guidance of scale $\omega / (1 - \kappa)$.
+    Conditions are dropped at random; examples without one keep $v_c$.
 
-    **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv 2505.13447), appendix.
+    **Arguments:**
+
+    - `scale`: $\omega$.
+    - `mix`: $\kappa$, below 1.
+    - `dropout`: the probability that a condition is dropped.
+    - `null`: the condition of one example that stands for none, zeros by default.
+
+    **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv
+    2505.13447), appendix.
     """
 
     scale: float = 1.0
@@ -57,83 +67,83 @@ class Guidance(eqx.Module):
     def __check_init__(self):
         if not is_traced(self.mix) and not self.mix < 1:
             raise ValueError(
-                f"`mix` must be below 1, got {self.mix}; the scale is `scale / (1 - mix)`."
+                f"`mix` must be below 1, got {self.mix}; the scale of guidance is "
+                "`scale / (1 - mix)`."
             )
         if not is_traced(self.dropout) and not 0 <= self.dropout < 1:
             raise ValueError(
                 f"`dropout` must be a probability below 1, got {self.dropout}."
             )
 
-    def velocity(self, flow_map, example: Example, s, x, v, dropped, keywords):
-        """The guided velocity of an example, and its condition."""
-        null = null_of(example.cond, self.null)
-        cond = jax.tree.map(
-            lambda row, none: jnp.where(dropped, none, row), example.cond, null
-        )
-        conditional, without = (
-            flow_map(s, s, x, c, **keywords) for c in (example.cond, null)
-        )
-        guided = (
-            self.scale * v
-            + self.mix * conditional
-            + (1 - self.scale - self.mix) * without
-        )
-        return jax.lax.stop_gradient(jnp.where(dropped, v, guided)), cond
-
 
 class _Error(eqx.Module):
-    """The error of one example, `(flow_map, (example, s, t, dropped)) -> (error, None)`."""
+    """The error of one example, with its times `(s, t)` and, in `extra`, whether its
+    condition is dropped."""
 
     along_model: bool
     weight: AdaptiveWeight | None
-    guidance: Guidance | None
+    guidance: Guidance | None = None
 
-    def __call__(self, flow_map: FlowMap, drawn) -> tuple[Float[Array, ""], None]:
-        example, s, t, dropped = drawn
-        keywords = {"mask": example.mask, "key": example.key}
-        c = flow_map.path.coefficients(s)
-        x = c.alpha * example.x1 + c.sigma * example.x0
-        v, cond = Velocity().evaluate(c, example.x0, example.x1), example.cond
+    def __call__(
+        self, flow_map: FlowMap, example: Example
+    ) -> tuple[Float[Array, ""], None]:
+        s, t = example.t
+        point = path_point(flow_map, example, s)
         if self.guidance is not None:
-            v, cond = self.guidance.velocity(
-                flow_map, example, s, x, v, dropped, keywords
-            )
-        tangent = (
-            jax.lax.stop_gradient(flow_map(s, s, x, cond, **keywords))
-            if self.along_model
-            else v
-        )
-        u, du = total_derivative(flow_map, s, t, x, tangent, cond, **keywords)
-        return weighted(
-            mean_square(u, v + (t - s) * du, example.mask), self.weight, example
-        ), None
+            point, example = _guided(self.guidance, flow_map, example, point)
+
+        keywords = {"mask": example.mask, "key": example.key}
+        x, v = point
+        tangent = v
+        if self.along_model:
+            own_velocity = flow_map(s, s, x, example.cond, **keywords)
+            tangent = jax.lax.stop_gradient(own_velocity)
+
+        u, du = total_derivative(flow_map, s, t, x, tangent, example.cond, **keywords)
+        error = mean_square(u, v + (t - s) * du, example.mask)
+        return weighted(error, self.weight, example), None
+
+
+def _guided(
+    guidance: Guidance, flow_map: FlowMap, example: Example, point: PathPoint
+) -> tuple[PathPoint, Example]:
+    """The point with the guided velocity, and the example with its condition or none."""
+    s, _ = example.t
+    x, v = point
+    dropped = example.extra
+    null = null_of(example.cond, guidance.null)
+    keywords = {"mask": example.mask, "key": example.key}
+
+    with_condition = flow_map(s, s, x, example.cond, **keywords)
+    without = flow_map(s, s, x, null, **keywords)
+    rest = 1 - guidance.scale - guidance.mix
+    guided = guidance.scale * v + guidance.mix * with_condition + rest * without
+
+    velocity = jax.lax.stop_gradient(jnp.where(dropped, v, guided))
+    drop = lambda row, none: jnp.where(dropped, none, row)
+    cond = jax.tree.map(drop, example.cond, null)
+    return PathPoint(x, velocity), example._replace(cond=cond)
 
 
 @eqx.filter_jit
 def _loss(
-    flow_map,
-    x1,
-    cond,
-    key,
-    source,
-    coupling,
-    pairs,
-    mask,
-    block,
+    flow_map: FlowMap,
+    batch: Batch,
+    draw: Draw,
+    key: PRNGKey,
     error: _Error,
-    ordered: bool,
-):
+    *,
+    pairs_of: Callable,
+    block: int | None,
+) -> Float[Array, ""]:
     dkey, gkey = jr.split(key)
-    law = ft.partial(draw_pairs, ordered=ordered)
-    examples, (s, t) = draw(
-        flow_map, x1, cond, dkey, source, coupling, pairs, mask, law=law
-    )
-    dropped = (
-        None
-        if error.guidance is None
-        else jr.bernoulli(gkey, error.guidance.dropout, s.shape)
-    )
-    return mean_over_batch(error, flow_map, (examples, s, t, dropped), block=block)[0]
+    examples = draw_with_times(flow_map, batch, draw, dkey, pairs_of)
+    if error.guidance is not None:
+        num = batch.x1.shape[0]
+        dropped = jr.bernoulli(gkey, error.guidance.dropout, (num,))
+        examples = examples._replace(extra=dropped)
+    loss, _ = mean_over_batch(error, flow_map, examples, block=block)
+    return loss
 
 
 def mean_flow_loss(
@@ -152,31 +162,40 @@ def mean_flow_loss(
 ) -> Float[Array, ""]:
     r"""The MeanFlow loss of a batch, a scalar.
 
-    $$\left\| u_\theta(x_s, s, t) - \mathrm{sg}\left(v_c + (t - s)\,(\partial_x u \cdot v_c + \partial_s u)\right)
-    \right\|^2$$
+    $$\left\| u_\theta(x_s, s, t)
+      - \mathrm{sg}\left(v_c + (t - s)\,(\partial_x u \cdot v_c + \partial_s u)\right)
+      \right\|^2$$
 
-    the mean over valid entries and examples. It does not go to zero. The derivative is taken along the velocity of the
-    pair, whose noise it multiplies by how much the flow spreads points from `s` to `t`: where data are wider than
-    noise the target of `improved_mean_flow_loss` has the smaller variance, where they are narrower this one.
+    averaged over valid entries and examples. It does not go to zero. The derivative is
+    taken along the velocity of the pair, whose noise it multiplies by how much the flow
+    spreads points from `s` to `t`. Where data are wider than noise, the target of
+    `improved_mean_flow_loss` has the smaller variance; where they are narrower, this one.
 
     **Arguments:**
 
     - `flow_map`: the map, of two times.
     - `x1`, `cond`, `source`, `coupling`, `mask`, `block`: as in `fk.flow_matching_loss`.
-    - `pairs`: the law of the two times, `(num, *, key) -> (s, t)`, with `s <= t`.
-    - `weight`: of the errors; none by default.
+    - `pairs`: the distribution of the two times, `(num, *, key) -> (s, t)`, with `s <= t`.
+    - `weight`: the weight of the errors; none by default.
     - `guidance`: trains a guided map; needs `cond`.
 
-    **Raises:** `ValueError` for batches that do not fit together, guidance without a condition, pairs with `s > t`, and
-    networks without a forward-mode derivative.
+    **Raises:** `ValueError` for batches that do not fit together, guidance without a
+    condition, pairs with `s > t`, and networks without a forward-mode derivative.
 
-    **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv 2505.13447).
+    **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv
+    2505.13447).
     """
     check_ordered(pairs)
-    _check(flow_map, x1, cond, mask, guidance, block)
-    error = _Error(along_model=False, weight=weight, guidance=guidance)
+    _check(flow_map, x1, cond, mask, block)
+    _check_guidance(guidance, cond)
     return _loss(
-        flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True
+        flow_map,
+        Batch(x1, cond, mask),
+        Draw(source, coupling, pairs),
+        key,
+        _Error(False, weight, guidance),
+        pairs_of=draw_ordered_pairs,
+        block=block,
     )
 
 
@@ -194,21 +213,29 @@ def improved_mean_flow_loss(
     mask: Bool[AnyArray, "batch n"] | None = None,
     block: int | None = None,
 ) -> Float[Array, ""]:
-    r"""The improved MeanFlow loss: as `mean_flow_loss`, but differentiated along the map's own velocity.
+    r"""The improved MeanFlow loss, which is differentiated along the map's own velocity.
 
-    $$\left\| u_\theta(x_s, s, t) - \mathrm{sg}\left(v_c + (t - s)\,(\partial_x u \cdot \hat v + \partial_s u)\right)
-    \right\|^2, \qquad \hat v = u_\theta(x_s, s, s)$$
+    $$\left\| u_\theta(x_s, s, t)
+      - \mathrm{sg}\left(v_c + (t - s)\,(\partial_x u \cdot \hat v + \partial_s u)\right)
+      \right\|^2, \qquad \hat v = u_\theta(x_s, s, s)$$
 
-    One more evaluation, and a target whose variance is that of $v_c$ whatever the flow does, less than that of
-    `mean_flow_loss` where the flow spreads points. Arguments and errors are those of `mean_flow_loss`.
+    It costs one more evaluation than `mean_flow_loss`. The variance of its target is that
+    of $v_c$ whatever the flow does, which is smaller where the flow spreads points.
+    Arguments and errors are those of `mean_flow_loss`.
 
     **Reference:** Geng et al., Improved Mean Flows, 2025 (arXiv 2512.02012).
     """
     check_ordered(pairs)
-    _check(flow_map, x1, cond, mask, guidance, block)
-    error = _Error(along_model=True, weight=weight, guidance=guidance)
+    _check(flow_map, x1, cond, mask, block)
+    _check_guidance(guidance, cond)
     return _loss(
-        flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, True
+        flow_map,
+        Batch(x1, cond, mask),
+        Draw(source, coupling, pairs),
+        key,
+        _Error(True, weight, guidance),
+        pairs_of=draw_ordered_pairs,
+        block=block,
     )
 
 
@@ -227,29 +254,42 @@ def back_flow_loss(
 ) -> Float[Array, ""]:
     """The BackFlow loss: improved MeanFlow in both directions of time.
 
-    The two times are not ordered, so the same network learns to decode, `x0 + u(x0, 0, 1)`, and to encode,
-    `x1 - u(x1, 1, 0)`, each in one step: `fk.few_step.sample` and `fk.few_step.encode`. Arguments and errors are those
-    of `mean_flow_loss`.
+    The two times are not ordered, so the same network learns to decode, `x0 + u(x0, 0, 1)`,
+    and to encode, `x1 - u(x1, 1, 0)`, each in one step: `fk.few_step.sample` and
+    `fk.few_step.encode`. Arguments and errors are those of `mean_flow_loss`.
     """
-    _check(flow_map, x1, cond, mask, None, block)
-    error = _Error(along_model=True, weight=weight, guidance=None)
+    _check(flow_map, x1, cond, mask, block)
     return _loss(
-        flow_map, x1, cond, key, source, coupling, pairs, mask, block, error, False
+        flow_map,
+        Batch(x1, cond, mask),
+        Draw(source, coupling, pairs),
+        key,
+        _Error(True, weight),
+        pairs_of=draw_pairs,
+        block=block,
     )
 
 
-def _check(flow_map, x1, cond, mask, guidance, block) -> None:
+def _check(
+    flow_map: FlowMap, x1: AnyArray, cond: Cond, mask: Any, block: int | None
+) -> None:
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
     check_all_pairs(flow_map)
+
+
+def _check_guidance(guidance: Guidance | None, cond: Cond) -> None:
     if guidance is None:
         return
     if not jax.tree.leaves(cond):
         raise ValueError("`guidance` needs `cond`, the condition that it strengthens.")
-    if guidance.null is not None:
-        of_example = jax.tree.map(lambda leaf: leaf.shape[1:], cond)
-        of_null = jax.tree.map(jnp.shape, guidance.null)
-        if of_example != of_null:
-            raise ValueError(
-                f"`null` must be the condition of one example, of shape {of_example}, got {of_null}."
-            )
+    if guidance.null is None:
+        return
+
+    of_example = jax.tree.map(lambda leaf: leaf.shape[1:], cond)
+    of_null = jax.tree.map(jnp.shape, guidance.null)
+    if of_example != of_null:
+        raise ValueError(
+            "`null` must be the condition of one example, "
+            f"of shape {of_example}, got {of_null}."
+        )

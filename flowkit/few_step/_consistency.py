@@ -1,7 +1,8 @@
-r"""Consistency: average velocities to the end, `F(x, s) = u(x, s, 1)`, with the velocity as an anchor or without.
+r"""Consistency: average velocities to the end, with or without the velocity as an anchor.
 
-The end $f(x, s) = x + (1 - s) F(x, s)$ of a jump is the same for all points of a trajectory, and $f(x, 1) = x$ by
-construction. The derivative of $f$ along the flow is zero, which is the identity of the flow map at `t = 1`.
+With $F(x, s) = u(x, s, 1)$, the end $f(x, s) = x + (1 - s) F(x, s)$ of a jump is the same
+for all points of a trajectory, and $f(x, 1) = x$ by construction. The derivative of $f$
+along the flow is zero, which is the identity of the flow map at `t = 1`.
 """
 
 from collections.abc import Callable
@@ -14,23 +15,31 @@ from jaxtyping import Array, Bool, Float
 from flowkit._blocks import check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import Velocity
-from flowkit._losses import check_batch, uniform
-from flowkit._masks import has_parameter
+from flowkit._losses import Batch, check_batch, Draw, Example, uniform
+from flowkit._masks import has_parameter, masked_mean
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
+from flowkit.few_step._adaptive_weight import AdaptiveWeight, mean_square, weighted
+from flowkit.few_step._draw import draw_with_times, path_point, PathPoint
 from flowkit.few_step._flow_map import FlowMap, total_derivative
-from flowkit.few_step._training import (
-    AdaptiveWeight,
-    draw,
-    mean_square,
-    weighted,
-)
 
 
-class _Error(eqx.Module):
-    """`(flow_map, (example, s)) -> (error, its two parts)`."""
+class _ConsistencyError(eqx.Module):
+    """The consistency error of one example."""
 
-    anchor: bool
+    weight: AdaptiveWeight | None
+    teacher: VelocityField | None
+
+    def __call__(
+        self, flow_map: FlowMap, example: Example
+    ) -> tuple[Float[Array, ""], None]:
+        point = _taught_point(flow_map, example, self.teacher)
+        u, step = _remaining_step(flow_map, example, point)
+        return weighted(_step_error(u, step, example), self.weight, example), None
+
+
+class _AnchoredError(eqx.Module):
+    """The consistency error of one example and its anchor, a flow-matching error."""
+
     weight: AdaptiveWeight | None
     clamp: float | None
     relaxation: float | None
@@ -39,58 +48,99 @@ class _Error(eqx.Module):
     teacher: VelocityField | None
 
     def __call__(
-        self, flow_map: FlowMap, drawn
+        self, flow_map: FlowMap, example: Example
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        example, s = drawn
-        keywords = {"mask": example.mask, "key": example.key}
-        c = flow_map.path.coefficients(s)
-        x = c.alpha * example.x1 + c.sigma * example.x0
-        if self.teacher is None:
-            v = Velocity().evaluate(c, example.x0, example.x1)
-        else:
-            masks = (
-                {"mask": example.mask}
-                if example.mask is not None and has_parameter(self.teacher, "mask")
-                else {}
-            )
-            v = jax.lax.stop_gradient(self.teacher(s, x, example.cond, **masks))
-        u, du = total_derivative(
-            flow_map, s, jnp.ones_like(s), x, v, example.cond, **keywords
-        )
-        step = jax.lax.stop_gradient(u) - (v + (1 - s) * du)
+        point = _taught_point(flow_map, example, self.teacher)
+        parts = {
+            "consistency": self._consistency(flow_map, example, point),
+            "anchor": self._anchor(flow_map, example, point),
+        }
+        return parts["consistency"] + parts["anchor"], parts
+
+    def _consistency(
+        self, flow_map: FlowMap, example: Example, point: PathPoint
+    ) -> Float[Array, ""]:
+        s = example.t
+        u, step = _remaining_step(flow_map, example, point)
         if self.clamp is not None:
             step = jnp.clip(step, -self.clamp, self.clamp)
         if self.relaxation is not None:
             step = (1 - s**self.relaxation) * step
-        error = mean_square(u, jax.lax.stop_gradient(u) - step, example.mask)
-        consistency = weighted(error, self.weight, example)
+
+        error = weighted(_step_error(u, step, example), self.weight, example)
         if self.late_weight:
-            consistency = jnp.cos(0.5 * jnp.pi * s) * consistency
-        parts = {"consistency": consistency}
-        if self.anchor:
-            velocity = flow_map(s, s, x, example.cond, **keywords)
-            anchor = mean_square(velocity, v, example.mask)
-            if self.cosine:
-                anchor = anchor + 1 - _cosine(velocity, v, example.mask)
-            parts["anchor"] = weighted(anchor, None, example)
-        return sum(parts.values(), jnp.zeros_like(s)), parts
+            error = jnp.cos(0.5 * jnp.pi * s) * error
+        return error
+
+    def _anchor(
+        self, flow_map: FlowMap, example: Example, point: PathPoint
+    ) -> Float[Array, ""]:
+        x, v = point
+        s = example.t
+        keywords = {"mask": example.mask, "key": example.key}
+        velocity = flow_map(s, s, x, example.cond, **keywords)
+
+        error = mean_square(velocity, v, example.mask)
+        if self.cosine:
+            error = error + 1 - _cosine(velocity, v, example.mask)
+        return weighted(error, None, example)
 
 
-def _cosine(
-    a: Array, b: Array, mask: Array | None, eps: float = 1e-2
-) -> Float[Array, ""]:
+def _taught_point(
+    flow_map: FlowMap, example: Example, teacher: VelocityField | None
+) -> PathPoint:
+    """The point of an example, with the velocity of the pair or that of a teacher."""
+    point = path_point(flow_map, example, example.t)
+    if teacher is None:
+        return point
+
+    keywords = {}
+    if example.mask is not None and has_parameter(teacher, "mask"):
+        keywords = {"mask": example.mask}
+    velocity = teacher(example.t, point.x, example.cond, **keywords)
+    return point._replace(velocity=jax.lax.stop_gradient(velocity))
+
+
+def _remaining_step(
+    flow_map: FlowMap, example: Example, point: PathPoint
+) -> tuple[Array, Array]:
+    """`F`, and what remains from it to the fixed point, `F - v - (1 - s) dF/ds`."""
+    x, v = point
+    s = example.t
+    keywords = {"mask": example.mask, "key": example.key}
+    u, du = total_derivative(
+        flow_map, s, jnp.ones_like(s), x, v, example.cond, **keywords
+    )
+    return u, jax.lax.stop_gradient(u) - (v + (1 - s) * du)
+
+
+def _step_error(u: Array, step: Array, example: Example) -> Float[Array, ""]:
+    """The square of a step, whose gradient moves `u` against it."""
+    return mean_square(u, jax.lax.stop_gradient(u) - step, example.mask)
+
+
+def _cosine(a: Array, b: Array, mask: Array | None) -> Float[Array, ""]:
     """The mean cosine over the last axis; finite, with a finite gradient, at zero vectors."""
-    dot, a2, b2 = (jnp.sum(product, axis=-1) for product in (a * b, a * a, b * b))
-    value = dot / jnp.sqrt((a2 + eps**2) * (b2 + eps**2))
-    if mask is None:
-        return jnp.mean(value)
-    return jnp.sum(jnp.where(mask, value, 0)) / jnp.sum(mask).astype(value.dtype)
+    # Far below the length of a velocity, and large enough for the derivative of its root.
+    tiny = 1e-4
+    squares_a = jnp.sum(a * a, axis=-1) + tiny
+    squares_b = jnp.sum(b * b, axis=-1) + tiny
+    cosines = jnp.sum(a * b, axis=-1) / jnp.sqrt(squares_a * squares_b)
+    return jnp.mean(cosines) if mask is None else masked_mean(cosines, mask)
 
 
 @eqx.filter_jit
-def _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error: _Error):
-    examples, s = draw(flow_map, x1, cond, key, source, coupling, times, mask)
-    loss, parts = mean_over_batch(error, flow_map, (examples, s), block=block)
+def _loss(
+    flow_map: FlowMap,
+    batch: Batch,
+    draw: Draw,
+    key: PRNGKey,
+    error: Callable,
+    *,
+    block: int | None,
+) -> tuple[Float[Array, ""], dict[str, Array] | None]:
+    examples = draw_with_times(flow_map, batch, draw, key)
+    loss, parts = mean_over_batch(error, flow_map, examples, block=block)
     return loss, jax.tree.map(jnp.mean, parts)
 
 
@@ -114,31 +164,35 @@ def facm_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     r"""The loss of flow-anchored consistency models, and its two parts.
 
-    With $F = u_\theta(x_s, s, 1)$, its derivative $dF/ds$ along the velocity $v$, and the step
-    $g = \mathrm{sg}(F) - v - (1 - s)\, dF/ds$ that remains to the fixed point,
+    With $F = u_\theta(x_s, s, 1)$, its derivative $dF/ds$ along the velocity $v$, and the
+    step $g = \mathrm{sg}(F) - v - (1 - s)\, dF/ds$ that remains to the fixed point,
 
-    $$\beta(s) \left\| F - \mathrm{sg}(F - a(s)\, g) \right\|^2 + \left\| u_\theta(x_s, s, s) - v \right\|^2,
-    \qquad a = 1 - s^q, \quad \beta = \cos\frac{\pi s}{2}.$$
+    $$\beta(s) \left\| F - \mathrm{sg}(F - a(s)\, g) \right\|^2
+      + \left\| u_\theta(x_s, s, s) - v \right\|^2,
+      \qquad a = 1 - s^q, \quad \beta = \cos\frac{\pi s}{2}.$$
 
-    The second term, flow matching, is the anchor without which the first forgets what the velocity is. The average
-    velocity is a fixed point for every law of data with the defaults; `clamp` and `weight` keep that for symmetric
-    errors only, `cosine` for symmetric errors of isotropic data.
+    The second term, flow matching, is the anchor without which the first forgets the
+    velocity. With the defaults the average velocity is a fixed point for every distribution
+    of data. `clamp` and `weight` keep that for symmetric errors only, `cosine` for symmetric
+    errors of isotropic data.
 
     **Arguments:**
 
-    - `flow_map`: of two times, or of one with `times=expanded_interval`.
-    - `x1`, `cond`, `source`, `coupling`, `times`, `mask`, `block`: as in `fk.flow_matching_loss`.
-    - `weight`: of the consistency error, whose mean square it sees.
-    - `clamp`: bounds the entries of $g$.
+    - `flow_map`: a map of two times, or of one with `times=expanded_interval`.
+    - `x1`, `cond`, `source`, `coupling`, `times`, `mask`, `block`: as in
+      `fk.flow_matching_loss`.
+    - `weight`: the weight of the consistency error, computed from its mean square.
+    - `clamp`: the bound of the entries of $g$.
     - `relaxation`: $q$; `None` for $a = 1$.
-    - `cosine`: adds $1 - \cos(u, v)$ over the last axis to the anchor.
+    - `cosine`: whether to add $1 - \cos(u, v)$ over the last axis to the anchor.
     - `late_weight`: whether $\beta$ is the cosine, or 1.
-    - `teacher`: a velocity field in place of the velocity of the pair, for distillation; called `(t, x, cond)`, and
-      with `mask=` if it takes one.
+    - `teacher`: a velocity field that replaces the velocity of the pair, for distillation;
+      called `(t, x, cond)`, and with `mask=` if it takes one.
 
     **Returns:** the loss, and `{"consistency": ..., "anchor": ...}`, whose sum it is.
 
-    **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models, 2025 (arXiv 2507.03738).
+    **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models, 2025 (arXiv
+    2507.03738).
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
@@ -147,8 +201,14 @@ def facm_loss(
             raise ValueError(
                 f"`{name}` must be positive, or `None` to do without, got {value}."
             )
-    error = _Error(True, weight, clamp, relaxation, cosine, late_weight, teacher)
-    return _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error)
+    return _loss(
+        flow_map,
+        Batch(x1, cond, mask),
+        Draw(source, coupling, times),
+        key,
+        _AnchoredError(weight, clamp, relaxation, cosine, late_weight, teacher),
+        block=block,
+    )
 
 
 def consistency_loss(
@@ -165,19 +225,26 @@ def consistency_loss(
     mask: Bool[AnyArray, "batch n"] | None = None,
     block: int | None = None,
 ) -> Float[Array, ""]:
-    r"""The loss of continuous-time consistency models, $\|F - \mathrm{sg}(v + (1 - s)\, dF/ds)\|^2$.
+    r"""The loss of continuous-time consistency models.
 
-    It is the consistency part of `facm_loss`, whose arguments these are, without its relaxation and late weight. Give
-    it a `teacher`, or use `facm_loss`, if training does not hold on to the velocity.
+    $$\left\| F - \mathrm{sg}(v + (1 - s)\, dF/ds) \right\|^2$$
 
-    **Reference:** Song et al., Consistency Models, 2023 (arXiv 2303.01469); Lu and Song, Simplifying, Stabilizing and
-    Scaling Continuous-Time Consistency Models, 2024 (arXiv 2410.11081).
+    This is the consistency part of `facm_loss`, whose arguments these are, without its
+    relaxation and late weight. Pass a `teacher`, or use `facm_loss`, if training loses the
+    velocity.
+
+    **Reference:** Song et al., Consistency Models, 2023 (arXiv 2303.01469); Lu and Song,
+    Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, 2024 (arXiv
+    2410.11081).
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
-    error = _Error(
-        False, weight, None, None, cosine=False, late_weight=False, teacher=teacher
+    loss, _ = _loss(
+        flow_map,
+        Batch(x1, cond, mask),
+        Draw(source, coupling, times),
+        key,
+        _ConsistencyError(weight, teacher),
+        block=block,
     )
-    return _loss(flow_map, x1, cond, key, source, coupling, times, mask, block, error)[
-        0
-    ]
+    return loss

@@ -2,15 +2,19 @@ r"""A flow map: the average velocity between two times, and the derivative that 
 
 Along a flow with velocity $v$, the average velocity from `s` to `t` is
 
-$$u(x_s, s, t) = \frac{1}{t - s} \int_s^t v(x_\tau, \tau)\, d\tau, \qquad x_t = x_s + (t - s)\, u(x_s, s, t),
-\qquad u(x, s, s) = v(x, s).$$
+$$u(x_s, s, t) = \frac{1}{t - s} \int_s^t v(x_\tau, \tau)\, d\tau, \qquad
+  x_t = x_s + (t - s)\, u(x_s, s, t), \qquad u(x, s, s) = v(x, s).$$
 
-The end of the jump does not depend on where along the trajectory it starts. Its derivative by `s` is zero, hence
+The end of the jump does not depend on where along the trajectory it starts. Its derivative
+by `s` is zero, hence
 
-$$u = v + (t - s)\, \frac{du}{ds}, \qquad \frac{du}{ds} = \partial_x u \cdot v + \partial_s u,$$
+$$u = v + (t - s)\, \frac{du}{ds}, \qquad
+  \frac{du}{ds} = \partial_x u \cdot v + \partial_s u,$$
 
-in both directions of time. **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025
-(arXiv 2505.13447); Boffi et al., Flow Map Matching, 2024 (arXiv 2406.07507).
+in both directions of time.
+
+**Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv
+2505.13447); Boffi et al., Flow Map Matching, 2024 (arXiv 2406.07507).
 """
 
 from collections.abc import Callable
@@ -32,19 +36,21 @@ def both_times(s: Scalar, t: Scalar) -> Float[Array, " 2"]:
 
 
 def expanded_interval(s: Scalar, t: Scalar) -> Float[Array, ""]:
-    """What a network of one time sees: `s` for jumps to the end, `2 - s` for the velocity at `s`, which meet at 1.
+    """The single time that a network of one time sees.
 
-    For the two slices `t = 1` and `t = s` of `facm_loss` and `consistency_loss` only; any other pair that is known is a
-    `ValueError`.
+    `s` for jumps to the end, `2 - s` for the velocity at `s`; the two meet at 1. It serves
+    the two slices `t = 1` and `t = s` of `facm_loss` and `consistency_loss` only; any other
+    pair that is known is a `ValueError`.
 
     **Reference:** Peng et al., FACM, 2025 (arXiv 2507.03738).
     """
     if not is_traced(s, t) and t != s and t != 1:
         raise ValueError(
-            f"`t` must be `s` or 1 for a map with `times=expanded_interval`, got s={s} and t={t}; a map with "
-            "`both_times` has all pairs."
+            "`t` must be `s` or 1 for a map with `times=expanded_interval`, "
+            f"got s={s} and t={t}; a map with `both_times` has all pairs."
         )
-    return jnp.where(jnp.asarray(s) == t, 2 - jnp.asarray(s), s)
+    s = jnp.asarray(s)
+    return jnp.where(s == t, 2 - s, s)
 
 
 class FlowMap(eqx.Module):
@@ -53,18 +59,19 @@ class FlowMap(eqx.Module):
     ```python
     network = fk.nn.MLP(2, time_embedding=fk.nn.RawTime(2), key=key)
     flow_map = fk.few_step.FlowMap(network)
-    flow_map(0.0, 1.0, x0)                     # the average velocity of the whole way
-    x0 + flow_map(0.0, 1.0, x0)                # its end, in one step
-    fk.few_step.velocity_of(flow_map)          # the flow, for any solver
+    flow_map(0.0, 1.0, x0)                # the average velocity from noise to data
+    x0 + flow_map(0.0, 1.0, x0)           # the data, in one step
+    fk.few_step.velocity_of(flow_map)     # the flow, for any solver
     ```
 
     One network serves a single step, several, and the adaptive solver.
 
     **Arguments:**
 
-    - `network`: called `(times, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape
-      of `x`. Any network of flowkit will do, with `fk.nn.RawTime(2)` or `fk.nn.TwoTimes(...)` as its time embedding.
-      It must have a forward-mode derivative.
+    - `network`: called `(times, x, cond)`, and with `mask=` and `key=` if its signature has
+      them; it returns the shape of `x`. Any network of flowkit works, with
+      `fk.nn.RawTime(2)` or `fk.nn.TwoTimes(...)` as its time embedding. It must have a
+      forward-mode derivative.
     - `path`: how noise and data are joined; `fk.LinearPath()` by default.
     - `times`: what the network sees of `(s, t)`: `both_times`, or `expanded_interval`.
     """
@@ -85,10 +92,8 @@ class FlowMap(eqx.Module):
         self.network = network
         self.path = path
         self.times = times
-        self.takes_mask, self.takes_key = (
-            has_parameter(network, "mask"),
-            has_parameter(network, "key"),
-        )
+        self.takes_mask = has_parameter(network, "mask")
+        self.takes_key = has_parameter(network, "key")
 
     def __call__(
         self,
@@ -101,19 +106,18 @@ class FlowMap(eqx.Module):
     ) -> Float[Array, "..."]:
         """The average velocity from `(s, x)` to `t`, the shape of `x`; zero at masked points.
 
-        **Raises:** `ValueError` for known times outside [0, 1] and for a network of another output shape.
+        **Raises:** `ValueError` for known times outside [0, 1], and for a network whose
+        output has another shape.
         """
         x = jnp.asarray(x)
-        s, t = (_checked(name, value, x) for name, value in (("s", s), ("t", t)))
-        value = jnp.asarray(
-            self.network(
-                self.times(s, t), x, cond, **network_keywords(self, mask, key)
-            ),
-            x.dtype,
-        )
+        times = self.times(_checked("s", s, x), _checked("t", t, x))
+
+        keywords = network_keywords(self, mask, key)
+        value = jnp.asarray(self.network(times, x, cond, **keywords), x.dtype)
         if value.shape != x.shape:
             raise ValueError(
-                f"`network` must return the shape of `x`, {x.shape}, but returned {value.shape}."
+                f"`network` must return the shape of `x`, {x.shape}, "
+                f"but returned {value.shape}."
             )
         return value if mask is None else zero_masked(value, mask)
 
@@ -132,11 +136,10 @@ def jump(
     mask: Mask | None = None,
 ) -> Float[Array, "..."]:
     """From `x` at `s` to time `t`, earlier or later: `x + (t - s) u(x, s, t)`."""
-    keywords = {} if mask is None else {"mask": mask}
     x = jnp.asarray(x)
-    return x + jnp.asarray(t - jnp.asarray(s), x.dtype) * flow_map(
-        s, t, x, cond, **keywords
-    )
+    keywords = {} if mask is None else {"mask": mask}
+    average = flow_map(s, t, x, cond, **keywords)
+    return x + jnp.asarray(t - jnp.asarray(s), x.dtype) * average
 
 
 class _Instantaneous(eqx.Module):
@@ -149,7 +152,10 @@ class _Instantaneous(eqx.Module):
 
 
 def velocity_of(flow_map: FlowMap) -> Flow:
-    """The flow that the map follows, `v(t, x) = u(x, t, t)`, for `fk.sample`, `fk.encode` and `fk.log_prob`."""
+    """The flow that the map follows, `v(t, x) = u(x, t, t)`.
+
+    It is for `fk.sample`, `fk.encode`, `fk.log_prob` and any solver.
+    """
     return Flow(_Instantaneous(flow_map), flow_map.path)
 
 
@@ -162,31 +168,37 @@ def total_derivative(
     *args,
     **keywords,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    r"""The average velocity and its derivative along a velocity, $\partial_x u \cdot v + \partial_s u$, `t` fixed.
+    r"""The average velocity and its derivative along a velocity, with `t` fixed.
 
-    One forward-mode pass, about the cost of two evaluations. The derivative carries no gradient.
+    $$\frac{du}{ds} = \partial_x u \cdot v + \partial_s u$$
 
-    **Arguments:** `flow_map`, a function `(s, t, x, *args, **keywords)`; the times and the place; the velocity there;
-    the other arguments of the map.
+    One forward-mode pass, which costs about two evaluations. The derivative carries no
+    gradient.
 
-    **Raises:** `ValueError` if the network has no forward-mode derivative, as kernels with a gradient of their own.
+    **Arguments:**
+
+    - `flow_map`: a function `(s, t, x, *args, **keywords)`.
+    - `s`, `t`, `x`: the times and the place.
+    - `velocity`: the velocity there.
+    - `args`, `keywords`: the other arguments of the map.
+
+    **Raises:** `ValueError` if the network has no forward-mode derivative, as kernels with
+    a gradient of their own.
     """
     x = jnp.asarray(x)
     s = as_time(s).astype(x.dtype)
     along = lambda s, x: flow_map(s, t, x, *args, **keywords)
+    tangents = (jnp.ones_like(s), jnp.asarray(velocity, x.dtype))
+
     try:
-        value, derivative = jax.jvp(
-            along, (s, x), (jnp.ones_like(s), jnp.asarray(velocity, x.dtype))
-        )
+        value, derivative = jax.jvp(along, (s, x), tangents)
     except (TypeError, ValueError, NotImplementedError) as error:
-        if not any(message in str(error) for message in _NO_FORWARD_MODE):
-            raise
+        # A mistake in the network is raised again here, as it is. If the network works,
+        # only its derivative can have failed.
+        jax.eval_shape(along, s, x)
         raise ValueError(
-            "`flow_map` holds a function without a forward-mode derivative (a `custom_vjp`, such as a fused attention "
-            "kernel); build the network from plain operations, as `fk.nn.Attention` is."
+            "`flow_map` holds a function without a forward-mode derivative (a `custom_vjp`, "
+            "such as a fused attention kernel); build the network from plain operations, as "
+            "`fk.nn.Attention` is."
         ) from error
     return value, jax.lax.stop_gradient(derivative)
-
-
-_NO_FORWARD_MODE = ("forward-mode", "do not support JVP", "Differentiation rule for")
-"""What JAX says of functions with a gradient of their own, of callbacks, and of primitives without any rule."""

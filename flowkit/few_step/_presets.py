@@ -1,13 +1,19 @@
-"""The options of the losses in the sources, by name: `mean_flow_loss(flow_map, x1, key=key, **MEAN_FLOW_TOY)`.
+"""The options of the losses in their papers, by name.
 
-Times quoted for data at `t = 0` have the sign of their mean changed. The toy presets have no weight, clamp or cosine,
-so that the exact average velocity is their fixed point for every law of data.
+```python
+fk.few_step.mean_flow_loss(flow_map, x1, key=key, **fk.few_step.MEAN_FLOW_TOY)
+```
+
+Papers with data at `t = 0` have the sign of the mean of their times changed here. The toy
+presets have no weight, clamp or cosine, so that the exact average velocity is their fixed
+point for every distribution of data.
 """
 
 from typing import Any
 
 from flowkit._losses import ArctanLogNormal, LogitNormal, uniform
-from flowkit.few_step._training import AdaptiveWeight, TimePairs
+from flowkit.few_step._adaptive_weight import AdaptiveWeight
+from flowkit.few_step._time_pairs import TimePairs
 
 
 MEAN_FLOW_TOY: dict[str, Any] = {"pairs": TimePairs(uniform, equal=0.5)}
@@ -43,7 +49,8 @@ FACM: dict[str, Any] = {
 """`facm_loss` for images (arXiv 2507.03738)."""
 
 BACK_FLOW_TOY: dict[str, Any] = {"pairs": TimePairs(uniform, equal=0.25, ordered=False)}
-"""`back_flow_loss` for points in few dimensions: whole jumps are drawn as often as short ones."""
+"""`back_flow_loss` for points in few dimensions: long jumps are drawn as often as short
+ones."""
 
 BACK_FLOW: dict[str, Any] = {
     "pairs": TimePairs(LogitNormal(2.0, 2.0), equal=0.25, ordered=False),

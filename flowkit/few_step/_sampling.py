@@ -1,6 +1,9 @@
 """Samples and codes of flow maps, in one step or a few."""
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import AbstractPath, LinearPath
+from flowkit._flow import LinearPath
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey
 from flowkit.few_step._flow_map import expanded_interval, FlowMap, jump
@@ -18,7 +21,7 @@ from flowkit.few_step._flow_map import expanded_interval, FlowMap, jump
 
 def sample(
     flow_map: Callable,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     *,
     num_samples: int,
     key: PRNGKey,
@@ -36,60 +39,81 @@ def sample(
     values = fk.few_step.sample(flow_map, (2,), num_samples=1000, key=key)
     ```
 
-    For the adaptive solver of the same network, `fk.sample(fk.few_step.velocity_of(flow_map), ...)`.
+    `fk.sample(fk.few_step.velocity_of(flow_map), ...)` is the adaptive solver with the same
+    network.
 
     **Arguments:**
 
     - `flow_map`: a `fk.few_step.FlowMap`, or any `(s, t, x, cond)`.
-    - `shape`: of one sample.
+    - `shape`: the shape of one sample.
     - `num_samples`, `cond`, `cond_axes`, `source`, `mask`: as in `fk.sample`.
-    - `num_steps`: how many jumps, of equal length.
-    - `grid`: the times from 0 to 1 to jump between, instead.
-    - `renoise`: jump to the end each time, and go back to the next time of the grid with fresh noise, along the path
-      of the map: multi-step sampling of consistency models (arXiv 2303.01469).
+    - `num_steps`: the number of jumps, of equal length.
+    - `grid`: the times from 0 to 1 to jump between; it replaces `num_steps`.
+    - `renoise`: whether to jump to the end each time and to return to the next time of the
+      grid with fresh noise, along the path of the map (the linear one if it has none):
+      multistep sampling of consistency models (arXiv 2303.01469).
 
     **Returns:** `(num_samples, *shape)`.
 
-    **Raises:** `ValueError` for a grid that does not increase from 0 to 1, and for several steps without `renoise` of a
-    map with `times=expanded_interval`.
+    **Raises:** `ValueError` for a grid that does not increase from 0 to 1, and for several
+    steps without `renoise` of a map with `times=expanded_interval`.
     """
+    shape = tuple(operator.index(size) for size in shape)
+    num_samples = operator.index(num_samples)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
     times = _grid(num_steps, grid)
     if _jumps_to_the_end_only(flow_map) and len(times) > 2 and not renoise:
         raise ValueError(
-            "`flow_map` has `times=expanded_interval` and jumps to t = 1 only: give `renoise=True` for several steps, "
-            "or sample `velocity_of(flow_map)`."
+            "`flow_map` has `times=expanded_interval` and jumps to t = 1 only: give "
+            "`renoise=True` for several steps, or sample `velocity_of(flow_map)`."
         )
-    return _sample(
-        flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask
-    )
+    start = _Start((num_samples, *shape), source, cond, cond_axes, mask)
+    return _sample(flow_map, start, times, renoise, key)
+
+
+class _Start(NamedTuple):
+    """The noise of a batch of samples, with their conditions and masks."""
+
+    shape: tuple[int, ...]
+    source: AbstractDistribution
+    cond: Cond
+    cond_axes: int | None
+    mask: Any
+
+    def noise(self, key: PRNGKey) -> Array:
+        x = self.source.sample(self.shape, key=key)
+        return x if self.mask is None else jax.vmap(zero_masked)(x, self.mask)
 
 
 @eqx.filter_jit
 def _sample(
-    flow_map, shape, num_samples, key, times, renoise, cond, cond_axes, source, mask
-):
+    flow_map: Callable,
+    start: _Start,
+    times: tuple[float, ...],
+    renoise: bool,
+    key: PRNGKey,
+) -> Array:
     flow_map = eqx.nn.inference_mode(flow_map)
-    path: AbstractPath = getattr(flow_map, "path", LinearPath())
-    x = source.sample((num_samples, *shape), key=jr.fold_in(key, 0))
-    clean = lambda x: x if mask is None else jax.vmap(zero_masked)(x, mask)
-    over_batch = lambda fn: eqx.filter_vmap(fn, in_axes=(0, cond_axes, 0, None))
-    x = clean(x)
+    path = flow_map.path if isinstance(flow_map, FlowMap) else LinearPath()
 
-    def step(x, inputs):
+    def jump_all(x: Array, s: Array, t: Array) -> Array:
+        one = lambda x, cond, mask: jump(flow_map, s, t, x, cond, mask)
+        in_axes = (0, start.cond_axes, 0)
+        return eqx.filter_vmap(one, in_axes=in_axes)(x, start.cond, start.mask)
+
+    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         s, t, number = inputs
         if not renoise:
-            return over_batch(
-                lambda x, cond, mask, t: jump(flow_map, s, t, x, cond, mask)
-            )(x, cond, mask, t), None
-        end = over_batch(lambda x, cond, mask, t: jump(flow_map, s, t, x, cond, mask))(
-            x, cond, mask, jnp.ones_like(t)
-        )
-        noise = clean(source.sample(x.shape, key=jr.fold_in(key, number)))
+            return jump_all(x, s, t), None
+
+        end = jump_all(x, s, jnp.ones_like(t))
+        noise = start.noise(jr.fold_in(key, number))
         return jnp.where(t == 1, end, path.interpolate(t, noise, end)), None
 
-    times = jnp.asarray(times, x.dtype)
-    return jax.lax.scan(step, x, (times[:-1], times[1:], jnp.arange(1, times.size)))[0]
+    x = start.noise(jr.fold_in(key, 0))
+    grid = jnp.asarray(times, x.dtype)
+    inputs = (grid[:-1], grid[1:], jnp.arange(1, grid.size))
+    return jax.lax.scan(step, x, inputs)[0]
 
 
 def encode(
@@ -101,27 +125,44 @@ def encode(
     grid: Sequence[float] | None = None,
     mask: Mask | None = None,
 ) -> Float[Array, "..."]:
-    """The noise of one example, by jumps from 1 to 0, for maps that were trained in that direction.
+    """The noise of one example, by jumps from 1 to 0.
 
-    **Arguments:** `flow_map`; `x1` and its `cond` and `mask`; `num_steps` or a `grid` from 0 to 1, gone through
-    backwards.
+    This is for maps that were trained in that direction, as by `back_flow_loss`.
+
+    **Arguments:**
+
+    - `flow_map`: a `fk.few_step.FlowMap`, or any `(s, t, x, cond)`.
+    - `x1`, `cond`, `mask`: one example, its condition, and its valid points.
+    - `num_steps`, `grid`: as in `sample`; the grid runs from 0 to 1 and is followed
+      backward.
     """
     x = jnp.asarray(x1)
     check_example("x1", x, mask)
     if _jumps_to_the_end_only(flow_map):
         raise ValueError(
-            "`flow_map` has `times=expanded_interval` and cannot encode; build it with `both_times`."
+            "`flow_map` has `times=expanded_interval` and cannot encode; build it with "
+            "`both_times`."
         )
     return _encode(flow_map, x, cond, _grid(num_steps, grid)[::-1], mask)
 
 
 @eqx.filter_jit
-def _encode(flow_map, x, cond, times, mask):
+def _encode(
+    flow_map: Callable,
+    x: Array,
+    cond: Cond,
+    times: tuple[float, ...],
+    mask: Mask | None,
+) -> Array:
     flow_map = eqx.nn.inference_mode(flow_map)
     x = x if mask is None else zero_masked(x, mask)
-    times = jnp.asarray(times, x.dtype)
-    step = lambda x, pair: (jump(flow_map, pair[0], pair[1], x, cond, mask), None)
-    return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+    grid = jnp.asarray(times, x.dtype)
+
+    def step(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
+        s, t = interval
+        return jump(flow_map, s, t, x, cond, mask), None
+
+    return jax.lax.scan(step, x, (grid[:-1], grid[1:]))[0]
 
 
 def _jumps_to_the_end_only(flow_map: Callable) -> bool:
@@ -129,16 +170,14 @@ def _jumps_to_the_end_only(flow_map: Callable) -> bool:
 
 
 def _grid(num_steps: int, grid: Sequence[float] | None) -> tuple[float, ...]:
+    """The times of the jumps, from 0 to 1."""
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
     if grid is None:
         return tuple(i / num_steps for i in range(num_steps + 1))
+
     times = tuple(float(t) for t in grid)
-    if (
-        len(times) < 2
-        or times[0] != 0
-        or times[-1] != 1
-        or any(s >= t for s, t in zip(times, times[1:], strict=False))
-    ):
+    increases = all(s < t for s, t in itertools.pairwise(times))
+    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or not increases:
         raise ValueError(f"`grid` must increase from 0 to 1, got {times}.")
     return times

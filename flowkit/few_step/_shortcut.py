@@ -1,6 +1,9 @@
 r"""Shortcut models: a long jump is two half as long."""
 
+import functools as ft
+import operator
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,16 +13,11 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import Velocity
-from flowkit._losses import check_batch, Example, uniform
+from flowkit._losses import Batch, check_batch, Draw, Example, uniform
 from flowkit._types import AnyArray, Cond, PRNGKey
+from flowkit.few_step._adaptive_weight import mean_square, weighted
+from flowkit.few_step._draw import check_all_pairs, draw_with_times, path_point
 from flowkit.few_step._flow_map import FlowMap
-from flowkit.few_step._training import (
-    check_all_pairs,
-    draw,
-    mean_square,
-    weighted,
-)
 
 
 def shortcut_loss(
@@ -37,89 +35,109 @@ def shortcut_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     r"""The loss of shortcut models, and its two parts.
 
-    A part of the batch trains the velocity, $u_\theta(x_t, t, t)$, by flow matching. The rest trains jumps of the sizes
-    $\delta = 1, \tfrac12, \dots, 2^{1 - n}$ from multiples of them, towards two of half the size:
+    One part of the batch trains the velocity, $u_\theta(x_t, t, t)$, by flow matching. The
+    rest trains jumps of the sizes $\delta = 1, \tfrac12, \dots, 2^{1 - n}$, from multiples of
+    them, toward two of half the size:
 
     $$\left\| u_\theta(x_t, t, t + \delta) - \mathrm{sg}\, \tfrac12 \left(
-    u_\theta(x_t, t, t + \tfrac\delta2) + u_\theta(x', t + \tfrac\delta2, t + \delta) \right) \right\|^2,
+    u_\theta(x_t, t, t + \tfrac\delta2) + u_\theta(x', t + \tfrac\delta2, t + \delta)
+    \right) \right\|^2,
     \qquad x' = x_t + \tfrac\delta2\, u_\theta(x_t, t, t + \tfrac\delta2).$$
 
-    Below the smallest size the velocity stands for the average. No derivative of the network is needed.
+    Below the smallest size the velocity stands for the average. No derivative of the network
+    is needed.
 
     **Arguments:**
 
     - `flow_map`: the map, of two times.
-    - `x1`, `cond`, `source`, `coupling`, `times`, `mask`: as in `fk.flow_matching_loss`; `times` is of the first part.
-    - `fraction`: of the batch that trains jumps.
-    - `num_levels`: $n$, how many sizes there are.
+    - `x1`, `cond`, `source`, `coupling`, `mask`: as in `fk.flow_matching_loss`.
+    - `times`: the distribution of the times at which the velocity is trained.
+    - `fraction`: the fraction of the batch that trains jumps.
+    - `num_levels`: $n$, the number of sizes.
 
-    **Returns:** the loss, and `{"flow_matching": ..., "self_consistency": ...}`, the means over their examples.
+    **Returns:** the loss, and `{"flow_matching": ..., "self_consistency": ...}`, the means
+    over their examples.
 
-    **Raises:** `ValueError` for batches that do not fit together, and if either part would be empty.
+    **Raises:** `ValueError` for batches that do not fit together, and if either part would
+    be empty.
 
-    **Reference:** Frans et al., One Step Diffusion via Shortcut Models, 2024 (arXiv 2410.12557).
+    **Reference:** Frans et al., One Step Diffusion via Shortcut Models, 2024 (arXiv
+    2410.12557).
     """
     check_batch(x1, cond, mask)
     check_all_pairs(flow_map)
-    num_jumps = round(fraction * x1.shape[0])
-    if not 0 < num_jumps < x1.shape[0]:
+    num = x1.shape[0]
+    num_jumps = round(fraction * num)
+    if not 0 < num_jumps < num:
         raise ValueError(
-            f"`fraction` must leave examples for both parts; of {x1.shape[0]} examples it gives {num_jumps} to jumps."
+            f"`fraction` must leave examples for both parts; of {num} examples it gives "
+            f"{num_jumps} to jumps."
         )
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
-    return _loss(
-        flow_map, x1, cond, key, source, coupling, times, num_jumps, num_levels, mask
-    )
+    sizes = _Sizes(num_jumps, operator.index(num_levels))
+    draw = Draw(source, coupling, times)
+    return _loss(flow_map, Batch(x1, cond, mask), draw, sizes, key)
+
+
+class _Sizes(NamedTuple):
+    """How many examples train jumps, and how many sizes of jumps there are."""
+
+    num_jumps: int
+    num_levels: int
 
 
 @eqx.filter_jit
 def _loss(
-    flow_map, x1, cond, key, source, coupling, times, num_jumps, num_levels, mask
-):
+    flow_map: FlowMap, batch: Batch, draw: Draw, sizes: _Sizes, key: PRNGKey
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     dkey, level_key, start_key = jr.split(key, 3)
-    examples, t = draw(flow_map, x1, cond, dkey, source, coupling, times, mask)
+    examples = draw_with_times(flow_map, batch, draw, dkey)
+    num_jumps = sizes.num_jumps
     jumps = jax.tree.map(lambda leaf: leaf[:num_jumps], examples)
-    others, t = jax.tree.map(lambda leaf: leaf[num_jumps:], (examples, t))
-    level = jr.randint(level_key, (num_jumps,), 0, num_levels)
+    others = jax.tree.map(lambda leaf: leaf[num_jumps:], examples)
+
+    level = jr.randint(level_key, (num_jumps,), 0, sizes.num_levels)
     start = jr.randint(start_key, (num_jumps,), 0, 2**level)
-    size = (2.0 ** -level.astype(t.dtype)).astype(t.dtype)
-    errors = jax.vmap(lambda *args: _self_consistency(flow_map, num_levels, *args))(
-        jumps, level, start.astype(t.dtype) * size, size
-    )
-    velocity_errors = jax.vmap(lambda *args: _flow_matching(flow_map, *args))(others, t)
+    dtype = examples.t.dtype
+    size = (2.0 ** -level.astype(dtype)).astype(dtype)
+    # The velocity stands for the average over half of the smallest size.
+    half_span = jnp.where(level == sizes.num_levels - 1, 0, size / 2)
+    jumps = jumps._replace(t=start.astype(dtype) * size)
+
+    self_consistency = ft.partial(_self_consistency, flow_map)
+    jump_errors = jax.vmap(self_consistency)(jumps, size, half_span)
+    velocity_errors = jax.vmap(ft.partial(_flow_matching, flow_map))(others)
     parts = {
         "flow_matching": jnp.mean(velocity_errors),
-        "self_consistency": jnp.mean(errors),
+        "self_consistency": jnp.mean(jump_errors),
     }
-    return (jnp.sum(velocity_errors) + jnp.sum(errors)) / x1.shape[0], parts
+    total = jnp.sum(velocity_errors) + jnp.sum(jump_errors)
+    return total / batch.x1.shape[0], parts
 
 
-def _flow_matching(flow_map: FlowMap, example: Example, t: Array) -> Float[Array, ""]:
-    c = flow_map.path.coefficients(t)
-    x = c.alpha * example.x1 + c.sigma * example.x0
+def _flow_matching(flow_map: FlowMap, example: Example) -> Float[Array, ""]:
+    t = example.t
+    x, v = path_point(flow_map, example, t)
     velocity = flow_map(t, t, x, example.cond, example.mask, example.key)
-    return weighted(
-        mean_square(
-            velocity, Velocity().evaluate(c, example.x0, example.x1), example.mask
-        ),
-        None,
-        example,
-    )
+    return weighted(mean_square(velocity, v, example.mask), None, example)
 
 
 def _self_consistency(
-    flow_map: FlowMap, num_levels: int, example: Example, level, t, size
+    flow_map: FlowMap, example: Example, size: Array, half_span: Array
 ) -> Float[Array, ""]:
-    args = example.cond, example.mask, example.key
-    x = flow_map.path.interpolate(t, example.x0, example.x1)
+    """The error of one jump against two of half its size.
+
+    `half_span` is what the network sees of half the size.
+    """
+    args = (example.cond, example.mask, example.key)
+    t = example.t
     half = size / 2
-    span = jnp.where(
-        level == num_levels - 1, 0, half
-    )  # of the network's times, not of the step
-    first = flow_map(t, t + span, x, *args)
-    second = flow_map(t + half, t + half + span, x + half * first, *args)
+    x, _ = path_point(flow_map, example, t)
+
+    first = flow_map(t, t + half_span, x, *args)
+    halfway = x + half * first
+    second = flow_map(t + half, t + half + half_span, halfway, *args)
     value = flow_map(t, t + size, x, *args)
-    return weighted(
-        mean_square(value, 0.5 * (first + second), example.mask), None, example
-    )
+    error = mean_square(value, 0.5 * (first + second), example.mask)
+    return weighted(error, None, example)
