@@ -17,20 +17,27 @@ def standard_normal_kl(
     log_variance: FloatArray,
     reduction: Callable[[Array], Array] = jnp.mean,
 ) -> Float[Array, ""]:
-    r"""$\mathrm{KL}(\mathcal N(\mu, \sigma^2) \,\|\, \mathcal N(0, 1))$ in nats, the mean over all entries.
+    r"""$\mathrm{KL}(\mathcal N(\mu, \sigma^2) \,\|\, \mathcal N(0, 1))$ in nats.
 
-    $\tfrac12 (\mu^2 + \sigma^2 - 1 - \log \sigma^2)$ each.
+    $\tfrac12 (\mu^2 + \sigma^2 - 1 - \log \sigma^2)$ for each entry; by default the mean over
+    all entries.
 
     **Arguments:**
 
-    - `mean`, `log_variance`: of the same shape.
-    - `reduction`: over the entries: `jnp.sum` is the divergence of all of them together.
+    - `mean`, `log_variance`: arrays of the same shape.
+    - `reduction`: how the entries are combined; `jnp.sum` gives the divergence of all of
+      them together.
 
-    **Reference:** Kingma and Welling, Auto-Encoding Variational Bayes (2014), arXiv 1312.6114.
+    **Reference:** Kingma and Welling, Auto-Encoding Variational Bayes (2014), arXiv
+    1312.6114.
     """
-    return reduction(
-        jnp.asarray(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance))
-    )
+    return reduction(normal_kl(mean, log_variance))
+
+
+def normal_kl(mean: FloatArray, log_variance: FloatArray) -> Float[Array, "..."]:
+    """The divergence of each entry from a standard normal, in nats."""
+    mean = jnp.asarray(mean)
+    return 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)
 
 
 def sampled_kl(
@@ -43,42 +50,51 @@ def sampled_kl(
     reduction: Callable[[Array], Array] = jnp.mean,
     key: PRNGKey,
 ) -> Float[Array, ""]:
-    r"""An estimate of $\mathrm{KL}(\mathcal N(\mu, \sigma^2) \,\|\, p)$ in nats for any prior with a density.
+    r"""An estimate of $\mathrm{KL}(\mathcal N(\mu, \sigma^2) \,\|\, p)$ in nats.
 
-    The mean of $\log q(z) - \log p(z)$ over draws $z = \mu + \sigma \epsilon$: unbiased, so it may be negative. Its
-    gradient reaches the prior too: it is that of the evidence lower bound.
+    It serves any prior with a density: the mean of $\log q(z) - \log p(z)$ over draws
+    $z = \mu + \sigma \epsilon$. The estimate is unbiased, so it may be negative. Its gradient
+    reaches the prior too, and is that of the evidence lower bound.
 
     **Arguments:**
 
-    - `mean`, `log_variance`: of the latents of one cloud.
+    - `mean`, `log_variance`: the posterior of the latents of one cloud.
     - `prior`, `cond`: the prior, and its condition if it takes one.
-    - `num_samples`: how many draws.
-    - `reduction`: `jnp.sum` for the divergence of the latents, `jnp.mean` for that divided by the number of entries.
-    - `key`: for the draws.
+    - `num_samples`: the number of draws.
+    - `reduction`: `jnp.sum` for the divergence of the latents, `jnp.mean` for that divided
+      by the number of entries.
+    - `key`: the key of the draws.
     """
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
-    mean, log_variance = jnp.asarray(mean), jnp.asarray(log_variance)
-    noise = jr.normal(key, (num_samples, *mean.shape), mean.dtype)
+    mean = jnp.asarray(mean)
+    log_variance = jnp.asarray(log_variance)
+    std = jnp.exp(0.5 * log_variance)
     keywords = prior_keywords(prior, cond)
 
-    def log_ratio(noise):
+    def log_ratio(noise: Array) -> Array:
         log_q = Normal().log_prob(noise) - 0.5 * jnp.sum(log_variance)
-        return log_q - prior.log_prob(
-            mean + jnp.exp(0.5 * log_variance) * noise, **keywords
-        )
+        return log_q - prior.log_prob(mean + std * noise, **keywords)
 
+    noise = jr.normal(key, (num_samples, *mean.shape), mean.dtype)
     total = jnp.mean(jax.vmap(log_ratio)(noise))
-    # The divergence belongs to all entries together; an equal share of each lets the reduction mean what it says.
-    return reduction(jnp.full(mean.shape, 1 / mean.size, mean.dtype) * total)
+
+    # The divergence belongs to all entries together; an equal share of it for each lets the
+    # reduction mean what it says.
+    shares = jnp.full(mean.shape, 1 / mean.size, mean.dtype)
+    return reduction(shares * total)
 
 
 def marginal_kl(latents: Float[AnyArray, "batch k c"]) -> Float[Array, ""]:
-    r"""The KL divergence to a standard normal of the diagonal Gaussian with the moments of the batch.
+    r"""The divergence to a standard normal of the diagonal Gaussian with the batch's moments.
 
-    With mean $m_j$ and variance $s_j^2$ of each of the `c` dimensions over the batch and the `k` latents,
-    $\mathrm{mean}_j\, \tfrac12 (s_j^2 + m_j^2 - 1 - \log(s_j^2 + 10^{-8}))$. It pulls the aggregate of all latents
-    towards a normal, and says nothing about its shape beyond two moments.
+    With mean $m_j$ and variance $s_j^2$ of each of the `c` dimensions over the batch and the
+    `k` latents,
+
+    $$\mathrm{mean}_j\, \tfrac12 (s_j^2 + m_j^2 - 1 - \log(s_j^2 + 10^{-8})).$$
+
+    It pulls the aggregate of all latents toward a normal, and constrains nothing beyond two
+    moments.
     """
     mean = jnp.mean(latents, axis=(0, 1))
     variance = jnp.var(latents, axis=(0, 1))

@@ -1,4 +1,7 @@
-"""Masks that hide whole regions of a cloud from the encoder, so that it learns to work from parts."""
+"""Masks that hide whole regions of a cloud from the encoder.
+
+The encoder learns to work from parts of a cloud.
+"""
 
 import functools as ft
 
@@ -12,10 +15,13 @@ from flowkit._types import is_traced, Mask, Points, PRNGKey, Scalar
 
 
 class GridMask(eqx.Module):
-    """`grid_mask` with its options fixed: the `encoder_mask` of `set_flow_loss`, drawn anew for each cloud and step.
+    """`grid_mask` with its options fixed, drawn again for each cloud and step.
+
+    It is an `encoder_mask` of `set_flow_loss`:
 
     ```python
-    fk.latent.set_flow_loss(model, points, mask=mask, encoder_mask=fk.latent.GridMask(3, 0.33), key=key)
+    hide = fk.latent.GridMask(3, 0.33)
+    fk.latent.set_flow_loss(model, points, mask=mask, encoder_mask=hide, key=key)
     ```
 
     **Arguments:** as in `grid_mask`.
@@ -47,35 +53,40 @@ def grid_mask(
     probability: Scalar = 0.33,
     key: PRNGKey,
 ) -> Bool[Array, " n"]:
-    """Which points of a cloud are visible once the cells of a grid are hidden, each with the given probability.
+    """Which points of a cloud are visible once random cells of a grid are hidden.
 
-    The grid divides the smallest box around the valid points into `grid_size` equal parts along every axis, in any
-    dimension; points in one cell share their fate. If no valid point would be left, all of them are visible: with `m`
-    occupied cells the expected visible fraction is `1 - p + p**m`.
+    The grid divides the smallest box around the valid points into `grid_size` equal parts
+    along every axis, in any dimension. Points in one cell are hidden together. If no valid
+    point would be left, all of them are visible: with `m` occupied cells the expected
+    visible fraction is `1 - p + p**m`.
 
     **Arguments:**
 
-    - `points`, `mask`: one cloud `(n, d)` and its valid points; the others are not visible and have no influence.
+    - `points`, `mask`: one cloud `(n, d)` and its valid points; the others are not visible
+      and have no influence.
     - `grid_size`: the number of cells along each axis.
-    - `probability`: with which a cell is hidden, in [0, 1].
-    - `key`: for the cells.
+    - `probability`: the probability that a cell is hidden, in [0, 1].
+    - `key`: the key of the cells.
     """
     _check(grid_size, probability)
     points = jnp.asarray(points)
     valid = jnp.ones(points.shape[0], bool) if mask is None else jnp.asarray(mask)
-    # Masked points stand at a valid one, where they do not widen the box.
+
+    # Masked points, which may hold anything, are moved onto a valid one, where they do not
+    # widen the box.
     points = jnp.where(valid[:, None], points, 0)
-    points = jnp.where(valid[:, None], points, points[jnp.argmax(valid)])
-    low, high = jnp.min(points, axis=0), jnp.max(points, axis=0)
-    cells = jnp.floor(grid_size * (points - low) / (high - low + 1e-8)).astype(
-        jnp.int32
-    )
-    cells = jnp.clip(cells, 0, grid_size - 1)
-    # A key for each cell instead of a table of all of them, which would have `grid_size**d` entries.
-    hidden = jax.vmap(
-        lambda cell: jr.bernoulli(ft.reduce(jr.fold_in, cell, key), probability)
-    )(cells)
-    visible = valid & ~hidden
+    points = jnp.where(valid[:, None], points, points[jnp.argmax(valid)][None])
+
+    low = jnp.min(points, axis=0, keepdims=True)
+    high = jnp.max(points, axis=0, keepdims=True)
+    scaled = grid_size * (points - low) / (high - low + 1e-8)
+    cells = jnp.clip(jnp.floor(scaled).astype(jnp.int32), 0, grid_size - 1)
+
+    # Each cell has a key of its own: a table of all cells would have `grid_size**d` entries.
+    def is_hidden(cell: Array) -> Array:
+        return jr.bernoulli(ft.reduce(jr.fold_in, cell, key), probability)
+
+    visible = valid & ~jax.vmap(is_hidden)(cells)
     return jnp.where(jnp.any(visible), visible, valid)
 
 

@@ -1,7 +1,7 @@
-"""What trains a `SetFlow`: all of it at once, or its prior on the latents of a finished encoder."""
+"""What trains a `SetFlow`: all of it at once, or its prior on the latents of an encoder."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -52,69 +52,68 @@ def set_flow_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a `SetFlow` on a batch of clouds, and its parts.
 
-    The sum of the flow-matching loss given the latents, the weighted loss of the prior on these latents (of a
-    variational model: on their means), which moves the prior and never the encoder, and the weighted divergences.
+    It is the sum of the flow-matching loss given the latents, the weighted loss of the prior
+    on these latents, and the weighted divergences. The prior's loss moves the prior and never
+    the encoder; in a variational model it sees the means of the latents.
 
     **Arguments:**
 
     - `model`: the model.
     - `points`, `mask`: clouds `(batch, n, d)` and which of their points are valid.
-    - `encoder_mask`: `(batch, n)`, which valid points the encoder may see; the flow is trained on all valid ones. Or a
-      function `(points, mask, *, key) -> (n,)` that draws it for each cloud, such as `fk.latent.GridMask()`.
-    - `cond`: the condition of the prior, such as the classes of the clouds: arrays with leading axis `batch`. A prior
-      that takes none is a `ValueError`.
-    - `prior_weight`: of the prior's loss. The number 0 leaves it out: the prior is not even evaluated.
-    - `vae_kl_weight`: of the divergence of the latents of each cloud, for variational models.
-    - `marginal_kl_weight`: of `marginal_kl`, of a variational model that of the means.
-    - `kl_reduction`: `jnp.mean` or `jnp.sum` over the entries of the latents of one cloud; always the mean over clouds.
-    - `kl_samples`: `None` takes the divergence from a standard normal, `standard_normal_kl`; a number takes that from
-      the prior of the model by `sampled_kl` with so many draws, which trains the prior too: give `prior_weight=0`
-      unless it shall be trained twice.
-    - `source`, `coupling`, `times`, `weighting`, `block`: as in `fk.flow_matching_loss`. With `block` the encoder is
-      worked on in the same blocks.
-    - `targets`: as there; `None` is `(fk.Velocity(),)`, and for variational models `fk.Target()` as well; for a flow
-      with a `fk.MixtureHead` its own prediction.
+    - `encoder_mask`: `(batch, n)`, which valid points the encoder may see; the flow is
+      trained on all valid ones. Or a function `(points, mask, *, key) -> (n,)` that draws
+      it for each cloud, such as `fk.latent.GridMask()`.
+    - `cond`: the condition of the prior, such as the classes of the clouds: arrays with
+      leading axis `batch`. A prior that takes none is a `ValueError`.
+    - `prior_weight`: the weight of the prior's loss. The number 0 leaves it out: the prior
+      is not even evaluated.
+    - `vae_kl_weight`: the weight of the divergence of the latents of each cloud, for
+      variational models.
+    - `marginal_kl_weight`: the weight of `marginal_kl` of the latents; in a variational
+      model, of their means.
+    - `kl_reduction`: `jnp.mean` or `jnp.sum` over the entries of the latents of one cloud;
+      over clouds it is always the mean.
+    - `kl_samples`: `None` takes the divergence from a standard normal,
+      `standard_normal_kl`. A number takes that from the prior of the model by `sampled_kl`
+      with that many draws, which trains the prior too: give `prior_weight=0` unless you
+      want to train it twice.
+    - `source`, `coupling`, `times`, `weighting`, `block`: as in `fk.flow_matching_loss`. The
+      encoder is computed in the same blocks.
+    - `targets`: as there. By default `(fk.Velocity(),)`, for variational models with
+      `fk.Target()` as well, and for a flow with a `fk.MixtureHead` its own prediction.
 
-    Latents that are not there, rows of zeros, count as zeros in divergences and for the prior.
+    Latents that stand for nothing, rows of zeros, count as zeros in divergences and for the
+    prior.
 
-    **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and `marginal_kl`, those that apply.
+    **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and
+    `marginal_kl`, those that apply.
     """
     check_data("points", points, mask)
     if not callable(encoder_mask):
         check_mask("encoder_mask", _both(mask, encoder_mask))
     _check_cond(model, cond, points)
-    if not (_is_zero(vae_kl_weight) or model.variational):
-        raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
-    if kl_samples is not None and _is_zero(vae_kl_weight):
-        raise ValueError(
-            f"`kl_samples` is {kl_samples}, but `vae_kl_weight` is 0: give a weight, or leave it out."
-        )
+    _check_divergence(model, vae_kl_weight, kl_samples)
     if targets is None:
         targets = _default_targets(model)
     check_targets(model.flow, targets, weighting)
-    # As arrays, so that a warm-up of the weights recompiles nothing; only the number 0 leaves a term out.
-    prior_weight, vae_kl_weight, marginal_kl_weight = (
-        0 if _is_zero(weight) else jnp.asarray(weight, points.dtype)
-        for weight in (prior_weight, vae_kl_weight, marginal_kl_weight)
-    )
+
+    points = jnp.asarray(points)
+    dtype = points.dtype
     error = _CloudError(
-        ExampleError(tuple(targets), weighting), vae_kl_weight, kl_reduction, kl_samples
+        flow_error=ExampleError(tuple(targets), weighting),
+        vae_kl_weight=_traced_weight(vae_kl_weight, dtype),
+        kl_reduction=kl_reduction,
+        kl_samples=kl_samples,
     )
-    weights = prior_weight, marginal_kl_weight
-    return _loss(
-        model,
-        points,
-        key,
-        mask,
-        encoder_mask,
-        cond,
-        weights,
-        source,
-        coupling,
-        times,
-        error,
-        block,
+    terms = _Terms(
+        error=error,
+        prior_weight=_traced_weight(prior_weight, dtype),
+        marginal_kl_weight=_traced_weight(marginal_kl_weight, dtype),
+        encoder_mask=encoder_mask,
     )
+    batch = Batch(points, cond, mask)
+    draw = Draw(source, coupling, times)
+    return _loss(model, batch, draw, terms, key, block=block)
 
 
 def set_prior_loss(
@@ -126,12 +125,14 @@ def set_prior_loss(
     cond: Cond = None,
     block: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of the prior of a `SetFlow` alone, on the latents of a batch of clouds: the second of two stages.
+    """The loss of the prior of a `SetFlow` alone: the second of two stages.
 
-    The encoder is in inference mode and gets no gradient, and the flow is not evaluated. Train with
+    It is computed on the latents of a batch of clouds. The encoder is in inference mode and
+    gets no gradient, and the flow is not evaluated. Train with
     `trainable=lambda model: model.prior`.
 
-    **Arguments:** as in `set_flow_loss`; `block` is how many clouds are encoded at a time.
+    **Arguments:** as in `set_flow_loss`; `block` is the number of clouds that are encoded at
+    a time.
 
     **Returns:** the loss, and the part `prior_loss`, which is the same.
     """
@@ -153,16 +154,55 @@ def _check_cond(model: SetFlow, cond: Cond, points: Any) -> None:
     check_rows("cond", cond, points.shape[0], "cloud of `points`")
 
 
+def _check_divergence(
+    model: SetFlow, vae_kl_weight: Scalar, kl_samples: int | None
+) -> None:
+    if not (_is_zero(vae_kl_weight) or model.variational):
+        raise ValueError("`vae_kl_weight` needs a model with `variational=True`.")
+    if kl_samples is not None and _is_zero(vae_kl_weight):
+        raise ValueError(
+            f"`kl_samples` is {kl_samples}, but `vae_kl_weight` is 0: give a weight, or "
+            "leave it out."
+        )
+
+
 def _both(mask: Any, other: Any) -> Any:
-    return mask if other is None else other if mask is None else other & mask
+    """The points that both masks allow; `None` allows all."""
+    if mask is None:
+        return other
+    if other is None:
+        return mask
+    return other & mask
 
 
 def _is_zero(weight: Scalar) -> bool:
+    """Whether a weight is the number 0, which leaves its term out of the program."""
     return isinstance(weight, int | float) and weight == 0
 
 
+def _traced_weight(weight: Scalar, dtype: Any) -> Scalar:
+    # As an array, so that a warm-up of the weight recompiles nothing.
+    return 0 if _is_zero(weight) else jnp.asarray(weight, dtype)
+
+
+class _Encoding(NamedTuple):
+    """How each cloud is encoded."""
+
+    points: Array
+    mask: Array | None
+    key: Array
+    latent_key: Array
+
+    def posterior(self, model: SetFlow) -> tuple[Array, Array | None]:
+        return model.posterior(self.points, self.mask, key=self.key)
+
+
 class _CloudError(eqx.Module):
-    """The error of one cloud, encoder included, with the latents and the parts beside it."""
+    """The error of one cloud, encoder included, with its latents and the parts of the loss.
+
+    `example.extra` says how the cloud is encoded, and `example.cond` is the condition of the
+    prior.
+    """
 
     flow_error: ExampleError
     vae_kl_weight: Scalar
@@ -172,86 +212,112 @@ class _CloudError(eqx.Module):
     def __call__(
         self, model: SetFlow, example: Example
     ) -> tuple[Float[Array, ""], dict[str, Any]]:
-        cond = example.cond
-        mean, log_variance = model.posterior(
-            cond["points"], cond["mask"], key=cond["key"]
-        )
-        zkey, kkey = jr.split(cond["latent_key"])
-        latents = (
-            mean if log_variance is None else draw_latents(mean, log_variance, key=zkey)
-        )
+        encoding: _Encoding = example.extra
+        mean, log_variance = encoding.posterior(model)
+        zkey, kkey = jr.split(encoding.latent_key)
+        latents = mean
+        if log_variance is not None:
+            latents = draw_latents(mean, log_variance, key=zkey)
+
         flow_loss, _ = self.flow_error(model.flow, example._replace(cond=latents))
-        # The condition comes back with the latents, since a coupling may have permuted both.
-        aux = {"latents": (mean, cond["prior"]), "flow_loss": flow_loss}
+        # The condition is returned with the latents, since a coupling may have permuted
+        # both.
+        aux = {"latents": (mean, example.cond), "flow_loss": flow_loss}
         if log_variance is None:
             return flow_loss, aux
-        kl = self._kl(mean, log_variance, model.prior, cond["prior"], kkey)
-        return flow_loss + self.vae_kl_weight * kl, aux | {"vae_kl": kl}
 
-    def _kl(self, mean, log_variance, prior, cond, key) -> Float[Array, ""]:
+        aux["vae_kl"] = self._kl(model.prior, mean, log_variance, example.cond, kkey)
+        return flow_loss + self.vae_kl_weight * aux["vae_kl"], aux
+
+    def _kl(
+        self,
+        prior: AbstractDistribution,
+        mean: Array,
+        log_variance: Array,
+        cond: Cond,
+        key: PRNGKey,
+    ) -> Float[Array, ""]:
         if self.kl_samples is None:
             return standard_normal_kl(mean, log_variance, self.kl_reduction)
-        options = {"num_samples": self.kl_samples, "reduction": self.kl_reduction}
-        return sampled_kl(mean, log_variance, prior, cond, key=key, **options)
+        return sampled_kl(
+            mean,
+            log_variance,
+            prior,
+            cond,
+            num_samples=self.kl_samples,
+            reduction=self.kl_reduction,
+            key=key,
+        )
+
+
+class _Terms(NamedTuple):
+    """The terms of the loss, and what the encoder may see."""
+
+    error: _CloudError
+    prior_weight: Scalar
+    marginal_kl_weight: Scalar
+    encoder_mask: Any
 
 
 @eqx.filter_jit
 def _loss(
-    model,
-    points,
-    key,
-    mask,
-    encoder_mask,
-    prior_cond,
-    weights,
-    source,
-    coupling,
-    times,
-    error,
-    block,
-):
-    prior_weight, marginal_kl_weight = weights
+    model: SetFlow,
+    batch: Batch,
+    draw: Draw,
+    terms: _Terms,
+    key: PRNGKey,
+    *,
+    block: int | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     fkey, ekey, zkey, pkey, mkey = jr.split(key, 5)
-    num = points.shape[0]
-    if callable(encoder_mask):
-        see = lambda points, mask, key: encoder_mask(points, mask, key=key)
-        encoder_mask = jax.vmap(see)(jnp.asarray(points), mask, jr.split(mkey, num))
-    # The points as the encoder sees them travel with the flow's draws, so that a coupling permutes both alike.
-    cond = {
-        "points": jnp.asarray(points),
-        "mask": _both(mask, encoder_mask),
-        "key": jr.split(ekey, num),
-        "latent_key": jr.split(zkey, num),
-        "prior": jax.tree.map(jnp.asarray, prior_cond),
-    }
-    batch = Batch(points, cond, mask)
-    draw = Draw(source, coupling, times)
+    num = batch.x1.shape[0]
+    encoding = _Encoding(
+        points=batch.x1,
+        mask=_both(batch.mask, _drawn_mask(terms.encoder_mask, batch, mkey)),
+        key=jr.split(ekey, num),
+        latent_key=jr.split(zkey, num),
+    )
+    # The encodings travel with the draws of the flow, so that a coupling permutes both alike.
+    batch = batch._replace(extra=encoding)
     examples = draw_examples(model.flow, batch, draw, fkey)
-    loss, aux = mean_over_batch(error, model, examples, block=block)
+
+    loss, aux = mean_over_batch(terms.error, model, examples, block=block)
     latents, prior_cond = aux.pop("latents")
     metrics = {name: jnp.mean(value) for name, value in aux.items()}
-    if not _is_zero(prior_weight):
+
+    if not _is_zero(terms.prior_weight):
         metrics["prior_loss"] = prior_loss(model.prior, latents, prior_cond, key=pkey)
-        loss = loss + prior_weight * metrics["prior_loss"]
-    if not _is_zero(marginal_kl_weight):
-        encode = jax.checkpoint(
-            lambda cloud: model.posterior(
-                cloud["points"], cloud["mask"], key=cloud["key"]
-            )[0]
-        )
-        latents = jax.lax.map(encode, cond, batch_size=block or num)
+        loss = loss + terms.prior_weight * metrics["prior_loss"]
+    if not _is_zero(terms.marginal_kl_weight):
+        # All clouds are encoded a second time: no gradient flows through the latents that
+        # come out of the blocks, and this divergence is one of the whole batch.
+        encode = jax.checkpoint(lambda encoding: encoding.posterior(model)[0])
+        latents = jax.lax.map(encode, encoding, batch_size=block or num)
         metrics["marginal_kl"] = marginal_kl(latents)
-        loss = loss + marginal_kl_weight * metrics["marginal_kl"]
+        loss = loss + terms.marginal_kl_weight * metrics["marginal_kl"]
     return loss, metrics
 
 
+def _drawn_mask(encoder_mask: Any, batch: Batch, key: PRNGKey) -> Any:
+    """The mask of the encoder, drawn for each cloud if it is a function."""
+    if not callable(encoder_mask):
+        return encoder_mask
+    keys = jr.split(key, batch.x1.shape[0])
+    draw = lambda points, mask, key: encoder_mask(points, mask, key=key)
+    return jax.vmap(draw)(batch.x1, batch.mask, keys)
+
+
 @eqx.filter_jit
-def _prior_loss(model, points, key, mask, cond, block):
+def _prior_loss(
+    model: SetFlow,
+    points: AnyArray,
+    key: PRNGKey,
+    mask: AnyArray | None,
+    cond: Cond,
+    block: int | None,
+) -> Float[Array, ""]:
     encoder = eqx.nn.inference_mode(model)
-    clouds = jnp.asarray(points), mask
-    latents = jax.lax.map(
-        lambda cloud: encoder.posterior(*cloud)[0],
-        clouds,
-        batch_size=block or points.shape[0],
-    )
+    encode = lambda cloud: encoder.posterior(*cloud)[0]
+    clouds = (jnp.asarray(points), mask)
+    latents = jax.lax.map(encode, clouds, batch_size=block or points.shape[0])
     return prior_loss(model.prior, latents, cond, key=key)
