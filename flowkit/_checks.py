@@ -1,5 +1,7 @@
 """Checks of arguments that several entry points share: wrong use is said before any long work starts."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -102,3 +104,15 @@ def check_time(name: str, t: Any) -> None:
         raise ValueError(
             f"`{name}` must be in [0, 1] (0 is noise, 1 is data), got {t}."
         )
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """Makes a folder, and raises `ValueError` if files cannot be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}`: the folder {folder} cannot be written to ({error.strerror}); name another one."
+        ) from error

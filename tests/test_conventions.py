@@ -173,6 +173,7 @@ assert not [name for name in late if name in sys.modules], [name for name in lat
 assert not jax._src.xla_bridge._backends, "a device was touched"
 fk.data, fk.training, fk.plotting, fk.metrics, fk.testing, fk.nn, fk.latent, fk.few_step
 assert not jax._src.xla_bridge._backends, "a device was touched"
+assert "matplotlib.pyplot" not in sys.modules
 assert {"data", "nn", "sample"} <= set(dir(fk))
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

@@ -199,6 +199,7 @@ def test_paths_that_cannot_be_written(tmp_path):
     for path, message in (
         (tmp_path / "file" / "page.html", "cannot be written"),
         (tmp_path, "is a folder"),
+        (tmp_path / "page.png", r"ends in '.png' cannot be written, only .htm, .html"),
     ):
         with pytest.raises(ValueError, match=message):
             explorer([flat(5, 2, 2, velocity=velocity)], path=path)

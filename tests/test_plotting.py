@@ -2,8 +2,6 @@
 
 import io
 import itertools
-import subprocess
-import sys
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
@@ -105,7 +103,7 @@ FIGURES = {
         lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k),
         3,
     ),
-    "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 4),
+    "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 5),
     "explained_velocity": (
         lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k),
         1,
@@ -120,6 +118,10 @@ FIGURES = {
     ),
     "trajectories_3d": (
         lambda **k: plotting.trajectories(TIMES, normal(0, 7, 5, 3), **k),
+        1,
+    ),
+    "curvature": (
+        lambda **k: plotting.curvature(TIMES, normal(0, 7, 5, 2), **k),
         1,
     ),
     "vector_field": (
@@ -184,13 +186,8 @@ def test_figure_is_made_and_saved(make, panels, tmp_path):
     assert plt.get_fignums() == []
 
 
-def test_no_pyplot():
-    code = "import sys, flowkit.plotting; assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_colors_are_frozen():
-    assert len(plotting.colors) == 8
+    assert len(set(plotting.colors.values())) == len(plotting.colors) == 10
     assert plotting.colors["latent_z_hat"] == "#2ca02c"
     with pytest.raises(TypeError):
         plotting.colors["data_x"] = "red"  # pyright: ignore
@@ -215,13 +212,48 @@ def test_point_clouds_draw_the_valid_points():
     assert len({(a.get_xlim(), a.get_ylim()) for a in figure.axes}) == 1
 
 
-def test_point_clouds_of_different_sizes():
-    figure = plotting.point_clouds(
-        [normal(0, 5, 2), normal(1, 500, 2), normal(2, 50_000, 2)], limits=(-2, 2)
-    )
-    areas = [a.collections[0].get_sizes()[0] for a in axes_of(figure)[:3]]
-    assert areas[0] > areas[1] > areas[2] > 0
-    assert figure.axes[0].get_xlim() == (-2, 2)
+def areas(figure):
+    """The areas of the dots of a figure; crosses, which are no dots, are left out."""
+    clouds = [
+        c
+        for a in axes_of(figure)
+        for c in a.collections
+        if isinstance(c, PathCollection) and len(c.get_offsets()) and c.get_lw()[0] == 0
+    ]
+    return np.concatenate([cloud.get_sizes() for cloud in clouds])
+
+
+few, many = normal(0, 5, 2), normal(1, 500, 2)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: plotting.point_clouds([few, many], limits=(-2, 2)),
+        lambda: plotting.reconstructions([few], [many]),
+        lambda: plotting.samples_2d(few, many),
+        lambda: plotting.snapshots(
+            TIMES, normal(0, 7, 5, 2), target=many, num=2, limits=(-2, 2)
+        ),
+        lambda: plotting.comparison(
+            {
+                "few": plotting.Paths(TIMES, normal(0, 5, 5, 2)),
+                "many": plotting.Paths(TIMES, normal(0, 200, 5, 2)),
+                "map": PLANE,
+            }
+        ),
+    ],
+    ids=["point_clouds", "reconstructions", "samples_2d", "snapshots", "comparison"],
+)
+def test_dots_of_a_figure_have_one_size(figure):
+    sizes = areas(figure())
+    assert len(sizes) > 1
+    assert sizes.min() == sizes.max() > 0
+
+
+def test_dots_cover_a_fraction_of_the_panel():
+    wide = plotting.point_clouds([few, many])
+    np.testing.assert_allclose(areas(wide) * 500, 0.12 * (1.5 * 72) ** 2)
 
 
 def test_weights_order_the_shades():
@@ -243,17 +275,17 @@ def rgb(axes):
     )
 
 
-RED, BLACK, GREY = (
-    [int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    for c in ("#d62728", "#333333", "#b5b5b5")
+DATA, SAMPLES, HIDDEN = (
+    to_rgb(plotting.colors[role]) for role in ("data_x", "output_x_hat", "hidden_x")
 )
+GRAY = to_rgb("#b5b5b5")
 
 
 def tab10(ids):
     return np.asarray(matplotlib.color_sequences["tab10"])[ids]
 
 
-def test_hidden_points_are_red():
+def test_hidden_points_are_marked():
     inputs, samples = normal(0, 1, 20, 2), normal(1, 1, 30, 2)
     seen = np.arange(20)[None] < 15
     valid = np.arange(20)[None] < 18
@@ -261,8 +293,9 @@ def test_hidden_points_are_red():
         plotting.reconstructions(inputs, samples[:, :20], seen, valid)
     )
     np.testing.assert_allclose(offsets(left), inputs[0, :18])
-    np.testing.assert_allclose(rgb(left), np.repeat([BLACK, RED], [15, 3], axis=0))
+    np.testing.assert_allclose(rgb(left), np.repeat([DATA, HIDDEN], [15, 3], axis=0))
     np.testing.assert_allclose(offsets(right), samples[0, :18])
+    np.testing.assert_allclose(rgb(right), np.tile(SAMPLES, (18, 1)))
     assert len(plotting.reconstructions(inputs, samples).axes) == 2
 
 
@@ -271,8 +304,8 @@ def test_masked_examples_count_and_draw_cells():
     seen = np.arange(20)[None] % 3 == 0
     left, right = axes_of(plotting.masked_examples(clouds, seen, valid, grid_size=3))
     assert titles(left.figure) == ["original", "visible: 6 of 18"]
-    np.testing.assert_allclose(rgb(left), np.tile(BLACK, (18, 1)))
-    np.testing.assert_allclose(rgb(right), np.where(seen[0, :18, None], BLACK, RED))
+    np.testing.assert_allclose(rgb(left), np.tile(DATA, (18, 1)))
+    np.testing.assert_allclose(rgb(right), np.where(seen[0, :18, None], DATA, HIDDEN))
     (lines,) = [c for c in right.collections if isinstance(c, LineCollection)]
     ends = np.concatenate(lines.get_segments())
     low, high = clouds[0, :18].min(0), clouds[0, :18].max(0)
@@ -307,7 +340,7 @@ def test_point_labels_color_the_points():
         np.asarray([[0, 1, 2, 2, -1, 3], [3, 3, 3, 0, 0, 0]]),
     )
     first, second = axes_of(plotting.point_clouds(clouds, point_labels=ids))
-    np.testing.assert_allclose(rgb(first), [*tab10([0, 1, 2, 2]), GREY, *tab10([3])])
+    np.testing.assert_allclose(rgb(first), [*tab10([0, 1, 2, 2]), GRAY, *tab10([3])])
     np.testing.assert_allclose(rgb(second), tab10([3, 3, 3, 0, 0, 0]))
     masked = plotting.point_clouds(clouds, ids >= 2, point_labels=ids)
     np.testing.assert_allclose(rgb(axes_of(masked)[0]), tab10([2, 2, 3]))
@@ -329,9 +362,9 @@ def test_slots_take_the_colors_of_their_objects():
     objects = np.asarray([[5, 5, 5, 2, 2, 2, 2, -1]])
     slots = np.asarray([[7, 7, 0, 0, 0, 0, 4, -1]])
     left, right = axes_of(plotting.segmentations(normal(0, 1, 8, 2), objects, slots))
-    np.testing.assert_allclose(rgb(left), [*tab10([5, 5, 5, 2, 2, 2, 2]), GREY])
+    np.testing.assert_allclose(rgb(left), [*tab10([5, 5, 5, 2, 2, 2, 2]), GRAY])
     np.testing.assert_allclose(
-        rgb(right), [*tab10([5, 5, 2, 2, 2, 2, 0]), GREY]
+        rgb(right), [*tab10([5, 5, 2, 2, 2, 2, 0]), GRAY]
     )  # a third slot: the first colour left
     assert titles(left.figure) == ["objects", "slots"]
 
@@ -457,6 +490,7 @@ def test_loss_panels():
         "loss",
         "components (log scale)",
         "metrics",
+        "components (linear)",
         "explained velocity",
     ]
     total, components = axes_of(figure)[:2]
@@ -466,6 +500,46 @@ def test_loss_panels():
     assert len(smooth.get_ydata()) == len(STEPS)
     assert components.get_yscale() == "log"
     assert len(figure.axes[2].lines) == 1  # short curves are not smoothed
+    linear = axes_of(figure)[3]
+    assert linear.get_yscale() == "linear"
+    assert len(linear.lines) == len(components.lines) == 4
+
+
+def test_bookkeeping_and_vectors_are_no_components():
+    extra = {name: (STEPS, STEPS) for name in ("grad_norm", "skipped", "seconds")}
+    extra["per_class"] = (STEPS, np.ones((200, 3)))
+    history = {"loss": HISTORY["loss"]} | extra
+    assert titles(plotting.loss_trajectory(history)) == ["loss"]
+    chosen = plotting.loss_trajectory(history, panels={"norm": ["grad_norm"]})
+    assert titles(chosen) == ["norm"]
+    with pytest.raises(
+        ValueError, match=r"'per_class', whose values have shape \(200, 3\)"
+    ):
+        plotting.loss_trajectory(history, panels={"x": ["per_class"]})
+    with pytest.raises(ValueError, match="no curve of a loss or a metric"):
+        plotting.loss_trajectory(extra)
+
+
+def test_stages_follow_one_another():
+    """Every curve of every stage, with the steps of the second stage counted on."""
+    pick = lambda *names: {name: HISTORY[name] for name in names}
+    stages = {"joint": pick("loss", "flow", "prior"), "prior": pick("loss", "prior")}
+    figure = plotting.loss_trajectory(stages, smoothing=0)
+    assert titles(figure) == ["loss", "components (log scale)", "components (linear)"]
+    total, components, _ = axes_of(figure)
+    curves = [line for line in total.lines if len(line.get_xdata()) == 200]
+    for line, offset in zip(curves, (0, 199), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), STEPS + offset)
+        np.testing.assert_allclose(line.get_ydata(), HISTORY["loss"][1])
+    assert [t.get_text().strip() for t in total.texts] == ["joint", "prior"]
+    assert [t.get_position()[0] for t in total.texts] == [0, 199]
+    # Both pieces of the loss of the prior have one color and one entry in the legend.
+    flow, first, second = (l for l in components.lines if len(l.get_xdata()) == 200)
+    assert first.get_color() == second.get_color() != flow.get_color()
+    assert [t.get_text() for t in components.get_legend().get_texts()] == [
+        "flow",
+        "prior",
+    ]
 
 
 def test_missing_and_chosen_panels():
@@ -476,7 +550,12 @@ def test_missing_and_chosen_panels():
         "metrics",
     ]
     four = plotting.loss_trajectory(pick("loss", "flow", "prior", "chamfer"))
-    assert titles(four) == ["loss", "components (log scale)", "metrics", "components"]
+    assert titles(four) == [
+        "loss",
+        "components (log scale)",
+        "metrics",
+        "components (linear)",
+    ]
     chosen = plotting.loss_trajectory(
         HISTORY, panels={"mine": ["prior", "flow"]}, smoothing=0
     )
@@ -547,7 +626,7 @@ def test_one_step_maps_lie_beside_their_paths():
         axes.texts[0].get_text().splitlines()[1]
         == f"{gap.mean():.3f} ± {gap.std():.3f}"
     )
-    assert {"data", "start", "end", "one step", "training pairs"} == {
+    assert {"data", "paths", "start", "end", "one step", "training pairs"} == {
         t.get_text() for t in axes.get_legend().get_texts()
     }
     for size in (2, 3):
@@ -600,7 +679,7 @@ def test_latent_map_uses_the_colors_of_the_roles():
         "data": "data_x",
         "output": "output_x_hat",
     }
-    assert set(roles.values()) == set(plotting.colors)
+    assert set(roles.values()) | {"one_step", "hidden_x"} == set(plotting.colors)
     for label, role in roles.items():
         color = (
             shades[label].get_color()
@@ -618,7 +697,7 @@ def test_comparison_shares_limits_and_legend():
     assert len({a.get_ylim() for a in figure.axes}) == 1
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert len(labels) == len(set(labels))
-    assert {"start", "end", "inference", "encoded latents"} <= set(labels)
+    assert {"start", "end", "paths", "inference", "encoded latents"} <= set(labels)
     assert figure.get_suptitle() == "epoch 3"
     fixed = plotting.comparison({"flow": PATHS}, limits=(-9, 9))
     assert fixed.axes[0].get_ylim() == (-9, 9)

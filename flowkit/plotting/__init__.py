@@ -1,6 +1,7 @@
-"""Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given. No global state, no display.
+"""Figures: arrays in, a `matplotlib.figure.Figure` out, which is saved if a `path` is given.
 
-The explorer alone is a page in HTML.
+Figures are unknown to pyplot, look the same under every style of matplotlib, and show themselves as
+the last line of a notebook's cell. Only the explorer is something else, a page in HTML.
 """
 
 from flowkit._namespace import public_names as _public_names
@@ -13,18 +14,22 @@ from flowkit.plotting._comparison import (
     comparison as comparison,
     comparison_frames as comparison_frames,
     Frame as Frame,
-    latent_map as latent_map,
-    LatentMap as LatentMap,
+)
+from flowkit.plotting._densities import (
+    density_1d as density_1d,
+    density_2d as density_2d,
 )
 from flowkit.plotting._explorer import (
     explorer as explorer,
     ExplorerStage as ExplorerStage,
 )
 from flowkit.plotting._flows import (
-    density_1d as density_1d,
-    density_2d as density_2d,
     snapshots as snapshots,
     vector_field as vector_field,
+)
+from flowkit.plotting._latent_map import (
+    latent_map as latent_map,
+    LatentMap as LatentMap,
 )
 from flowkit.plotting._latents import (
     embedding as embedding,
@@ -40,7 +45,11 @@ from flowkit.plotting._training import (
     explained_velocity as explained_velocity,
     loss_trajectory as loss_trajectory,
 )
-from flowkit.plotting._trajectories import Paths as Paths, trajectories as trajectories
+from flowkit.plotting._trajectories import (
+    curvature as curvature,
+    Paths as Paths,
+    trajectories as trajectories,
+)
 
 
 __dir__ = _public_names(globals())

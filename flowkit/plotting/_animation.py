@@ -1,14 +1,15 @@
-"""Animations from figures."""
+"""Animations made of figures."""
 
 import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flowkit.plotting._style import Number, require
+from flowkit.plotting._style import check_path, Number, require
 
 
 def animate(
@@ -21,8 +22,10 @@ def animate(
     """Writes a GIF that loops, from figures or from pictures that were saved before.
 
     ```python
-    limits = (-3, 3)
-    frames = (fk.plotting.trajectories(times[:k], paths[:, :k], limits=limits) for k in range(2, len(times) + 1))
+    frames = (
+        fk.plotting.trajectories(times[:k], paths[:, :k], limits=(-3, 3))
+        for k in range(2, len(times) + 1)
+    )
     fk.plotting.animate(frames, "flow.gif")
     ```
 
@@ -31,43 +34,50 @@ def animate(
     **Arguments:**
 
     - `frames`: figures, or the paths of pictures, all of one size.
-    - `path`: of the GIF; its folder is made if need be.
-    - `fps`: frames in a second, at most 50; GIFs count in hundredths of a second, so it is rounded.
-    - `dpi`: of figures, in dots per inch.
+    - `path`: the file, which ends in `.gif`; its folder is created if it does not exist.
+    - `fps`: frames in a second, at most 50. GIFs count in hundredths of a second, so it is rounded.
+    - `dpi`: dots per inch of the figures.
 
     **Returns:** the path.
+
+    **Raises:** `ValueError`, before any frame is drawn, for a path with another ending and for a folder that cannot be
+    written to; later for frames of different sizes.
     """
     require(0 < fps <= 50, f"`fps` is {fps}; it must be positive and at most 50.")
     require(dpi > 0, f"`dpi` is {dpi}; it must be positive.")
+    path = Path(path)
+    require(
+        path.suffix.lower() == ".gif",
+        f"`path` is {path}; animations are GIFs, so it must end in .gif.",
+    )
+    check_path(path)
+
     images = []
     for frame in frames:
         images.append(_image(frame, dpi))
         require(
             images[-1].size == images[0].size,
-            f"`frames` must have one size, but frame {len(images) - 1} has {images[-1].size} pixels and the first one "
-            f"{images[0].size}; give figures equal panels and limits.",
+            f"`frames` must have one size, but frame {len(images) - 1} has {images[-1].size} pixels "
+            f"and the first one {images[0].size}; give figures equal panels and limits.",
         )
     require(bool(images), "`frames` is empty; an animation needs at least one.")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    duration = 10 * round(100 / fps)  # of a frame, in milliseconds
+    milliseconds = 10 * round(100 / fps)
     images[0].save(
         path,
         format="GIF",
         save_all=True,
         append_images=images[1:],
-        duration=duration,
+        duration=milliseconds,
         loop=0,
     )
     return path
 
 
 def _image(frame: Figure | str | os.PathLike, dpi: Number) -> Image.Image:
-    """With 256 colours, one byte for each pixel."""
+    """A picture with 256 colors, one byte for each pixel."""
+    source: Any = frame
     if isinstance(frame, Figure):
         source = io.BytesIO()
         frame.savefig(source, format="png", dpi=dpi)
-    else:
-        source = frame
     with Image.open(source) as image:
         return image.convert("RGB").quantize(256, dither=Image.Dither.NONE)

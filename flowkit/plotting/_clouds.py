@@ -32,6 +32,7 @@ from flowkit.plotting._style import (
     Limits,
     new_figure,
     Number,
+    own_look,
     PathLike,
     point_area,
     require,
@@ -41,6 +42,7 @@ from flowkit.plotting._style import (
 )
 
 
+@own_look()
 def point_clouds(
     clouds: Clouds,
     masks: Masks = None,
@@ -50,55 +52,59 @@ def point_clouds(
     point_labels: Ids | None = None,
     limits: Limits = None,
     columns: int | None = None,
-    color: str = colors["prior_z"],
+    color: str | Sequence[str] = colors["output_x_hat"],
     up: int = 2,
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """A grid of point clouds, one panel each, all with the same limits; 36 clouds make 6 x 6.
+    """A grid of point clouds, one panel each, all with the same limits and dots; 36 clouds make 6 x 6.
 
     Clouds in space are seen without perspective; far points are pale and covered by near ones.
 
     **Arguments:**
 
-    - `clouds`: `(b, n, 2)` or `(b, n, 3)`, or a list of `(n_i, d)`. The y axis points up; points that are not finite
+    - `clouds`: `(b, n, 2)` or `(b, n, 3)`, or a list of `(n_i, d)`. The y axis points up. Points that are not finite
       are left out.
     - `masks`: which points are valid; others are not drawn.
     - `titles`: a short text for each panel.
     - `weights`: one number per point, light for the smallest and dark for the largest.
-    - `point_labels`: one integer per point, such as the object or the slot it belongs to; the same one has the same
-      colour in all panels, and negative ones are grey. Instead of `weights`.
+    - `point_labels`: one integer per point, such as the object or the slot it belongs to. The same label has the same
+      color in all panels, and negative ones are gray. Excludes `weights`.
     - `limits`: `(low, high)` of every axis; by default the smallest square around all points as they are seen.
     - `columns`: panels in a row, by default as many as make the grid nearly square.
-    - `up`: in space, the axis that points up; 1 for most collections of shapes.
-    - `view`: in space, elevation and azimuth of the eye in degrees.
+    - `color`: one color, or one for each cloud. The default is that of samples; use
+      `fk.plotting.colors["data_x"]` for data.
+    - `up`: the axis that points up in space; 1 for most collections of shapes.
+    - `view`: elevation and azimuth of the eye in degrees, in space.
     """
     number = len(clouds)
     require(number > 0, "`clouds` is empty; there is nothing to draw.")
-    check_lengths(
-        number, masks=masks, titles=titles, weights=weights, point_labels=point_labels
-    )
+    shades = [color] * number if isinstance(color, str) else list(color)
+    values = {"masks": masks, "titles": titles, "weights": weights}
+    check_lengths(number, **values, point_labels=point_labels, color=shades)
     require(
         weights is None or point_labels is None,
-        "`weights` and `point_labels` both colour the points; give one.",
+        "`weights` and `point_labels` both color the points; give one.",
     )
     columns = math.ceil(math.sqrt(number)) if columns is None else columns
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
+
     points = [as_points("clouds", c, entry(masks, i)) for i, c in enumerate(clouds)]
     if point_labels is not None:
-        shades = _colors_by_id(clouds, masks, point_labels)
+        rgb = _colors_by_id(clouds, masks, point_labels)
     elif weights is not None:
-        shades = [
-            _colors_by_weight(clouds[i], entry(masks, i), weights[i], color)
+        rgb = [
+            _colors_by_weight(clouds[i], entry(masks, i), weights[i], shades[i])
             for i in range(number)
         ]
     else:
-        shades = [plain(color, len(p)) for p in points]
+        rgb = [plain(shades[i], len(points[i])) for i in range(number)]
     texts = [""] * number if titles is None else titles
-    panels = [Panel(*panel) for panel in zip(points, shades, texts, strict=True)]
+    panels = [Panel(*panel) for panel in zip(points, rgb, texts, strict=True)]
     return draw_panels(panels, columns, limits, Camera(up, view), path)
 
 
+@own_look()
 def samples_2d(
     target: Float[AnyArray, "n d"],
     generated: Float[AnyArray, "m d"],
@@ -106,7 +112,14 @@ def samples_2d(
     limits: Limits = None,
     path: PathLike = None,
 ) -> Figure:
-    """Three panels, target | generated | both, for samples of a distribution in two (or three) dimensions."""
+    """Three panels of samples in two or three dimensions: data, generated samples, and both.
+
+    **Arguments:**
+
+    - `target (n, d)`: samples of the distribution that was learned, the data.
+    - `generated (m, d)`: samples of the model.
+    - `limits`: `(low, high)` of every axis.
+    """
     require(
         len(target) > 0 and len(generated) > 0,
         "`target` and `generated` need at least one point each.",
@@ -115,28 +128,24 @@ def samples_2d(
         "target": as_points("target", target),
         "generated": as_points("generated", generated),
     }
-    shades = {"target": colors["output_x_hat"], "generated": colors["prior_z"]}
+    roles = {"target": "data_x", "generated": "output_x_hat"}
     size = target.shape[1]
     lows, highs = box(points.values(), size, limits)
+    area = point_area([len(xs) for xs in points.values()], 3.4, 0.08)
+
     figure = new_figure(11, 3.9)
-    projection = {"projection": "3d"} if size == 3 else {}
-    panels = [figure.add_subplot(1, 3, i + 1, **projection) for i in range(3)]
-    for axes, title in zip(panels, ("target", "generated", "overlay"), strict=True):
+    projection = "3d" if size == 3 else "rectilinear"
+    for i, title in enumerate(("target", "generated", "overlay")):
+        axes = figure.add_subplot(1, 3, i + 1, projection=projection)
         style_axes(axes, title)
+        alpha = 0.45 if title == "overlay" else 0.7
         for name, xs in points.items():
             if title in (name, "overlay"):
-                area = point_area(len(xs), 3.4, 0.08)
-                alpha = 0.45 if title == "overlay" else 0.7
-                axes.scatter(
-                    *xs.T,
-                    s=area,
-                    linewidths=0,
-                    alpha=alpha,
-                    color=shades[name],
-                    label=name,
-                )
+                style = {"color": colors[roles[name]], "label": name, "linewidths": 0}
+                axes.scatter(*xs.T, s=area, alpha=alpha, **style)
         style_space(axes, lows, highs)
-    style_legend(panels[2], loc="upper right")
+        if title == "overlay":
+            style_legend(axes, loc="upper right")
     return finish(figure, path)
 
 
@@ -150,13 +159,14 @@ def _colors_by_id(clouds: Clouds, masks: Masks, point_labels: Ids) -> list[np.nd
 
 
 def _colors_by_weight(cloud: Any, mask: Any, weights: Any, color: str) -> np.ndarray:
-    """From nearly white for the smallest weight to a dark shade of the colour for the largest."""
+    """From nearly white for the smallest weight to a dark shade of the color for the largest."""
     kept = drawn("weights", cloud, mask, np.asarray(weights, np.float64))
     spread = np.ptp(kept) if len(kept) else 0.0
-    shades = (
-        0.15 + 0.85 * (kept - kept.min()) / spread if spread > 0 else np.ones(len(kept))
-    )
-    darkness = LinearSegmentedColormap.from_list(
-        "darkness", ["#f2f2f2", color, "#000000"]
-    )
-    return darkness(shades / 1.3)[:, :3]
+    strength = np.ones(len(kept))
+    if spread > 0:
+        strength = 0.15 + 0.85 * (kept - kept.min()) / spread
+
+    shades = ["#f2f2f2", color, "#000000"]
+    darkness = LinearSegmentedColormap.from_list("darkness", shades)
+    # Divided, so that the largest weight is not quite black.
+    return darkness(strength / 1.3)[:, :3]

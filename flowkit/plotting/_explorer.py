@@ -1,10 +1,9 @@
-"""A page in HTML on which to look at flows in one and two dimensions: over time, and over a training."""
+"""A page in HTML that shows flows in one and two dimensions, over their time and over a training."""
 
 import base64
 import html
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,38 +14,47 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from matplotlib.colors import to_hex, to_rgb
 
 from flowkit._types import AnyArray
 from flowkit.plotting._flows import on_grid
-from flowkit.plotting._style import box, colors, INK, Limits, require
+from flowkit.plotting._style import box, check_path, colors, INK, Limits, require
 
 
 _FIELD_TIMES = np.linspace(0, 1, 21, dtype=np.float32)
 _RESOLUTION = 20
 _BANDWIDTH = 0.025
 _NUM_PATHS = 100
+
+
+def _tint(color: str, strength: float) -> str:
+    """A color mixed with white."""
+    rgb = strength * np.asarray(to_rgb(color)) + (1 - strength)
+    return to_hex(rgb)
+
+
 _COLORS = {
-    "particles": colors["prior_z"],
+    "particles": colors["coupling_infer"],
     "paths": colors["coupling_infer"],
     "field": INK,
-    "density": "#8fbbd9",
+    "density": _tint(colors["coupling_infer"], 0.5),
     "target": colors["data_x"],
 }
 
 
 class ExplorerStage(NamedTuple):
-    """What the explorer shows of one model: of a training, one stage for each saved checkpoint.
+    """What the explorer shows of one model, such as a saved checkpoint of a training.
 
     For a flow the times and points are those of a vmapped `fk.integrate` with `saveat=diffrax.SaveAt(ts=times)`. For a
     flow map of a few steps they are the times between which it steps, and the points there.
     """
 
     label: str
-    """Stands beside the slider, such as `"step 500"`."""
+    """Text next to the slider, such as `"step 500"`."""
     times: Float[AnyArray, " t"]
-    """Increasing, at least two, in [0, 1]."""
+    """Two or more increasing times in [0, 1]."""
     points: Float[AnyArray, "n t d"]
-    """Where the particles are at these times; `d` is 1 or 2."""
+    """The particles at these times; `d` is 1 or 2."""
     velocity: Callable[..., Any] | None = None
     """`(t, x) -> dx` for one point `x (d,)`, such as a flow; vmapped and compiled by the explorer, in
     inference mode."""
@@ -62,46 +70,40 @@ def explorer(
 ) -> Path:
     r"""Writes one HTML page that shows particles, paths, velocity field and density of a flow, at any time.
 
-    A slider is the time of the flow, another one goes through the stages of a training. The page holds all it needs
-    and opens from the disk, without a server and without a network.
+    One slider sets the time of the flow, another one the stage of a training. The page holds all it needs and opens
+    from the disk, without a server and without a network.
 
     - Particles lie on straight lines between the times of their stage. The paths are those of the first 100.
     - The velocity is evaluated at 21 times, on 20 points along each axis, and is linear in time between them. In two
       dimensions an arrow is as long as a cell of this grid at the 95th percentile of the speeds of all stages, shorter
       for lower speeds and not longer for higher ones. In one dimension the dashes are slopes of paths over time.
     - The density is an estimate from the particles, $\frac1n\sum_i \mathcal N(x; x_i, h^2)$, with $h$ one fortieth of
-      the width that is shown; on the line the same estimate is drawn of `target`.
+      the width that is shown. In one dimension the same estimate is drawn for `target`.
 
     **Arguments:**
 
     - `stages`: in the order of the slider; the page opens with the last one. A particle takes 5 bytes for each time
-      and dimension, the velocity 0.1 MB for each stage; plotly's program, which is part of the page, 5 MB.
-    - `target (m, d)`: data to draw behind.
+      and dimension, the velocity 0.1 MB for each stage, and the program of plotly, which is part of the page, 5 MB.
+    - `target (m, d)`: data to draw behind the particles.
     - `limits`: `(low, high)` of every spatial axis; by default the smallest square around all that is drawn.
-    - `path`: of the page, in a folder that is made if need be.
+    - `title`: the title of the page.
+    - `path`: the file, which ends in `.html`; its folder is created if it does not exist.
 
     **Returns:** the path.
 
     **Raises:** `ValueError` for stages that cannot be drawn, such as flows in more than two dimensions, and for a path
-    that cannot be written; `ImportError` if plotly is not there.
+    that cannot be written; `ImportError` if plotly is not installed.
     """
     _check(stages, target)
+    check_path(path, [".html", ".htm"])
+    plotly = _plotly_script()
     points = [np.asarray(stage.points, np.float32) for stage in stages]
     size = points[0].shape[-1]
-    data = (
-        np.zeros((0, size), np.float32)
-        if target is None
-        else np.asarray(target, np.float32)
-    )
-    flat = [
-        cloud[np.isfinite(cloud).all(1)]
-        for p in (*points, data)
-        for cloud in [p.reshape(-1, size)]
-    ]
-    lows, highs = box(flat, size, limits)
-    path = _writable(path)
-    plotly = _plotly_script()
+    data = None if target is None else np.asarray(target, np.float32)
 
+    shown = [array.reshape(-1, size) for array in (*points, data) if array is not None]
+    finite = [cloud[np.isfinite(cloud).all(1)] for cloud in shown]
+    lows, highs = box(finite, size, limits)
     fields, grid = _fields(stages, lows, highs)
     page = {
         "size": size,
@@ -113,72 +115,69 @@ def explorer(
         "colors": _COLORS,
         "grid": _encoded(grid),
         "field_times": _encoded(_FIELD_TIMES),
-        "target": None if target is None else _encoded(data),
+        "target": _encoded(data),
         "stages": [
-            {
-                "label": s.label,
-                "times": _encoded(s.times),
-                "points": _encoded(p),
-                "field": None if f is None else _encoded(f),
-            }
-            for s, p, f in zip(stages, points, fields, strict=True)
+            _entry(*parts) for parts in zip(stages, points, fields, strict=True)
         ],
     }
-    # In a script element nothing but "<" can end the text.
-    text = json.dumps(page).replace("<", "\\u003c")
-    template, script = (_packaged(f"_explorer.{ending}") for ending in ("html", "js"))
-    filled = Template(template).substitute(
-        title=html.escape(title), data=text, plotly=plotly, script=script
-    )
-    path.write_text(filled, encoding="utf-8")
+    path = Path(path)
+    path.write_text(_filled(page, title, plotly), encoding="utf-8")
     return path
+
+
+def _entry(stage: ExplorerStage, points: np.ndarray, field: Any) -> dict[str, Any]:
+    """What the page holds of one stage."""
+    return {
+        "label": stage.label,
+        "times": _encoded(stage.times),
+        "points": _encoded(points),
+        "field": _encoded(field),
+    }
+
+
+def _filled(page: dict[str, Any], title: str, plotly: str) -> str:
+    """The text of the page."""
+    # Only "<" can end the text of a script element.
+    data = json.dumps(page).replace("<", "\\u003c")
+    template = Template(_packaged("_explorer.html"))
+    script = _packaged("_explorer.js")
+    return template.substitute(
+        title=html.escape(title), data=data, plotly=plotly, script=script
+    )
 
 
 def _check(stages: Sequence[ExplorerStage], target: Any) -> None:
     require(len(stages) > 0, "`stages` is empty; pass at least one `ExplorerStage`.")
     size = np.shape(stages[0].points)[-1:]
     for i, stage in enumerate(stages):
-        times, shape = np.asarray(stage.times), np.shape(stage.points)
+        times = np.asarray(stage.times)
+        shape = np.shape(stage.points)
         require(
             len(shape) == 3 and 0 not in shape and shape[1:2] == times.shape,
-            f"`stages[{i}]` has points of shape {shape} and times of shape {times.shape}; they must be (n, t, d) and "
-            "(t,), and not empty.",
+            f"`stages[{i}]` has points of shape {shape} and times of shape {times.shape}; "
+            "they must be (n, t, d) and (t,), and not empty.",
         )
         require(
             shape[2] in (1, 2),
-            f"`stages[{i}].points` has {shape[2]} dimensions; the explorer draws 1 or 2, `trajectories` also 3.",
+            f"`stages[{i}].points` has {shape[2]} dimensions; "
+            "the explorer draws 1 or 2, `trajectories` also 3.",
         )
         require(
             shape[2:] == size,
-            f"`stages[{i}].points` has {shape[2]} dimensions and that of the first stage {size[0]}; write two pages.",
+            f"`stages[{i}].points` has {shape[2]} dimensions "
+            f"and that of the first stage {size[0]}; write two pages.",
         )
+        increasing = len(times) > 1 and np.all(np.diff(times) > 0)
         require(
-            len(times) > 1
-            and bool(np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= 1),
-            f"`stages[{i}].times` must be two or more increasing times in [0, 1] (0 is noise, 1 is data), got {times}.",
+            bool(increasing and times[0] >= 0 and times[-1] <= 1),
+            f"`stages[{i}].times` must be two or more increasing times in [0, 1] "
+            f"(0 is noise, 1 is data), got {times}.",
         )
     if target is not None and (len(target) == 0 or target.shape[1:] != size):
         raise ValueError(
-            f"`target` has shape {target.shape}; with these stages it must be (m, {size[0]}), and not empty."
+            f"`target` has shape {target.shape}; "
+            f"with these stages it must be (m, {size[0]}), and not empty."
         )
-
-
-def _writable(path: str | os.PathLike[str]) -> Path:
-    """The path, once its folder is there and takes files."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`path` is {path}, whose folder cannot be written ({error}); name another one."
-        ) from error
-    require(
-        not path.is_dir(),
-        f"`path` is {path}, which is a folder; name a file in it, such as explorer.html.",
-    )
-    return path
 
 
 def _plotly_script() -> str:
@@ -193,44 +192,42 @@ def _plotly_script() -> str:
 
 def _fields(stages, lows, highs) -> tuple[list[np.ndarray | None], np.ndarray]:
     """The velocity of each stage that has one, `(times, points, d)`, and the grid `(points, d)`."""
-    sides = [
-        np.linspace(low, high, _RESOLUTION + 2)[1:-1]
-        for low, high in zip(lows, highs, strict=True)
-    ]
+    # Without the ends: an arrow there would begin on the frame.
+    sides = [side[1:-1] for side in np.linspace(lows, highs, _RESOLUTION + 2, axis=1)]
     grid = np.stack(np.meshgrid(*sides), -1).reshape(-1, len(sides)).astype(np.float32)
-    fields = [
-        None if stage.velocity is None else _field(stage.velocity, grid)
-        for stage in stages
-    ]
-    for i, field in enumerate(fields):
-        if field is not None and field.shape != (len(_FIELD_TIMES), *grid.shape):
-            raise ValueError(
-                f"`stages[{i}].velocity` gives shape {field.shape[2:]} for one point, not {grid.shape[1:]}."
-            )
+    fields: list[np.ndarray | None] = []
+    for i, stage in enumerate(stages):
+        if stage.velocity is None:
+            fields.append(None)
+            continue
+        velocity = eqx.nn.inference_mode(stage.velocity)
+        field = np.asarray(
+            on_grid(velocity, jnp.asarray(_FIELD_TIMES), grid), np.float32
+        )
+        require(
+            field.shape == (len(_FIELD_TIMES), *grid.shape),
+            f"`stages[{i}].velocity` gives shape {field.shape[2:]} for one point, "
+            f"not {grid.shape[1:]}.",
+        )
+        fields.append(field)
     return fields, grid
-
-
-def _field(velocity: Callable[..., Any], grid: np.ndarray) -> np.ndarray:
-    return np.asarray(
-        on_grid(eqx.nn.inference_mode(velocity), jnp.asarray(_FIELD_TIMES), grid),
-        np.float32,
-    )
 
 
 def _usual_speed(fields: Sequence[np.ndarray | None]) -> float:
     """The speed with an arrow of full length."""
-    speeds = np.concatenate(
-        [
-            np.zeros(0),
-            *(np.linalg.norm(f, axis=-1).ravel() for f in fields if f is not None),
-        ]
-    )
-    finite = speeds[np.isfinite(speeds)]
-    return max(float(np.quantile(finite, 0.95)), 1e-12) if len(finite) else 1.0
+    known = [field for field in fields if field is not None]
+    speeds = [np.linalg.norm(field, axis=-1).ravel() for field in known]
+    every = np.concatenate([np.zeros(0), *speeds])
+    finite = every[np.isfinite(every)]
+    if not len(finite):
+        return 1.0
+    return max(float(np.quantile(finite, 0.95)), 1e-12)
 
 
-def _encoded(array: Any) -> dict[str, Any]:
+def _encoded(array: Any) -> dict[str, Any] | None:
     """The shape, and the values as little-endian float32: exact, and half as long as decimal digits."""
+    if array is None:
+        return None
     values = np.ascontiguousarray(array, "<f4")
     return {
         "shape": list(values.shape),
@@ -239,6 +236,5 @@ def _encoded(array: Any) -> dict[str, Any]:
 
 
 def _packaged(name: str) -> str:
-    return (
-        resources.files("flowkit.plotting").joinpath(name).read_text(encoding="utf-8")
-    )
+    folder = resources.files("flowkit.plotting")
+    return folder.joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Two panels for every point cloud, one beside the other."""
+"""Two panels for every point cloud, side by side."""
 
 from typing import Any
 
@@ -23,14 +23,15 @@ from flowkit.plotting._panels import (
 from flowkit.plotting._style import (
     as_points,
     colors,
-    INK,
     Limits,
     Number,
+    own_look,
     PathLike,
     require,
 )
 
 
+@own_look()
 def reconstructions(
     inputs: Clouds,
     samples: Clouds,
@@ -43,13 +44,15 @@ def reconstructions(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """Pairs of panels, input | sample, `columns` pairs to a row; 16 pairs make 4 rows.
+    """Pairs of panels, an input and its sample; 16 pairs make 4 rows.
 
     **Arguments:**
 
-    - `inputs`, `samples`: as many clouds in one as in the other.
-    - `input_masks`: which points of the inputs the encoder saw; hidden ones are drawn red.
-    - `masks`: which points of both are valid; others are not drawn.
+    - `inputs`, `samples`: equal numbers of clouds. A sample may have another number of points than its input.
+    - `input_masks`: which points of the inputs the encoder saw; hidden ones are drawn black.
+    - `masks`: which points of both are valid; others are not drawn. If inputs and samples have different numbers of
+      points, pass lists of the valid points as `inputs`.
+    - `columns`: pairs in a row.
     - `limits`, `up`, `view`: as in `point_clouds`.
     """
     number = len(inputs)
@@ -61,20 +64,21 @@ def reconstructions(
     panels = []
     for i in range(number):
         titles = ("input", "sample") if i < columns else ("", "")
-        points = as_points("samples", samples[i], entry(masks, i))
-        panels += [
-            _seen_and_hidden(
-                ("inputs", "input_masks"),
-                inputs[i],
-                entry(masks, i),
-                entry(input_masks, i),
-                titles[0],
-            ),
-            Panel(points, plain(colors["prior_z"], len(points)), titles[1]),
-        ]
+        valid = entry(masks, i)
+        cloud = as_points("inputs", inputs[i], valid)
+        shades = plain(colors["data_x"], len(cloud))
+        if input_masks is not None:
+            seen = _visible("input_masks", inputs[i], valid, input_masks[i])
+            shades = _seen_and_hidden(seen)
+        points = as_points("samples", samples[i], valid)
+        panels.append(Panel(cloud, shades, titles[0]))
+        panels.append(
+            Panel(points, plain(colors["output_x_hat"], len(points)), titles[1])
+        )
     return draw_panels(panels, 2 * min(columns, number), limits, Camera(up, view), path)
 
 
+@own_look()
 def masked_examples(
     clouds: Clouds,
     visible_masks: Masks,
@@ -87,16 +91,17 @@ def masked_examples(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """What a masking leaves of a cloud: pairs of panels, original | visible points black and hidden ones red.
+    """What a mask leaves of a cloud: pairs of panels, the cloud and the same cloud with its hidden points black.
 
     The title counts the visible points.
 
     **Arguments:**
 
-    - `clouds` and `visible_masks`: which of their points the encoder may see.
+    - `clouds`: the clouds before the mask.
+    - `visible_masks`: which of their points the encoder may see.
     - `masks`: which points are valid; others are neither drawn nor counted.
-    - `grid_size`: where whole cells were hidden, their number along each axis of the cloud's bounding box, whose
-      borders are then drawn dashed; in space those behind the points.
+    - `grid_size`: the number of cells along each axis of a cloud's bounding box, if whole cells were hidden. Their
+      borders are dashed; in space only those behind the points are drawn.
     - `limits`, `up`, `view`: as in `point_clouds`.
     - `columns`: pairs in a row.
     """
@@ -110,24 +115,20 @@ def masked_examples(
         grid_size is None or grid_size > 0,
         f"`grid_size` is {grid_size}; there must be at least one cell.",
     )
-    camera, panels = Camera(up, view), []
+    camera = Camera(up, view)
+    panels = []
     for i in range(number):
-        valid, seen = entry(masks, i), entry(visible_masks, i)
+        valid = entry(masks, i)
         points = as_points("clouds", clouds[i], valid)
+        seen = _visible("visible_masks", clouds[i], valid, entry(visible_masks, i))
+        title = f"visible: {np.sum(seen)} of {len(points)}"
         lines = None if grid_size is None else cell_borders(points, grid_size, camera)
-        count = np.sum(_visible("visible_masks", clouds[i], valid, seen))
-        left = Panel(points, plain(INK, len(points)), "original")
-        right = _seen_and_hidden(
-            ("clouds", "visible_masks"),
-            clouds[i],
-            valid,
-            seen,
-            f"visible: {count} of {len(points)}",
-        )
-        panels += [left, right._replace(lines=lines)]
+        panels.append(Panel(points, plain(colors["data_x"], len(points)), "original"))
+        panels.append(Panel(points, _seen_and_hidden(seen), title, lines))
     return draw_panels(panels, 2 * min(columns, number), limits, camera, path)
 
 
+@own_look()
 def segmentations(
     clouds: Clouds,
     objects: Ids,
@@ -140,50 +141,57 @@ def segmentations(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """Pairs of panels: points coloured by the true object they belong to | by the slot that was found for them.
+    """Pairs of panels: points in the color of the object they belong to, and of the slot that was found for them.
 
-    Slots have no order of their own: each object's colour is given to the slot that shares most points with it, by
-    the best assignment of slots to objects, and left-over slots get colours of their own.
+    Slots have no order of their own. The assignment of slots to objects that agrees at most points gives each slot the
+    color of its object, and slots that are left over get colors of their own.
 
     **Arguments:**
 
-    - `clouds`, and `objects`, `slots`: one integer per point, negative where there is none, drawn grey. From weights
+    - `clouds`: the points.
+    - `objects`, `slots`: one integer per point. Points with a negative one belong to none and are gray. From weights
       of attention `(n, k)` take `jnp.argmax(weights, axis=1)`.
     - `masks`: which points are valid; others are not drawn.
     - `limits`, `columns`, `up`, `view`: as in `masked_examples`.
     """
     number = len(clouds)
     _check("clouds", number, columns, objects=objects, slots=slots, masks=masks)
-    points = [as_points("clouds", c, entry(masks, i)) for i, c in enumerate(clouds)]
-    true = [
-        drawn("objects", c, entry(masks, i), objects[i]) for i, c in enumerate(clouds)
-    ]
-    found = [drawn("slots", c, entry(masks, i), slots[i]) for i, c in enumerate(clouds)]
-    found = [match_ids(f, t) for f, t in zip(found, true, strict=True)]
-    num_colors = 1 + max(
-        (int(ids.max()) for ids in (*true, *found) if len(ids)), default=0
-    )
+    points = []
+    true = []
+    found = []
+    for i, cloud in enumerate(clouds):
+        valid = entry(masks, i)
+        points.append(as_points("clouds", cloud, valid))
+        true.append(drawn("objects", cloud, valid, objects[i]))
+        ids = drawn("slots", cloud, valid, slots[i])
+        found.append(match_ids(ids, true[i]))
+    largest = max((int(ids.max()) for ids in (*true, *found) if len(ids)), default=0)
+
     panels = []
     for i in range(number):
         titles = ("objects", "slots") if i < columns else ("", "")
-        for ids, title in zip((true[i], found[i]), titles, strict=True):
-            panels.append(Panel(points[i], id_colors(ids, num_colors), title))
+        left = id_colors(true[i], largest + 1)
+        right = id_colors(found[i], largest + 1)
+        panels.append(Panel(points[i], left, titles[0]))
+        panels.append(Panel(points[i], right, titles[1]))
     return draw_panels(panels, 2 * min(columns, number), limits, Camera(up, view), path)
 
 
 def match_ids(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The found ids renamed so that they agree with the true ones at as many points as possible."""
-    found_names, true_names = np.unique(found[found >= 0]), np.unique(true[true >= 0])
-    shared = (found == found_names[:, None])[:, None] & (true == true_names[:, None])[
-        None
-    ]
-    rows, columns = linear_sum_assignment(-shared.sum(-1))
-    renamed = dict(
-        zip(found_names[rows].tolist(), true_names[columns].tolist(), strict=True)
-    )
-    unused = iter(
-        i for i in range(len(found_names) + len(true_names)) if i not in true_names
-    )
+    """The found ids, renamed so that they agree with the true ones at as many points as possible."""
+    found_names = np.unique(found[found >= 0])
+    true_names = np.unique(true[true >= 0])
+
+    # How many points each found id shares with each true one.
+    is_found = found == found_names[:, None]
+    is_true = true == true_names[:, None]
+    shared = np.sum(is_found[:, None] & is_true, axis=-1)
+    rows, columns = linear_sum_assignment(-shared)
+    pairs = zip(found_names[rows].tolist(), true_names[columns].tolist(), strict=True)
+    renamed = dict(pairs)
+
+    candidates = range(len(found_names) + len(true_names))
+    unused = (i for i in candidates if i not in true_names)
     for name in found_names.tolist():
         if name not in renamed:
             renamed[name] = next(unused)
@@ -196,17 +204,15 @@ def _check(name: str, number: int, columns: int, **values: Any) -> None:
     check_lengths(number, **values)
 
 
-def _seen_and_hidden(
-    names: tuple[str, str], cloud: Any, valid: Any, seen: Any, title: str
-) -> Panel:
-    points = as_points(names[0], cloud, valid)
-    rgb = plain(INK, len(points))
-    if seen is not None:
-        rgb[~_visible(names[1], cloud, valid, seen)] = plain(colors["output_x_hat"], 1)
-    return Panel(points, rgb, title)
+def _seen_and_hidden(seen: np.ndarray) -> np.ndarray:
+    """The colors `(n, 3)` of data of which an encoder sees a part."""
+    shades = plain(colors["data_x"], len(seen))
+    shades[~seen] = plain(colors["hidden_x"], 1)
+    return shades
 
 
 def _visible(name: str, cloud: Any, valid: Any, seen: Any) -> np.ndarray:
+    """Which of the points that are drawn the encoder sees."""
     seen = np.asarray(seen)
     require(
         seen.shape == (len(cloud),) and seen.dtype == bool,

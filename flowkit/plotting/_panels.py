@@ -17,8 +17,10 @@ from flowkit.plotting._style import (
     box,
     finish,
     INK,
+    LEVEL,
     Limits,
     new_figure,
+    NO_CLASS,
     Number,
     PathLike,
     point_area,
@@ -28,7 +30,7 @@ from flowkit.plotting._style import (
 
 
 PANEL = 1.5
-HAZE = 0.7  # how much of the background shines through the farthest point
+HAZE = 0.7  # the fraction of the background that shines through the farthest point
 
 Clouds: TypeAlias = Float[AnyArray, "_ _ _"] | Sequence[Float[AnyArray, "_ _"]]
 Masks: TypeAlias = Bool[AnyArray, "_ _"] | Sequence[Bool[AnyArray, " _"]] | None
@@ -37,7 +39,7 @@ Ids: TypeAlias = Int[AnyArray, "_ _"] | Sequence[Int[AnyArray, " _"]]
 
 
 class Panel(NamedTuple):
-    """The points that are drawn, `(n, d)`, their colours `(n, 3)`, a title, and segments `(s, 2, d)` behind them."""
+    """Points `(n, d)`, their colors `(n, 3)`, a title, and segments `(s, 2, d)` behind them."""
 
     points: np.ndarray
     rgb: np.ndarray
@@ -51,12 +53,14 @@ class Camera:
     def __init__(self, up: int, view: tuple[Number, Number]):
         require(up in (0, 1, 2), f"`up` is {up}; the axes of space are 0, 1 and 2.")
         elevation, azimuth = np.radians(view)
-        sine, cosine = np.sin(elevation), np.cos(elevation)
+        sine = np.sin(elevation)
+        cosine = np.cos(elevation)
+
+        # With the third axis up: to the right, upward, and toward the eye on the screen.
         right = [-np.sin(azimuth), np.cos(azimuth), 0]
-        upwards = [-sine * np.cos(azimuth), -sine * np.sin(azimuth), cosine]
-        self._directions = np.roll(
-            [right, upwards, np.cross(right, upwards)], up - 2, axis=1
-        )
+        upward = [-sine * np.cos(azimuth), -sine * np.sin(azimuth), cosine]
+        directions = [right, upward, np.cross(right, upward)]
+        self._directions = np.roll(directions, up - 2, axis=1)
 
     @property
     def towards(self) -> np.ndarray:
@@ -65,7 +69,9 @@ class Camera:
 
     def flat(self, points: np.ndarray) -> np.ndarray:
         """Points `(..., 3)` as they are seen, `(..., 2)`; points of a plane stay as they are."""
-        return points if points.shape[-1] == 2 else points @ self._directions[:2].T
+        if points.shape[-1] == 2:
+            return points
+        return points @ self._directions[:2].T
 
     def nearness(self, points: np.ndarray) -> np.ndarray:
         """From 0 for the farthest point to 1 for the nearest; 1 in a plane."""
@@ -78,61 +84,55 @@ class Camera:
 def draw_panels(
     panels: list[Panel], columns: int, limits: Limits, camera: Camera, path: PathLike
 ) -> Figure:
-    """A figure of equal square panels with the same limits, so many to a row."""
+    """A figure of equal square panels with the same limits and dots, in rows of `columns`."""
     size = panels[0].points.shape[1]
     require(
-        all(p.points.shape[1] == size for p in panels),
+        all(panel.points.shape[1] == size for panel in panels),
         "all clouds of a figure must have the same dimension.",
     )
-    lines = [p.lines.reshape(-1, size) for p in panels if p.lines is not None]
-    lows, highs = _limits([p.points for p in panels] + lines, size, limits, camera)
+    lines = [
+        panel.lines.reshape(-1, size) for panel in panels if panel.lines is not None
+    ]
+    clouds = [panel.points for panel in panels]
+    lows, highs = _limits(clouds + lines, size, limits, camera)
+    area = point_area([len(points) for points in clouds], PANEL)
+
     rows = math.ceil(len(panels) / columns)
-    title_rows = sum(
-        any(p.title for p in panels[i * columns : (i + 1) * columns])
-        for i in range(rows)
-    )
+    titles = [panel.title for panel in panels]
+    title_rows = sum(any(titles[i * columns : (i + 1) * columns]) for i in range(rows))
     figure = new_figure(columns * PANEL, rows * PANEL + 0.2 * title_rows)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         style_space(axes, lows, highs, ticks=False)
-        _draw(axes, panel, camera)
+        _draw(axes, panel, camera, area)
     return finish(figure, path)
 
 
 def _limits(
     clouds: list[np.ndarray], size: int, limits: Limits, camera: Camera
 ) -> tuple[np.ndarray, np.ndarray]:
-    if size == 3 and limits is not None:
-        corners = np.asarray(
-            list(itertools.product(*zip(*box([], 3, limits), strict=True)))
-        )
-        return box([camera.flat(corners)], 2, padding=0)
-    return box([camera.flat(points) for points in clouds], 2, limits)
+    """Corners of the square that is shown; limits of space become those of the cube as it is seen."""
+    if size == 2 or limits is None:
+        return box([camera.flat(points) for points in clouds], 2, limits)
+    lows, highs = box([], 3, limits)
+    sides = zip(lows, highs, strict=True)
+    corners = np.asarray(list(itertools.product(*sides)))
+    return box([camera.flat(corners)], 2, padding=0)
 
 
-def _draw(axes: Any, panel: Panel, camera: Camera) -> None:
+def _draw(axes: Any, panel: Panel, camera: Camera, area: float) -> None:
     if panel.lines is not None:
-        style = {
-            "colors": "#9a9a9a",
-            "linewidths": 0.6,
-            "linestyles": (0, (4, 3)),
-            "zorder": 0.5,
-        }
-        axes.add_collection(LineCollection(list(camera.flat(panel.lines)), **style))
+        style = {"colors": LEVEL, "linewidths": 0.6, "linestyles": (0, (4, 3))}
+        segments = list(camera.flat(panel.lines))
+        axes.add_collection(LineCollection(segments, zorder=0.5, **style))
+
     nearness = camera.nearness(panel.points)
-    order = np.argsort(
-        nearness, kind="stable"
-    )  # far points first, so that near ones cover them
     haze = (HAZE * (1 - nearness))[:, None]
     rgb = haze + (1 - haze) * panel.rgb
-    area = point_area(len(panel.points), PANEL)
-    axes.scatter(
-        *camera.flat(panel.points)[order].T,
-        s=area,
-        linewidths=0,
-        alpha=0.9,
-        c=rgb[order],
-    )
+    # Far points first, so that near ones cover them.
+    order = np.argsort(nearness, kind="stable")
+    xy = camera.flat(panel.points)[order]
+    axes.scatter(*xy.T, s=area, c=rgb[order], linewidths=0, alpha=0.9)
     if panel.title:
         axes.set_title(panel.title, fontsize=8, color=INK, pad=3)
 
@@ -147,13 +147,13 @@ def cell_borders(points: np.ndarray, cells: int, camera: Camera) -> np.ndarray:
         return np.zeros((0, 2, size))
     ticks = np.linspace(points.min(0), points.max(0), cells + 1)
     back = np.where(camera.towards > 0, 0, cells)
+
     segments = []
     for axis in range(size):
         others = [a for a in range(size) if a != axis]
         for index in itertools.product(range(cells + 1), repeat=size - 1):
-            if size == 2 or any(
-                i == back[a] for i, a in zip(index, others, strict=True)
-            ):
+            behind = any(i == back[a] for i, a in zip(index, others, strict=True))
+            if size == 2 or behind:
                 segment = np.stack([ticks[0], ticks[-1]])
                 segment[:, others] = ticks[list(index), others]
                 segments.append(segment)
@@ -161,7 +161,7 @@ def cell_borders(points: np.ndarray, cells: int, camera: Camera) -> np.ndarray:
 
 
 def class_colors(number: int) -> np.ndarray:
-    """Colours `(number, 3)` of classes: the first ten of `tab10`, twenty of `tab20`, more from a rainbow."""
+    """Colors `(number, 3)` of classes: the first ten of `tab10`, twenty of `tab20`, more from a rainbow."""
     if number <= 10:
         return np.asarray(colormaps["tab10"].colors)[:number]  # pyright: ignore
     if number <= 20:
@@ -170,34 +170,36 @@ def class_colors(number: int) -> np.ndarray:
 
 
 def id_colors(ids: np.ndarray, number: int) -> np.ndarray:
-    """A colour for every point, `(n, 3)`; grey where the id is negative, which says that there is none."""
-    palette = np.concatenate([class_colors(max(number, 1)), [to_rgb("#b5b5b5")]])
+    """A color for every point, `(n, 3)`; gray for a negative id, which stands for none."""
+    palette = np.concatenate([class_colors(max(number, 1)), [to_rgb(NO_CLASS)]])
     return palette[np.where(ids < 0, -1, ids)]
 
 
 def plain(color: str, number: int) -> np.ndarray:
-    """One colour for so many points."""
+    """The same color for each of a number of points, `(number, 3)`."""
     return np.tile(to_rgb(color), (number, 1))
 
 
 def drawn(name: str, cloud: Any, mask: Any, values: Any) -> np.ndarray:
-    """Of values `(n,)` those of the points that are drawn: the valid and finite ones."""
+    """The values of the points that are drawn, the valid and finite ones."""
     values = np.asarray(values)
     require(
         len(values) == len(cloud),
         f"`{name}` has {len(values)} numbers for a cloud of {len(cloud)} points.",
     )
     keep = np.isfinite(np.asarray(cloud, np.float64)).all(1)
-    return values[keep if mask is None else keep & np.asarray(mask)]
+    if mask is not None:
+        keep &= np.asarray(mask)
+    return values[keep]
 
 
 def entry(values: Any, i: int) -> Any:
-    """That of one cloud, or `None`."""
+    """The values of one cloud, or `None` if there are none."""
     return None if values is None else values[i]
 
 
 def check_lengths(number: int, **values: Any) -> None:
-    """There must be one entry for each cloud."""
+    """Raises unless there is one entry for each cloud."""
     for name, value in values.items():
         require(
             value is None or len(value) == number,

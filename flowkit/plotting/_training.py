@@ -1,8 +1,8 @@
-"""Figures of a training run."""
+"""Figures of a training run: its curves over the steps, and what it explains over the time of the flow."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -11,68 +11,100 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from flowkit._types import AnyArray
 from flowkit.plotting._style import (
-    colors,
     finish,
     INK,
+    LEVEL,
     new_figure,
     Number,
+    own_look,
     PathLike,
     require,
+    series_color,
     style_axes,
     style_legend,
 )
 
 
+_TOTALS = ("loss", "total", "total_loss")
 _METRIC_WORDS = ("chamfer", "emd", "w2", "nna", "mmd", "coverage", "distance")
+# What `fit` and its callbacks record about a run that is no part of its loss.
+_BOOKKEEPING = ("grad_norm", "skipped", "seconds")
+
+_DASHES = (0, (4, 3))
+# Shorter curves are drawn with a marker for each value and are not smoothed.
+_SHORT = 40
+
+History: TypeAlias = Mapping[str, tuple[Any, Any]]
 
 
+class _Run(NamedTuple):
+    """Curves by name, each a list with one `(steps, values)` per stage, and the step at which each stage begins."""
+
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]]
+    starts: dict[str, float]
+
+
+@own_look()
 def loss_trajectory(
-    history: Mapping[str, tuple[Any, Any]],
+    history: History | Mapping[str, History],
     *,
     panels: Mapping[str, Sequence[str]] | None = None,
     smoothing: Number = 0.02,
     path: PathLike = None,
 ) -> Figure:
-    """A training run in up to four panels: total loss, components, metrics, explained velocity.
+    """The curves of a training run, of one stage or of several.
 
-    A long noisy curve is drawn faint, with its running mean on top; a short one with markers. A panel for which there
-    is nothing is left out; where explained velocity is missing the components appear once more on a linear axis.
+    The panels are the total loss, its components on a logarithmic axis, metrics, the components on a linear axis, and
+    the explained velocity. A panel that would be empty is left out.
+
+    A long noisy curve is drawn faint, with its running mean on top, and a short one with markers. Several stages follow
+    one another on one axis of steps; a dashed line with the name of the stage marks where it begins.
+
+    ```python
+    results = fk.training.fit_stages(stages, model, key=key)
+    fk.plotting.loss_trajectory({name: result.history for name, result in results.items()})
+    ```
 
     **Arguments:**
 
-    - `history`: name -> `(steps, values)`. `loss` or `total` is the total; names with `explained_velocity` or `r2`,
-      and with the name of a distance such as `chamfer` or `emd`, go to their panels; all others are components.
-    - `panels`: title -> names, instead of that rule.
-    - `smoothing`: the window of the running mean, as a fraction of the curve; 0 for none.
+    - `history`: name -> `(steps, values)`, as `fk.training.fit` returns it, or stage -> such a history. `loss` or
+      `total` is the total. Names that contain `explained` or `r2`, or the name of a distance such as `chamfer` or
+      `emd`, go to their own panels. `grad_norm`, `skipped`, `seconds`, and values that are not scalars are left out.
+      All other curves are components.
+    - `panels`: title -> names, in place of these rules. A title that contains "log" asks for a logarithmic axis.
+    - `smoothing`: the window of the running mean as a fraction of the curve; 0 turns smoothing off.
     """
     require(len(history) > 0, "`history` is empty; pass name -> (steps, values).")
     require(
         0 <= smoothing < 1,
         f"`smoothing` is {smoothing}; it is a fraction of the curve, at least 0 and below 1.",
     )
-    curves = {name: _curve(name, *pair) for name, pair in history.items()}
-    groups = _default_panels(curves) if panels is None else panels
+    run = _as_run(history)
+    groups = _default_panels(run) if panels is None else panels
     for name in (n for names in groups.values() for n in names):
         require(
-            name in curves,
-            f"`panels` names {name!r}, which is not in `history`: {sorted(curves)}.",
+            name in run.curves,
+            f"`panels` names {name!r}, which is not in `history`: {sorted(run.curves)}.",
         )
+        _check_scalar(name, run)
     shown = {title: names for title, names in groups.items() if names}
-    columns = min(len(shown), 2)
+    require(
+        len(shown) > 0,
+        "`history` holds no curve of a loss or a metric; name some in `panels`.",
+    )
+
+    columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     figure = new_figure(5.2 * columns, 3.3 * rows)
     for i, (title, names) in enumerate(shown.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         style_axes(axes, title, "step")
-        palette = [INK] if len(names) == 1 and i == 0 else list(colors.values())
-        for j, name in enumerate(names):
-            _draw_curve(axes, *curves[name], name, palette[j % len(palette)], smoothing)
-        _scale(axes, title, [curves[n][1] for n in names])
-        if [n.replace("_", " ") for n in names] != [title]:
-            style_legend(axes)
+        _draw_curves(axes, title, list(names), run, smoothing)
+        _mark_stages(axes, run.starts)
     return finish(figure, path)
 
 
+@own_look()
 def explained_velocity(
     times: Float[AnyArray, " bins"],
     r2: Float[AnyArray, " bins"] | Mapping[str, Float[AnyArray, " _"]],
@@ -82,11 +114,15 @@ def explained_velocity(
 ) -> Figure:
     """The fraction of the velocity's variance that a model explains, over the time of the flow.
 
-    One is perfect, zero no better than the mean. Unlike the loss it can be read: low values name the times at which
-    the model is still poor.
+    One is perfect and zero is no better than the mean. Unlike the loss, this number has a meaning by itself: low values
+    show the times at which the model is still poor.
 
-    **Arguments:** centres `times (bins,)` and `r2 (bins,)`, or name -> `(bins,)` for several curves, say at
-    several steps of a run, drawn from light to dark.
+    **Arguments:**
+
+    - `times (bins,)`: the centers of the bins.
+    - `r2 (bins,)`: the values there, or name -> `(bins,)` for several curves, such as those of several steps of a run,
+      which are drawn from light to dark.
+    - `title`: the title of the figure.
     """
     curves = dict(r2) if isinstance(r2, Mapping) else {"": r2}
     require(len(curves) > 0, "`r2` is empty; pass an array, or name -> array.")
@@ -95,120 +131,183 @@ def explained_velocity(
             len(values) == len(times),
             f"`r2` {name} has {len(values)} bins and `times` has {len(times)}.",
         )
+
     figure = new_figure(5.6, 3.5)
     axes = figure.add_subplot()
     style_axes(axes, title, "time  (0 noise, 1 data)", "$R^2$")
     for level in (0, 1):
-        axes.axhline(
-            level, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1
-        )
-    alphas = np.linspace(0.3, 1, len(curves)) if len(curves) > 1 else [1.0]
-    for alpha, (name, values) in zip(alphas, curves.items(), strict=True):
-        line = {
-            "color": colors["prior_z"],
-            "alpha": alpha,
-            "linewidth": 1.8,
-            "marker": "o",
-            "markersize": 4,
-        }
-        axes.plot(np.asarray(times), np.asarray(values), label=name or None, **line)
-    if len(curves) == 1:
-        axes.fill_between(
-            np.asarray(times),
-            0,
-            np.asarray(r2),
-            color=colors["prior_z"],
-            alpha=0.12,
-            linewidth=0,
-        )
-    finite = np.concatenate(
-        [np.asarray(v, np.float64)[np.isfinite(v)] for v in curves.values()]
-    )
-    low = float(finite.min()) if len(finite) else 0.0
+        axes.axhline(level, color=LEVEL, linewidth=0.8, linestyle=_DASHES, zorder=1)
+
+    color = series_color(0)
+    xs = np.asarray(times, np.float64)
+    arrays = {name: np.asarray(values, np.float64) for name, values in curves.items()}
+    # The last curve, or the only one, is opaque.
+    alphas = np.linspace(1, 0.3, len(arrays))[::-1]
+    style = {"color": color, "linewidth": 1.8, "marker": "o", "markersize": 4}
+    for alpha, (name, values) in zip(alphas, arrays.items(), strict=True):
+        axes.plot(xs, values, label=name or None, alpha=alpha, **style)
+    if len(arrays) == 1:
+        (values,) = arrays.values()
+        axes.fill_between(xs, 0, values, color=color, alpha=0.12, linewidth=0)
+
+    every = np.concatenate(list(arrays.values()))
+    low = float(np.min(every, initial=0.0, where=np.isfinite(every)))
     axes.set_ylim(max(min(low - 0.06, -0.04), -1.04), 1.06)
     axes.set_xlim(0, 1)
     style_legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     return finish(figure, path)
 
 
-def _curve(name: str, steps: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
-    steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+def _as_run(history: History | Mapping[str, History]) -> _Run:
+    """The curves of all stages, with the steps of each stage counted from the end of the one before."""
+    nested = [isinstance(value, Mapping) for value in history.values()]
     require(
-        steps.ndim == 1 and steps.shape == values.shape and len(steps) > 0,
-        f"`history[{name!r}]` has steps of shape {steps.shape} and values of shape {values.shape}; both must be "
-        "(k,) with k > 0.",
+        all(nested) or not any(nested),
+        "`history` mixes curves and stages; pass name -> (steps, values), or stage -> such a history.",
+    )
+    stages: Any = history if all(nested) else {"": history}
+    run = _Run({}, {})
+    start = 0.0
+    for stage, curves in stages.items():
+        run.starts[stage] = start
+        end = start
+        for name, pair in curves.items():
+            label = f"history[{stage!r}][{name!r}]" if stage else f"history[{name!r}]"
+            steps, values = _curve(label, *pair)
+            run.curves.setdefault(name, []).append((start + steps, values))
+            end = max(end, start + float(steps.max()))
+        start = end
+    return run
+
+
+def _curve(label: str, steps: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.asarray(steps, np.float64)
+    values = np.asarray(values, np.float64)
+    require(
+        steps.ndim == 1 and values.shape[:1] == steps.shape and len(steps) > 0,
+        f"`{label}` has steps of shape {steps.shape} and values of shape {values.shape}; "
+        "both must be (k,) with k > 0.",
     )
     return steps, values
 
 
-def _default_panels(curves: Mapping[str, Any]) -> dict[str, list[str]]:
-    total = [n for n in curves if n in ("loss", "total", "total_loss")]
-    explained = [n for n in curves if "explained" in n or "r2" in n]
-    metrics = [
-        n
-        for n in curves
-        if any(w in n.lower() for w in _METRIC_WORDS) and n not in explained
-    ]
-    components = [n for n in curves if n not in (*total, *explained, *metrics)]
-    last = (
-        {"explained velocity": explained} if explained else {"components": components}
+def _is_scalar(name: str, run: _Run) -> bool:
+    return all(values.ndim == 1 for _, values in run.curves[name])
+
+
+def _check_scalar(name: str, run: _Run) -> None:
+    shapes = [values.shape for _, values in run.curves[name]]
+    require(
+        _is_scalar(name, run),
+        f"`panels` names {name!r}, whose values have shape {shapes[0]}; only scalars (k,) can be drawn.",
     )
+
+
+def _default_panels(run: _Run) -> dict[str, list[str]]:
+    """Titles and names, by the rules in the docstring of `loss_trajectory`."""
+    groups: dict[str, list[str]] = {
+        "total": [],
+        "explained": [],
+        "metric": [],
+        "other": [],
+    }
+    for name in run.curves:
+        if name not in _BOOKKEEPING and _is_scalar(name, run):
+            groups[_kind(name)].append(name)
     return {
-        "loss": total,
-        "components (log scale)": components,
-        "metrics": metrics,
-        **last,
+        "loss": groups["total"],
+        "components (log scale)": groups["other"],
+        "metrics": groups["metric"],
+        "components (linear)": groups["other"],
+        "explained velocity": groups["explained"],
     }
 
 
-def _draw_curve(axes, steps, values, name, color, smoothing) -> None:
-    window = int(round(smoothing * len(values)))
-    if len(values) <= 40:
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            linewidth=1.5,
-            marker="o",
-            markersize=3,
-            label=name,
-        )
+def _kind(name: str) -> str:
+    if name in _TOTALS:
+        return "total"
+    if "explained" in name or "r2" in name:
+        return "explained"
+    if any(word in name.lower() for word in _METRIC_WORDS):
+        return "metric"
+    return "other"
+
+
+def _draw_curves(
+    axes: Any, title: str, names: list[str], run: _Run, smoothing: Number
+) -> None:
+    """The named curves, with a legend unless the title already names the only one."""
+    every = []
+    for i, name in enumerate(names):
+        color = INK if title in _TOTALS and len(names) == 1 else series_color(i)
+        label: str | None = name
+        for steps, values in run.curves[name]:
+            _draw_curve(axes, steps, values, smoothing, color=color, label=label)
+            every.append(values)
+            label = None
+    _scale(axes, title, np.concatenate(every))
+    if [name.replace("_", " ") for name in names] != [title]:
+        style_legend(axes)
+
+
+def _draw_curve(
+    axes: Any, steps: np.ndarray, values: np.ndarray, smoothing: Number, **style: Any
+) -> None:
+    window = round(smoothing * len(values))
+    if len(values) <= _SHORT:
+        axes.plot(steps, values, linewidth=1.5, marker="o", markersize=3, **style)
     elif window < 2:
-        axes.plot(steps, values, color=color, linewidth=1.0, label=name)
+        axes.plot(steps, values, linewidth=1.0, **style)
     else:
-        axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.25)
-        axes.plot(
-            steps, _running_mean(values, window), color=color, linewidth=1.6, label=name
-        )
+        axes.plot(steps, values, linewidth=0.6, alpha=0.25, color=style["color"])
+        axes.plot(steps, _running_mean(values, window), linewidth=1.6, **style)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over a centred window, cut off at the ends, of what is finite in it."""
+    """The mean of the finite values in a centered window, which is cut off at the ends."""
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
+
     start = np.maximum(np.arange(len(values)) - window // 2, 0)
     stop = np.minimum(np.arange(len(values)) + window // 2 + 1, len(values))
+    total = sums[stop] - sums[start]
     number = counts[stop] - counts[start]
-    return np.where(
-        number > 0, (sums[stop] - sums[start]) / np.maximum(number, 1), np.nan
-    )
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def _scale(axes, title: str, values: list[np.ndarray]) -> None:
-    """A logarithmic axis where asked for, or where a total spans more than a decade; R2 ends at one."""
-    every = np.concatenate(values)
-    every = every[np.isfinite(every)]
-    if not len(every):
+def _mark_stages(axes: Any, starts: Mapping[str, float]) -> None:
+    """A dashed line and a name where each of several stages begins."""
+    if len(starts) < 2:
         return
+    for name, start in starts.items():
+        if start > 0:
+            axes.axvline(start, color=LEVEL, linewidth=0.8, linestyle=_DASHES, zorder=1)
+        # The x coordinate is a step and the y coordinate a fraction of the axes.
+        place = axes.get_xaxis_transform()
+        style = {"fontsize": 7, "color": INK, "ha": "left", "va": "bottom"}
+        axes.text(start, 1.0, f" {name}", transform=place, **style)
+
+
+def _scale(axes: Any, title: str, values: np.ndarray) -> None:
+    """A logarithmic axis if the title asks for it or a total spans more than a decade; R2 ends at one."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return
+    low = float(finite.min())
+    high = float(finite.max())
+    asked = "log" in title or (title == "loss" and high > 10 * low)
     if title == "explained velocity":
-        axes.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_ylim(max(every.min() - 0.05, -1.0), 1.05)
-    elif every.min() > 0 and (
-        "log" in title or (title == "loss" and every.max() > 10 * every.min())
-    ):
+        axes.axhline(1, color=LEVEL, linewidth=0.8, linestyle=_DASHES)
+        axes.set_ylim(max(low - 0.05, -1.0), 1.05)
+    elif low > 0 and asked:
         axes.set_yscale("log")
-        subs = (1, 2, 5) if every.max() < 100 * every.min() else (1,)
+        # A label for every decade alone would leave a narrow range without labels.
+        subs = (1, 2, 5) if high < 100 * low else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
         axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain_number(value: float, _position: int | None = None) -> str:
+    return f"{value:g}"

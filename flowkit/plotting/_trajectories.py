@@ -1,5 +1,6 @@
-"""Paths of points from noise to data."""
+"""Paths of points from noise to data, and how curved they are."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +17,12 @@ from flowkit.plotting._style import (
     INK,
     Limits,
     new_figure,
+    own_look,
+    PAPER,
     PathLike,
     point_area,
     require,
+    series_color,
     style_axes,
     style_legend,
     style_space,
@@ -26,13 +30,13 @@ from flowkit.plotting._style import (
 
 
 class Paths(NamedTuple):
-    """Paths of points from noise to data, and what belongs to them: one panel of `comparison`, or `trajectories`.
+    """Paths of points from noise to data: one panel of `comparison`, or the arguments of `trajectories`.
 
-    - `times`: `(t,)`.
-    - `points`: `(n, t, d)`, as a vmapped solve saves them; of a one-step map its start and end, with two times.
-    - `target`: `(m, d)`, data to draw behind.
-    - `one_step`: `(n, d)`, where a one-step map takes the same starts.
-    - `coupling`: `(x0, x1)`, each `(m, d)`, pairs that the model was trained on.
+    - `times`: shape `(t,)`.
+    - `points`: shape `(n, t, d)`, as a vmapped solve saves them. Paths of a map in one step have two times.
+    - `target`: data to draw behind the paths, shape `(m, d)`.
+    - `one_step`: what a map in one step makes of the same starts, shape `(n, d)`.
+    - `coupling`: pairs `(x0, x1)` that the model was trained on, each of shape `(k, d)`.
     """
 
     times: Float[AnyArray, " t"]
@@ -42,6 +46,14 @@ class Paths(NamedTuple):
     coupling: tuple[Float[AnyArray, "k d"], Float[AnyArray, "k d"]] | None = None
 
 
+class Dots(NamedTuple):
+    """Areas of dots, the same in all panels of a figure: of the data, and of what is drawn on top."""
+
+    data: float
+    front: float
+
+
+@own_look()
 def trajectories(
     times: Float[AnyArray, " t"],
     points: Float[AnyArray, "n t d"],
@@ -53,34 +65,92 @@ def trajectories(
     title: str = "",
     path: PathLike = None,
 ) -> Figure:
-    """Paths of points from noise to data; in one dimension over time, else in the plane or in space.
+    """Paths of points from noise to data: over time in one dimension, else in the plane or in space.
 
     **Arguments:**
 
-    - `times (t,)` and `points (n, t, d)`, `d` at most 3, as a vmapped solve saves them; steps that are not finite are
-      left out. Paths of a one-step map have two times.
-    - `target (m, d)`: data to draw behind.
-    - `one_step (n, d)`: where a one-step map takes the same starts; its distance from the ends of the paths is written
-      into the figure.
-    - `coupling`: pairs `(x0, x1)` of training, each `(k, d)`.
+    - `times (t,)` and `points (n, t, d)`: paths as a vmapped solve saves them, with `d` at most 3. Steps that are not
+      finite are left out. Paths of a map in one step have two times.
+    - `target (m, d)`: data to draw behind the paths.
+    - `one_step (n, d)`: what a map in one step makes of the same starts. Its distance from the ends of the paths is
+      written into the figure.
+    - `coupling`: pairs `(x0, x1)` of the training, each `(k, d)`.
     - `limits`: `(low, high)` of every spatial axis.
+    - `title`: the title of the figure.
     """
     panel = as_arrays(Paths(times, points, target, one_step, coupling))
     size = panel.points.shape[-1]
+    lows, highs = box(finite_points(panel), size, limits, padding=0.1)
+
     figure = new_figure(5.6, 3.7 if size == 1 else 4.7)
-    axes: Any = figure.add_subplot(**({"projection": "3d"} if size == 3 else {}))
+    projection = "3d" if size == 3 else "rectilinear"
+    axes = figure.add_subplot(projection=projection)
     style_axes(axes, title)
-    draw_paths(
-        axes, panel, *box(finite_points(panel), size, limits, padding=0.1), inches=4
-    )
+    draw_paths(axes, panel, lows, highs, dots_for([panel], inches=4))
     style_legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     return finish(figure, path)
 
 
+@own_look()
+def curvature(
+    times: Float[AnyArray, " _"],
+    paths: Float[AnyArray, "_ _ _"] | Mapping[str, Float[AnyArray, "_ _ _"]],
+    *,
+    path: PathLike = None,
+) -> Figure:
+    r"""How curved paths are: the mean over the paths of $\|\mathrm d^2 x / \mathrm dt^2\|$, over time.
+
+    It is zero for straight paths at constant speed, which a single Euler step follows exactly.
+
+    **Arguments:**
+
+    - `times (t,)`: increasing, at least three.
+    - `paths (n, t, d)`, or name -> `(n, t, d)` for several models. Paths that are not finite are left out.
+
+    **Raises:** `ValueError` for times and paths that do not fit together.
+    """
+    named = dict(paths) if isinstance(paths, Mapping) else {"": paths}
+    ts = np.asarray(times, np.float64)
+    require(len(named) > 0, "`paths` is empty; pass an array, or name -> array.")
+    require(
+        len(ts) > 2 and bool(np.all(np.diff(ts) > 0)),
+        f"`times` must hold three or more increasing times, got {len(ts)}.",
+    )
+    for name, points in named.items():
+        require(
+            points.shape[1] == len(ts) and len(points) > 0,
+            f"`paths` {name} has shape {points.shape}; "
+            f"with these times it must be (n, {len(ts)}, d), and not empty.",
+        )
+
+    figure = new_figure(5.6, 3.5)
+    axes = figure.add_subplot()
+    label = r"mean of $\|\mathrm{d}^2x/\mathrm{d}t^2\|$"
+    style_axes(axes, "curvature of the paths", "time  (0 noise, 1 data)", label)
+    for i, (name, points) in enumerate(named.items()):
+        lengths = _second_derivative(ts, np.asarray(points, np.float64))
+        color = series_color(i)
+        axes.plot(ts[1:-1], lengths, label=name or None, color=color, linewidth=1.6)
+    axes.set_ylim(bottom=0)
+    style_legend(axes)
+    return finish(figure, path)
+
+
+def _second_derivative(times: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Its mean length at the inner times, by differences of the slopes on both sides."""
+    finite = points[np.isfinite(points).all((1, 2))]
+    steps = np.diff(times)[:, None]
+    slopes = np.diff(finite, axis=1) / steps
+    between = (steps[:-1] + steps[1:]) / 2
+    second = np.diff(slopes, axis=1) / between
+    return np.linalg.norm(second, axis=-1).mean(0)
+
+
 def as_arrays(panel: Paths) -> Paths:
-    """The same panel as NumPy arrays, empty ones for what is not there, with shapes that fit together."""
-    times, points = (np.asarray(a, np.float64) for a in panel[:2])
-    number, _, size = points.shape
+    """The same panel as NumPy arrays with shapes that fit together; what is missing becomes an empty array."""
+    times = np.asarray(panel.times, np.float64)
+    points = np.asarray(panel.points, np.float64)
+    number, num_times, size = points.shape
     require(
         size in (1, 2, 3), f"`points` has {size} dimensions; 1, 2 or 3 can be drawn."
     )
@@ -89,33 +159,32 @@ def as_arrays(panel: Paths) -> Paths:
         "`points` needs at least one trajectory of two times.",
     )
     require(
-        len(times) == points.shape[1],
-        f"`points` has {points.shape[1]} steps for {len(times)} `times`.",
+        len(times) == num_times,
+        f"`points` has {num_times} steps for {len(times)} `times`.",
     )
-    empty = np.zeros((0, size))
-    others = {
-        "target": (panel.target,),
-        "one_step": (panel.one_step,),
-        "coupling": panel.coupling or (None, None),
-    }
-    arrays = {}
-    for name, values in others.items():
-        arrays[name] = [
-            empty if value is None else np.asarray(value, np.float64)
-            for value in values
-        ]
-        for array in arrays[name]:
-            require(
-                array.shape[1:] == (size,),
-                f"`{name}` has shape {array.shape}, but points have dimension {size}.",
-            )
+
+    target = _rows("target", panel.target, size)
+    one_step = _rows("one_step", panel.one_step, size)
+    starts, ends = panel.coupling or (None, None)
+    x0 = _rows("coupling", starts, size)
+    x1 = _rows("coupling", ends, size)
     require(
-        len(arrays["one_step"][0]) in (0, number),
+        len(one_step) in (0, number),
         f"`one_step` must have one end for each of the {number} paths.",
     )
-    x0, x1 = arrays["coupling"]
     require(len(x0) == len(x1), f"`coupling` has {len(x0)} starts and {len(x1)} ends.")
-    return Paths(times, points, arrays["target"][0], arrays["one_step"][0], (x0, x1))
+    return Paths(times, points, target, one_step, (x0, x1))
+
+
+def _rows(name: str, value: Any, size: int) -> np.ndarray:
+    if value is None:
+        return np.zeros((0, size))
+    array = np.asarray(value, np.float64)
+    require(
+        array.shape[1:] == (size,),
+        f"`{name}` has shape {array.shape}, but points have dimension {size}.",
+    )
+    return array
 
 
 def finite_points(panel: Any) -> list[np.ndarray]:
@@ -125,141 +194,106 @@ def finite_points(panel: Any) -> list[np.ndarray]:
     return [cloud[np.isfinite(cloud).all(1)] for cloud in clouds]
 
 
+def dots_for(panels: Iterable[Any], inches: float, more: Iterable[int] = ()) -> Dots:
+    """The areas for panels of arrays, and for `more` clouds of which the numbers of points are given."""
+    panels = list(panels)
+    data = point_area([len(panel.target) for panel in panels], inches, 0.05)
+    counts = [len(panel.points) for panel in panels]
+    return Dots(data, point_area([*counts, *more], inches, 0.02))
+
+
 def draw_paths(
-    axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, inches: float
+    axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, dots: Dots
 ) -> None:
-    """Draws on axes so large: from below to above pairs, data, paths, one-step ends, starts, ends."""
+    """Draws, from the back to the front: pairs, data, paths, one-step ends, starts, ends."""
     if panel.points.shape[-1] == 1:
-        _draw_over_time(axes, panel, lows, highs, inches)
+        _draw_over_time(axes, panel, dots)
+        axes.set_ylim(lows[0], highs[0])
     else:
-        _draw_in_space(axes, panel, lows, highs, inches)
+        _draw_in_space(axes, panel, dots)
+        style_space(axes, lows, highs)
     if len(panel.one_step):
-        gap = np.linalg.norm(panel.points[:, -1] - panel.one_step, axis=-1)
-        text = f"|path - one step|\n{gap.mean():.3f} ± {gap.std():.3f}"
-        write = axes.text2D if panel.points.shape[-1] == 3 else axes.text
-        box_style = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
-        style = {
-            "va": "top",
-            "fontsize": 7,
-            "color": INK,
-            "zorder": 4,
-            "bbox": box_style,
-        }
-        write(0.03, 0.97, text, transform=axes.transAxes, **style)
+        _write_gap(axes, panel)
 
 
-def _draw_over_time(
-    axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, inches: float
-) -> None:
-    times, paths = panel.times, panel.points[..., 0]
-    axes.set_xlabel("time  (0 noise, 1 data)", fontsize=9, color=INK)
-    first, last = min(times.min(), 0.0), max(times.max(), 1.0)
-    ends = lambda starts, ends: [
-        ((times[0], a), (times[-1], b)) for (a,), (b,) in zip(starts, ends, strict=True)
-    ]
-    _add_lines(axes, ends(*panel.coupling), "coupling_train", "training pairs")
-    lines = [np.stack([times, x], 1)[np.isfinite(x)] for x in paths]
-    _add_lines(axes, lines, "coupling_infer", None, **line_style(len(paths)))
-    if len(panel.target):
-        x = np.full(len(panel.target), last + 0.03)
-        axes.scatter(
-            x,
-            panel.target,
-            s=10,
-            marker="x",
-            color="black",
-            linewidths=0.5,
-            alpha=0.5,
-            label="data",
-        )
-    area = point_area(len(paths), inches * 0.4)
-    if len(panel.one_step):
-        _add_lines(axes, ends(panel.points[:, 0], panel.one_step), "data_x", "one step")
-        x = np.full(len(paths), times[-1])
-        axes.scatter(
-            x,
-            panel.one_step[:, 0],
-            s=area,
-            marker="s",
-            color=colors["data_x"],
-            zorder=3,
-        )
-    for index, color, label in (
-        (0, colors["prior_z"], "start"),
-        (-1, colors["output_x_hat"], "end"),
-    ):
-        axes.scatter(
-            np.full(len(paths), times[index]),
-            paths[:, index],
-            s=area,
-            color=color,
-            label=label,
-            zorder=3,
-        )
-    axes.set_ylim(lows[0], highs[0])
-    axes.set_xlim(first - 0.03, last + 0.06)
-
-
-def _draw_in_space(
-    axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, inches: float
-) -> None:
-    paths = panel.points
+def _draw_over_time(axes: Any, panel: Any, dots: Dots) -> None:
+    times = panel.times
+    paths = panel.points[..., 0]
     _add_lines(
-        axes, list(np.stack(panel.coupling, 1)), "coupling_train", "training pairs"
+        axes, _straight(times, *panel.coupling), "coupling_train", "training pairs"
     )
+    lines = [np.stack([times, x], 1)[np.isfinite(x)] for x in paths]
+    _add_lines(axes, lines, "coupling_infer", "paths", **line_style(len(paths)))
+
+    last = max(times.max(), 1.0)
     if len(panel.target):
-        area = point_area(len(panel.target), inches, 0.05)
-        axes.scatter(
-            *panel.target.T,
-            s=area,
-            color=colors["coupling_train"],
-            alpha=0.4,
-            linewidths=0,
-            label="data",
-        )
-    finite = [one[np.isfinite(one).all(1)] for one in paths]
-    _add_lines(axes, finite, "coupling_infer", None, **line_style(len(paths)))
-    area = point_area(len(paths), inches, 0.02)
+        at = np.full(len(panel.target), last + 0.03)
+        cross = {"marker": "x", "s": 10, "linewidths": 0.6, "alpha": 0.6}
+        axes.scatter(at, panel.target, color=colors["data_x"], label="data", **cross)
+
+    starts = np.full(len(paths), times[0])
+    ends = np.full(len(paths), times[-1])
     if len(panel.one_step):
-        square = {
-            "marker": "s",
-            "color": colors["data_x"],
-            "alpha": 0.8,
-            "linewidths": 0,
-        }
-        axes.scatter(*panel.one_step.T, s=area, label="one step", zorder=3, **square)
-    for index, color, label in (
-        (0, colors["prior_z"], "start"),
-        (-1, colors["output_x_hat"], "end"),
-    ):
-        axes.scatter(
-            *paths[:, index].T,
-            s=area,
-            color=color,
-            alpha=0.8,
-            linewidths=0,
-            label=label,
-            zorder=3,
-        )
-    style_space(axes, lows, highs)
+        jumps = _straight(times, panel.points[:, 0], panel.one_step)
+        _add_lines(axes, jumps, "one_step", "one step")
+        square = _dot(dots, "one_step") | {"marker": "s"}
+        axes.scatter(ends, panel.one_step[:, 0], **square)
+    axes.scatter(starts, paths[:, 0], label="start", **_dot(dots, "prior_z"))
+    axes.scatter(ends, paths[:, -1], label="end", **_dot(dots, "output_x_hat"))
+    axes.set_xlabel("time  (0 noise, 1 data)", fontsize=9, color=INK)
+    axes.set_xlim(min(times.min(), 0.0) - 0.03, last + 0.06)
+
+
+def _draw_in_space(axes: Any, panel: Any, dots: Dots) -> None:
+    pairs = list(np.stack(panel.coupling, 1))
+    _add_lines(axes, pairs, "coupling_train", "training pairs")
+    if len(panel.target):
+        style = {"s": dots.data, "alpha": 0.4, "linewidths": 0, "label": "data"}
+        axes.scatter(*panel.target.T, color=colors["data_x"], **style)
+
+    lines = [one[np.isfinite(one).all(1)] for one in panel.points]
+    _add_lines(axes, lines, "coupling_infer", "paths", **line_style(len(lines)))
+    if len(panel.one_step):
+        square = _dot(dots, "one_step") | {"marker": "s", "label": "one step"}
+        axes.scatter(*panel.one_step.T, **square)
+    starts = panel.points[:, 0]
+    ends = panel.points[:, -1]
+    axes.scatter(*starts.T, label="start", **_dot(dots, "prior_z"))
+    axes.scatter(*ends.T, label="end", **_dot(dots, "output_x_hat"))
+
+
+def _dot(dots: Dots, role: str) -> dict[str, Any]:
+    style = {"s": dots.front, "alpha": 0.8, "linewidths": 0, "zorder": 3}
+    return style | {"color": colors[role]}
+
+
+def _straight(times: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> list[Any]:
+    """Lines over time from starts to ends, each of shape `(k, 1)`."""
+    first = np.concatenate([np.full_like(starts, times[0]), starts], 1)
+    last = np.concatenate([np.full_like(ends, times[-1]), ends], 1)
+    return list(np.stack([first, last], 1))
 
 
 def _add_lines(
-    axes: Any, lines: list, role: str, label: str | None, *, linewidth=0.5, alpha=0.3
+    axes: Any, lines: list, role: str, label: str, *, linewidth=0.5, alpha=0.3
 ) -> None:
-    if lines:
-        collection = Line3DCollection if axes.name == "3d" else LineCollection
-        axes.add_collection(
-            collection(
-                lines,
-                colors=colors[role],
-                linewidths=linewidth,
-                alpha=alpha,
-                label=label,
-            )
-        )
+    if not lines:
+        return
+    style = {"linewidths": linewidth, "alpha": alpha, "label": label}
+    collection = Line3DCollection if axes.name == "3d" else LineCollection
+    axes.add_collection(collection(lines, colors=colors[role], **style))
+
+
+def _write_gap(axes: Any, panel: Any) -> None:
+    """The distance between the ends of the paths and those of one step: mean and standard deviation."""
+    gap = np.linalg.norm(panel.points[:, -1] - panel.one_step, axis=-1)
+    text = f"|path - one step|\n{gap.mean():.3f} ± {gap.std():.3f}"
+    paper = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 1.5}
+    style = {"va": "top", "fontsize": 7, "color": INK, "zorder": 4, "bbox": paper}
+    write = axes.text2D if axes.name == "3d" else axes.text
+    write(0.03, 0.97, text, transform=axes.transAxes, **style)
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Thin and faint where there are many."""
+    """Thin lines, which are fainter if there are many."""
     return {"linewidth": 0.7, "alpha": float(np.clip(4 / np.sqrt(number), 0.1, 0.6))}
