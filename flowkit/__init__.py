@@ -123,3 +123,5 @@ def __getattr__(name):
 
 
 __dir__ = _public_names(globals(), *_LOADED_ON_FIRST_USE)
+
+_typecheck.turn_on()

@@ -7,6 +7,17 @@ import functools as ft
 from collections.abc import Callable
 
 
+# Off while flowkit is imported: defaults such as `fk.Normal()` are made then, and checking
+# them would import beartype, a tenth of the whole import.
+_is_on = False
+
+
+def turn_on() -> None:
+    """Called at the end of the import of flowkit."""
+    global _is_on
+    _is_on = True
+
+
 def checked_when_called(fn: Callable) -> Callable:
     """`beartype(fn)`, made when `fn` is first called."""
 
@@ -18,6 +29,8 @@ def checked_when_called(fn: Callable) -> Callable:
 
     @ft.wraps(fn)
     def checked(*args, **kwargs):
+        if not _is_on:
+            return fn(*args, **kwargs)
         return make()(*args, **kwargs)
 
     return checked
