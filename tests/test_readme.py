@@ -145,7 +145,7 @@ def test_pages_run(page, monkeypatch, tmp_path):
         *args, num_steps=min(num_steps, 10), **(options | {"progress": False})
     )
     monkeypatch.setattr(fk.training, "fit", shorter)
-    monkeypatch.setattr("flowkit.training._stages.fit", shorter)
+    monkeypatch.setattr("flowkit.training._loop.stages.fit", shorter)
     blocks = re.findall(
         r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
     )

@@ -123,7 +123,7 @@ def test_stages_start_afresh():
     assert int(results["second"].state.step) == 8
 
 
-class Stop(Exception):
+class Interrupted(Exception):
     pass
 
 
@@ -133,9 +133,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, step, tmp_path):
 
     def stop(state, now):
         if now == step:
-            raise Stop
+            raise Interrupted
 
-    with pytest.raises(Stop):
+    with pytest.raises(Interrupted):
         run(tmp_path, stages(**{name: (stop,)}))
     assert (tmp_path / "second").exists() == (name == "second")
     straight = run()
@@ -176,6 +176,53 @@ def test_other_stages_are_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     longer = run(tmp_path, stages(5, 8))
     assert_same_results(longer, run(None, stages(5, 8)))
+
+
+def test_a_later_stage_alone_goes_on_in_the_same_folder(tmp_path):
+    """It starts from the model of the stage before, and ends as both stages in one call."""
+    first, second = stages(5, 5)
+    run(tmp_path, [first])
+    assert tr.last_stage(tmp_path) == tmp_path / "first"
+    straight = run(None, [first, second])
+    alone = {"second": straight["second"]}
+    assert_same_results(run(tmp_path, [second]), alone)
+    assert_same_results(run(tmp_path, [second]), alone)
+    assert_same_results(run(tmp_path, [first, second]), straight)
+
+    folder = tr.last_stage(tmp_path)
+    assert folder == tmp_path / "second"
+    assert tr.stored_config(folder) == {"size": 2}
+    restored = tr.restore_model(folder, lambda config: MODEL)
+    np.testing.assert_array_equal(restored.second, straight["second"].ema.second)
+
+
+def test_a_later_stage_waits_until_the_one_before_is_complete(tmp_path):
+    def stop(state, now):
+        if now == 3:
+            raise Interrupted
+
+    first, second = stages(5, 5, first=(stop,))
+    with pytest.raises(Interrupted):
+        run(tmp_path, [first])
+    with pytest.raises(ValueError, match=r"'first'.* is at step 0 of 5; finish it"):
+        run(tmp_path, [second])
+    with pytest.raises(FileNotFoundError, match="no checkpoint of a run"):
+        tr.last_stage(tmp_path)
+
+    checkpoints = tr.Checkpoints(tmp_path, every=2, config={"size": 2})
+    with pytest.raises(Interrupted):
+        run(listed=[first], checkpoints=checkpoints)
+    with pytest.raises(ValueError, match=r"'first'.* is at step 2 of 5; finish it"):
+        run(tmp_path, [second])
+
+
+def test_a_stage_that_a_callback_ended_is_complete(tmp_path):
+    stop = lambda state, step: tr.Stop() if step == 4 else None
+    first, second = stages(10, 5, first=(stop,))
+    both = run(tmp_path, [first, second])
+    assert int(both["first"].state.step) == 4
+    assert_same_results(run(tmp_path, [first, second]), both)
+    assert_same_results(run(tmp_path, [second]), {"second": both["second"]})
 
 
 def test_stages_may_be_added(tmp_path):

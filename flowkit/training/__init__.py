@@ -1,29 +1,39 @@
-"""Training of any model with any loss `(model, batch, key) -> scalar`: steps, loops, checkpoints, many devices."""
+"""Training of any model with any loss `(model, batch, key) -> scalar`.
+
+A step updates the weights, a loop makes steps, checkpoints keep what it made, and a
+mesh spreads it over many devices.
+"""
 
 from flowkit._namespace import public_names as _public_names
-from flowkit.training._callbacks import Every as Every
 from flowkit.training._checkpoints import (
     Checkpoints as Checkpoints,
     restore_model as restore_model,
+    stored_config as stored_config,
 )
-from flowkit.training._fit import fit as fit, FitResult as FitResult
-from flowkit.training._history import Series as Series
-from flowkit.training._momentum import (
+from flowkit.training._loop import (
+    EarlyStopping as EarlyStopping,
+    Every as Every,
+    fit as fit,
+    fit_stages as fit_stages,
+    FitResult as FitResult,
+    last_stage as last_stage,
+    Series as Series,
+    Stage as Stage,
+    Stop as Stop,
+)
+from flowkit.training._step import (
+    data_mesh as data_mesh,
     DEFAULT_MOMENTUM as DEFAULT_MOMENTUM,
     DOUBLED_MOMENTUM as DOUBLED_MOMENTUM,
-)
-from flowkit.training._sharding import (
-    data_mesh as data_mesh,
-    shard_batch as shard_batch,
-)
-from flowkit.training._stages import fit_stages as fit_stages, Stage as Stage
-from flowkit.training._state import (
     init_state as init_state,
+    make_step as make_step,
+    Optimizer as Optimizer,
+    shard_batch as shard_batch,
+    Step as Step,
     TrainState as TrainState,
     update_ema as update_ema,
     WarmUpDecay as WarmUpDecay,
 )
-from flowkit.training._step import make_step as make_step, Step as Step
 
 
 __dir__ = _public_names(globals())

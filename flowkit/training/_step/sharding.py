@@ -1,4 +1,5 @@
-"""Data parallelism: the batch is split over a device mesh, the parameters are on every device."""
+"""Data parallelism: batches are split over the devices of a mesh, and every device
+holds all parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +9,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from flowkit.training._step.host import owned
+
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with one axis, `"data"`, over `devices` (all devices of all processes if `None`).
+    """A mesh with one axis, `"data"`, over `devices`.
 
-    With several processes call `jax.distributed.initialize()` first; each process then hands its own part
-    of every batch to `fit` or to the step.
+    `None` takes all devices of all processes. With several processes call
+    `jax.distributed.initialize()` first; each process then hands its own part of every
+    batch to `fit` or to the step.
     """
     devices = jax.devices() if devices is None else list(devices)
     if not devices:
@@ -22,13 +26,16 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_mesh(mesh: Mesh | None) -> None:
+    """Raises for a mesh without an axis `"data"`."""
     if mesh is not None and "data" not in mesh.axis_names:
         raise ValueError(
-            f'`mesh` must have an axis "data", got {mesh.axis_names}; `fk.training.data_mesh()` makes one.'
+            f'`mesh` must have an axis "data", got {mesh.axis_names}; '
+            "`fk.training.data_mesh()` makes one."
         )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Arrays that are whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -42,7 +49,13 @@ def shard_batch(batch: PyTree[Any], mesh: Mesh, *, axis: int = 0) -> PyTree[Any]
 
     With several processes `batch` is this process's part, and the result is the whole.
     """
-    sharding, processes = split_over(mesh, axis), jax.process_count()
+    return split(owned(batch, "batch"), mesh, axis=int(axis))
+
+
+def split(batch: PyTree[Any], mesh: Mesh, *, axis: int) -> PyTree[Any]:
+    """`shard_batch` for arrays that nobody else writes to."""
+    sharding = split_over(mesh, axis)
+    processes = jax.process_count()
 
     def put(leaf):
         size = np.shape(leaf)[axis] * processes if np.ndim(leaf) > axis else 0
@@ -55,20 +68,23 @@ def shard_batch(batch: PyTree[Any], mesh: Mesh, *, axis: int = 0) -> PyTree[Any]
 
 
 def check_divisible(size: int, mesh: Mesh) -> None:
+    """Raises for a batch that the devices cannot share equally."""
     devices = mesh.shape["data"]
     if size == 0 or size % devices:
         raise ValueError(
-            f"`batches` gives batches of {size} examples, which {devices} devices cannot share equally; "
-            f"use a batch size that is a multiple of {devices} and drop the remainder."
+            f"`batches` gives batches of {size} examples, which {devices} devices "
+            f"cannot share equally; use a batch size that is a multiple of {devices} "
+            "and drop the remainder."
         )
 
 
 def replicate(leaves: list[Any], mesh: Mesh) -> list[Any]:
-    """The arrays, equal on every process, on every device of `mesh`; as they are if they are there already."""
+    """The arrays, equal on every process, on every device of `mesh`."""
     sharding = replicated(mesh)
     if all(leaf.sharding == sharding for leaf in leaves):
         return leaves
-    # Through jit, because a typed key cannot be put onto the devices of several processes otherwise.
+
+    # Through jit: a typed key cannot be put onto the devices of several processes.
     return jax.jit(_identity, out_shardings=sharding)(leaves)
 
 

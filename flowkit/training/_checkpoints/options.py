@@ -1,0 +1,82 @@
+"""Where and how often a run is saved."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowkit.training._step import positive
+
+
+class Checkpoints:
+    """Where and how often `fit` saves, and from where it resumes.
+
+    If the folder holds checkpoints of this run, `fit` goes on from the last one: the
+    same command resumes. A last checkpoint that is damaged is set aside with a warning,
+    and the one before it is used. Checkpoints of another model, optimizer or
+    configuration are a `ValueError`, and stay as they are. What a model is made of
+    counts too, not only its arrays: the prediction and the path of a flow, activations,
+    sizes and other options.
+
+    **Arguments:**
+
+    - `directory`: the folder; it is made if it does not exist.
+    - `every`: the number of steps between two checkpoints; the last step and an
+      interruption by Ctrl-C are saved too.
+    - `keep`: how many checkpoints stay; older ones are deleted after a newer one is
+      complete.
+    - `config`: what `restore_model` hands to `build`: anything that JSON can hold, or a
+      dataclass of such things. A run with another `config` does not resume here, so
+      leave out how long the run is.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        every: int = 1000,
+        keep: int = 2,
+        config: Any = None,
+    ):
+        self.directory = Path(directory).expanduser().absolute()
+        self.every = positive("every", every)
+        self.keep = positive("keep", keep)
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            config = dataclasses.asdict(config)
+        try:
+            self.config = json.loads(json.dumps(config, default=_plain))
+        except TypeError as error:
+            raise ValueError(
+                f"`config` must be what JSON can hold: {error}; use numbers, strings "
+                "and lists."
+            ) from error
+
+    def within(self, name: str) -> "Checkpoints":
+        """The same for a folder inside of this one."""
+        return Checkpoints(
+            self.directory / name, every=self.every, keep=self.keep, config=self.config
+        )
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as JSON has them."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__qualname__} is not a value that JSON can hold")
+
+
+def check_writable(directory: Path) -> None:
+    """Makes the folder, and raises if nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`Checkpoints`: the folder {directory} cannot be written to "
+            f"({error.strerror}); pass another `directory`."
+        ) from error

@@ -1,0 +1,207 @@
+"""The folder of a run that is under way: where it goes on, and where it is saved."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flowkit.training._checkpoints.compare import (
+    config_differences,
+    model_differences,
+    shortened,
+)
+from flowkit.training._checkpoints.describe import describe_arrays, describe_static
+from flowkit.training._checkpoints.options import check_writable, Checkpoints
+from flowkit.training._checkpoints.storage import (
+    damage_reported,
+    Damaged,
+    damaged_message,
+    fill,
+    numbered,
+    quiet,
+    read_arrays,
+    read_meta,
+)
+from flowkit.training._step import TrainState
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds.
+
+    - `state`: the training state.
+    - `history`: a pair of arrays, steps and values, for each name.
+    - `position`: how far the data were read.
+    - `seconds`: how long the run has taken.
+    - `stopped`: the `num_steps` of a run that a callback ended; otherwise `None`.
+    """
+
+    state: TrainState
+    history: dict[str, tuple[np.ndarray, np.ndarray]]
+    position: Any
+    seconds: float
+    stopped: int | None
+
+
+class Saver:
+    """The open folder of one run."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._options = checkpoints
+        self.every = checkpoints.every
+        self._directory = checkpoints.directory
+        check_writable(self._directory)
+        self._manager = self._open()
+        self._last: int | None = None
+
+    def _open(self):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._options.keep, create=False
+        )
+        with quiet():
+            return ocp.CheckpointManager(self._directory, options=options)
+
+    def resume(self, state: TrainState) -> Snapshot | None:
+        """The last checkpoint that can be read; `None` if there is none at all.
+
+        `state` is one of the same structure.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for count, step in enumerate(steps):
+            try:
+                with quiet():
+                    snapshot = self._read(step, state)
+            except Damaged as damage:
+                message = damaged_message(self._directory, step, damage)
+                warnings.warn(message, stacklevel=4)
+            else:
+                self._last = step
+                self._set_aside(steps[:count])
+                return snapshot
+
+        if steps:
+            raise ValueError(
+                f"No checkpoint in {self._directory} can be read (steps {steps[::-1]}). "
+                "Nothing was deleted: move the folder away to start again, or pass "
+                "another `directory` to `Checkpoints`."
+            )
+        return None
+
+    def save(self, step: int, snapshot: Snapshot) -> None:
+        """Save in the background. The state must not be donated afterwards."""
+        if step == self._last:
+            return
+        parts = _parts(snapshot.state)
+        meta = {
+            "config": self._options.config,
+            "arrays": {name: describe_arrays(part) for name, part in parts.items()},
+            "static": describe_static(snapshot.state.model),
+            "names": list(snapshot.history),
+            "position": snapshot.position,
+            "seconds": snapshot.seconds,
+            "stopped": snapshot.stopped,
+        }
+        history = {}
+        for number, (steps, values) in enumerate(snapshot.history.values()):
+            history[str(number)] = {"steps": steps, "values": values}
+
+        items: dict[str, Any] = {}
+        for name, part in parts.items():
+            items[name] = ocp.args.StandardSave(numbered(part))
+        items["meta"] = ocp.args.JsonSave(meta)
+        items["history"] = ocp.args.StandardSave(history)
+        with quiet():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._last = step
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        with quiet():
+            self._manager.close()
+
+    def _read(self, step: int, state: TrainState) -> Snapshot:
+        parts = _parts(state)
+        with damage_reported():
+            meta = read_meta(self._manager, step)
+        self._check_same(meta, parts)
+
+        with damage_reported():
+            arrays = read_arrays(self._manager, step, parts)
+            history = _read_history(self._manager, step, meta["names"])
+        return Snapshot(
+            _joined(parts, arrays),
+            history,
+            meta["position"],
+            # Not stored by 0.2.0.
+            meta.get("seconds", 0.0),
+            meta.get("stopped"),
+        )
+
+    def _check_same(self, meta, parts):
+        differences = config_differences(meta["config"], self._options.config)
+        for name, part in parts.items():
+            differences += model_differences(name, meta, part)
+        for name in meta["arrays"]:
+            if name not in parts:
+                differences.append(f"`{name}` is only in the folder")
+        if differences:
+            raise ValueError(
+                f"{self._directory} holds checkpoints of another run: "
+                f"{shortened(differences)}. Nothing was deleted: pass another "
+                "`directory` to `Checkpoints`, or build model, optimizer and config as "
+                "they were."
+            )
+        if "static" not in meta:
+            warnings.warn(
+                f"The checkpoints in {self._directory} were written by flowkit 0.2.0 or "
+                "older, which recorded arrays only. Make sure that the model takes no "
+                "default that has changed since: the sinusoidal embedding of times had "
+                "`scale=1000`.",
+                stacklevel=6,
+            )
+
+    def _set_aside(self, steps):
+        """Rename damaged checkpoints, so that new ones can take their places."""
+        if not steps:
+            return
+        self._manager.close()
+        if jax.process_index() == 0:
+            for step in steps:
+                path = self._directory / str(step)
+                target = path.with_name(f"damaged-{step}")
+                count = 1
+                while target.exists():
+                    target = path.with_name(f"damaged-{step}-{count}")
+                    count += 1
+                path.rename(target)
+        if jax.process_count() > 1:
+            ocp.multihost.sync_global_processes("flowkit_set_aside")
+        self._manager = self._open()
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint that hold the state."""
+    parts = {"model": state.model}
+    if state.average is not None:
+        parts["ema"] = state.average
+    parts["training"] = (state.opt_state, state.step, state.key)
+    return parts
+
+
+def _joined(parts: dict[str, Any], arrays: dict[str, list[Any]]) -> TrainState:
+    filled = {name: fill(part, arrays[name]) for name, part in parts.items()}
+    opt_state, step, key = filled["training"]
+    return TrainState(filled["model"], filled.get("ema"), opt_state, step, key)
+
+
+def _read_history(
+    manager: ocp.CheckpointManager, step: int, names: list[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    wanted = ocp.args.Composite(history=ocp.args.StandardRestore())
+    stored = manager.restore(step, args=wanted)["history"]
+    history = {}
+    for number, name in enumerate(names):
+        series = stored[str(number)]
+        history[name] = (np.asarray(series["steps"]), np.asarray(series["values"]))
+    return history

@@ -1,0 +1,17 @@
+"""The loop around steps: batches, callbacks, histories, and training in stages."""
+
+from flowkit.training._loop.callbacks import (
+    EarlyStopping as EarlyStopping,
+    Every as Every,
+    Stop as Stop,
+)
+from flowkit.training._loop.fit import (
+    fit as fit,
+    FitResult as FitResult,
+)
+from flowkit.training._loop.history import Series as Series
+from flowkit.training._loop.stages import (
+    fit_stages as fit_stages,
+    last_stage as last_stage,
+    Stage as Stage,
+)

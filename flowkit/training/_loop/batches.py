@@ -1,0 +1,209 @@
+"""Where batches come from, and how far they were read.
+
+`Resident` data stay on the device, where each step draws its batch. A `Stream` is asked
+for one batch after another. Both have `take`, and a `position` that checkpoints keep.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from flowkit.training._step import check_divisible, owned, replicated, split
+
+
+class Resident:
+    """Data that stay on the device; each step draws its batch there."""
+
+    resident = True
+
+    def __init__(self, data: PyTree[Any], batch_size: int | None, mesh: Mesh | None):
+        data = owned(data, "batches")
+        sizes = {_length(leaf) for leaf in jax.tree.leaves(data)}
+        if len(sizes) != 1 or sizes == {0}:
+            raise ValueError(
+                "`batches` is a pytree of arrays, which must share their first axis, "
+                f"the examples, got lengths {sorted(sizes)}; batches one after the "
+                "other come from an iterator."
+            )
+        (size,) = sizes
+        if batch_size is not None and not 1 <= batch_size <= size:
+            raise ValueError(
+                f"`batch_size` must be between 1 and the {size} examples in `batches`, "
+                f"got {batch_size}."
+            )
+
+        if mesh is None:
+            self._data = jax.tree.map(jnp.asarray, data)
+        else:
+            check_divisible(size if batch_size is None else batch_size, mesh)
+            self._data = jax.tree.map(lambda leaf: _everywhere(leaf, mesh), data)
+        self.batch_size = batch_size
+
+    def take(self, length: int | None) -> PyTree[Any]:
+        """All data, whatever the number of steps."""
+        del length
+        return self._data
+
+    def position(self) -> Any:
+        """Nothing: the step count says which examples are drawn."""
+        return None
+
+    def seek(self, position: Any) -> None:
+        """Nothing to do."""
+        del position
+
+
+class Stream:
+    """Batches from an iterable; an iterator of grain knows its position."""
+
+    resident = False
+    batch_size = None
+
+    def __init__(self, batches: Iterable[Any], mesh: Mesh | None):
+        self._iterable = batches
+        self._iterator = iter(batches)
+        self._mesh = mesh
+
+    def take(self, length: int | None) -> PyTree[Any]:
+        """The next batch, or the next `length` batches stacked."""
+        if length is None:
+            batch = self._next()
+        else:
+            batch = _stacked([self._next() for _ in range(length)])
+        if self._mesh is None:
+            return batch
+        return split(batch, self._mesh, axis=0 if length is None else 1)
+
+    def position(self) -> Any:
+        """How far a dataset of grain was read; `None` for other iterables."""
+        if isinstance(self._iterator, grain.DatasetIterator):
+            return self._iterator.get_state()
+        return None
+
+    def seek(self, position: Any) -> None:
+        """Go on from a position."""
+        if isinstance(self._iterator, grain.DatasetIterator):
+            self._iterator.set_state(position)
+
+    def _next(self) -> PyTree[Any]:
+        # Copied before the iterator is asked again: it may refill the same memory.
+        return owned(self._next_as_given(), "batches")
+
+    def _next_as_given(self) -> PyTree[Any]:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            pass
+
+        # A further pass, unless it would be the same one: an iterator has only one, and
+        # a pipeline of grain would repeat its order.
+        is_grain = isinstance(self._iterator, grain.DatasetIterator)
+        if not is_grain and self._iterator is not self._iterable:
+            self._iterator = iter(self._iterable)
+            for batch in self._iterator:
+                return batch
+        raise ValueError(
+            "`batches` ended before `num_steps` steps were made; repeat a grain dataset "
+            "before it is shuffled into batches with `dataset.repeat()`, and let an "
+            "iterator go on forever."
+        )
+
+
+def make_source(
+    batches: Any, batch_size: int | None, mesh: Mesh | None, *, needs_position: bool
+) -> Resident | Stream:
+    """The source of batches for anything that `fit` accepts."""
+    is_grain = isinstance(
+        batches, grain.MapDataset | grain.IterDataset | grain.DatasetIterator
+    )
+    if not is_grain and _is_tree(batches):
+        return Resident(batches, batch_size, mesh)
+    if batch_size is not None:
+        raise ValueError(
+            "`batch_size` is for arrays in `batches`; a dataset or an iterator gives "
+            "batches itself."
+        )
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            "`batches` must be arrays, a grain dataset or an iterable of batches, got "
+            f"{type(batches)}."
+        )
+    if needs_position and not is_grain:
+        raise ValueError(
+            "`checkpoints` cannot hold the position of a plain iterator, so a resumed "
+            "run would see other data; pass a grain dataset or arrays as `batches`, or "
+            "leave `checkpoints` out."
+        )
+    if isinstance(batches, grain.MapDataset):
+        batches = _endless(batches)
+    return Stream(batches, mesh)
+
+
+def _is_tree(batches: Any) -> bool:
+    """Whether this is a pytree of arrays. An iterator is not used up by the look."""
+    if isinstance(batches, list):
+        raise ValueError(
+            "`batches` is a list, which could be one pytree of arrays or a list of "
+            "batches: pass a tuple for the former, `itertools.cycle(batches)` for the "
+            "latter."
+        )
+    leaves = jax.tree.leaves(batches, is_leaf=_is_opaque)
+    if len(leaves) != 1 or leaves[0] is not batches:
+        return bool(leaves)
+    return eqx.is_array(batches) or hasattr(batches, "__array__")
+
+
+def _is_opaque(node: Any) -> bool:
+    """Whether this is an iterable other than the containers of a pytree."""
+    return isinstance(node, Iterable) and not isinstance(node, dict | list | tuple)
+
+
+def _endless(dataset: grain.MapDataset) -> grain.IterDataset:
+    if len(dataset) == 0:
+        raise ValueError("`batches` is an empty grain dataset.")
+    # Without threads: records that are whole batches of arrays in memory are then read
+    # 25 times faster.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    repeated = dataset if len(dataset) == sys.maxsize else dataset.repeat()
+    return repeated.to_iter_dataset(read_options=options)
+
+
+def _length(leaf: Any) -> int:
+    return np.shape(leaf)[0] if np.ndim(leaf) else 0
+
+
+def _stacked(batches: list[PyTree[Any]]) -> PyTree[Any]:
+    """One batch per step along a new first axis."""
+    first = batches[0]
+    for batch in batches[1:]:
+        if _shapes(batch) != _shapes(first):
+            raise ValueError(
+                f"`batches` gives {_shapes(first)} and then {_shapes(batch)}, but with "
+                "`steps_per_call` above 1 batches are stacked and must have the same "
+                "shapes; drop the smaller last batch of each pass."
+            )
+    return jax.tree.map(_stack, *batches)
+
+
+def _shapes(batch: PyTree[Any]) -> PyTree[str]:
+    return jax.tree.map(lambda leaf: f"an array {np.shape(leaf)}", batch)
+
+
+def _stack(*leaves: Any) -> Any:
+    return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else np.stack(leaves)
+
+
+def _everywhere(leaf: Any, mesh: Mesh) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, replicated(mesh))
+    return jax.make_array_from_process_local_data(
+        replicated(mesh), np.asarray(leaf), np.shape(leaf)
+    )

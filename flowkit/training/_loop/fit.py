@@ -1,0 +1,181 @@
+"""`fit`: one model, one loss, one run."""
+
+import contextlib
+import logging
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from flowkit._types import PRNGKey
+from flowkit.training._checkpoints import Checkpoints, Saver
+from flowkit.training._loop.batches import make_source
+from flowkit.training._loop.callbacks import as_callbacks, Every
+from flowkit.training._loop.history import Series
+from flowkit.training._loop.loop import ctrl_c, Loop
+from flowkit.training._step import (
+    Configuration,
+    EMADecay,
+    init_state,
+    Optimizer,
+    positive,
+    Trainable,
+    TrainState,
+    WarmUpDecay,
+)
+
+
+_log = logging.getLogger("flowkit.training")
+
+
+class FitResult(eqx.Module):
+    """What `fit` returns.
+
+    - `state`: the last state.
+    - `history`: maps a name (`"loss"`, `"grad_norm"`, `"skipped"`, the metrics of the
+      loss, the values of callbacks) to `Series(steps, values)`, NumPy arrays with the
+      same first axis. `steps` counts the steps done.
+    - `seconds`: how long the training took, callbacks and checkpoints included. Those of
+      a resumed run count from its beginning, without the time in between.
+    """
+
+    state: TrainState
+    history: dict[str, Series]
+    seconds: float = 0.0
+
+    @property
+    def model(self) -> Any:
+        """The trained model."""
+        return self.state.model
+
+    @property
+    def ema(self) -> Any:
+        """The model with averaged weights, in the types of those of `model`.
+
+        `None` if `ema_decay` was `None`. The average itself, which is kept in float32
+        for weights of half precision, is `state.average`.
+        """
+        return self.state.ema
+
+
+def fit(
+    loss: Callable[..., Any],
+    model: PyTree[Any],
+    batches: Any,
+    *,
+    optimizer: Optimizer = optax.adam(1e-3),
+    num_steps: int,
+    ema_decay: EMADecay = WarmUpDecay(0.999),
+    trainable: Trainable = None,
+    mesh: Mesh | None = None,
+    steps_per_call: int = 1,
+    batch_size: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[Every | Callable[..., Any]] = (),
+    progress: bool = True,
+    key: PRNGKey,
+) -> FitResult:
+    """Train a model.
+
+    ```python
+    result = fk.training.fit(loss, model, x1, batch_size=256, num_steps=2000, key=key)
+    result.ema, result.history["loss"].values
+    ```
+
+    **Arguments:**
+
+    - `loss`: `(model, batch, key) -> scalar` or `-> (scalar, metrics)`; the metrics join
+      the history.
+    - `model`: any pytree with floating-point arrays. It is copied, not changed.
+    - `batches`: one of
+        - an array, or a pytree of arrays with the same first axis: it stays on the
+          device, and each step draws `batch_size` examples there, uniformly with
+          replacement (all of them, if that is `None`);
+        - a grain `MapDataset` or `IterDataset` of batches; the former is repeated
+          forever, reshuffled each time. If its records are slow to read, give it
+          threads: `dataset.repeat().to_iter_dataset()`;
+        - any other iterable of batches, but then without `checkpoints`. A step sees the
+          batch as it was when the iterable gave it: arrays are copied. A list is
+          refused, since it could also be a pytree.
+    - `optimizer`: an Optax optimizer, or anything with its `init` and `update`;
+      clipping, schedules and accumulation are Optax's, see `make_step`.
+    - `num_steps`: the total number of steps, those before a resumption included.
+    - `ema_decay`: the decay of the averaged weights: a function of the step such as
+      `WarmUpDecay(0.999)`, which forgets the initial weights at once, a constant, which
+      remembers them for some `1 / (1 - ema_decay)` steps, or `None`.
+    - `trainable`: a function from the model to the part or parts to train, see
+      `make_step`.
+    - `mesh`: from `data_mesh`: batches are split over its devices.
+    - `steps_per_call`: how many steps one compiled call makes; above 1 it helps where a
+      step takes less than a millisecond. Callbacks and checkpoints happen between calls.
+    - `checkpoints`: save there, and resume from there. On a CPU a resumed run ends with
+      the same bits as one that never stopped.
+    - `callbacks`: `Every(n, function)`, or a function that is called after every call.
+      `function(state, step)` returns `None`, or a dict that joins the history, or
+      `Stop()` to end the training; with an argument `metrics` it is given those of the
+      last step, see `Every`.
+    - `progress`: a progress bar with the loss and the rate, and a line that says where
+      a run resumes. Without it that line goes to the logger `flowkit.training`.
+    - `key`: random seed. A resumed run goes on with the key that it was started with.
+
+    **Raises:** `FloatingPointError` after ten steps in a row without a finite gradient.
+    """
+    steps_per_call = positive("steps_per_call", steps_per_call)
+    num_steps = operator.index(num_steps)
+    if num_steps < 0:
+        raise ValueError(f"`num_steps` must not be negative, got {num_steps}.")
+    if batch_size is not None:
+        batch_size = operator.index(batch_size)
+    configuration = Configuration.of(
+        loss, optimizer, ema_decay=ema_decay, trainable=trainable, mesh=mesh
+    )
+    saves = checkpoints is not None
+    source = make_source(batches, batch_size, mesh, needs_position=saves)
+    state = init_state(
+        model, optimizer, ema_decay=ema_decay, trainable=trainable, key=key
+    )
+
+    shows = progress and jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        saver = None
+        if checkpoints is not None:
+            saver = stack.enter_context(contextlib.closing(Saver(checkpoints)))
+        loop = Loop(
+            configuration,
+            source,
+            state,
+            saver,
+            callbacks=as_callbacks(callbacks),
+            steps_per_call=steps_per_call,
+        )
+        if checkpoints is not None and loop.step > 0:
+            _announce(checkpoints, loop.step, num_steps, shows=shows)
+        interrupted = stack.enter_context(ctrl_c(active=saves))
+        bar = stack.enter_context(
+            tqdm(total=num_steps, initial=loop.step, disable=not shows, unit="step")
+        )
+        loop.train(num_steps, bar, interrupted)
+    return FitResult(loop.state(), loop.history(), loop.seconds())
+
+
+def _announce(
+    checkpoints: Checkpoints, step: int, num_steps: int, *, shows: bool
+) -> None:
+    """Says where a run resumes; raises if that is past its end."""
+    if step > num_steps:
+        raise ValueError(
+            f"`num_steps`={num_steps} is the total, and {checkpoints.directory} is "
+            f"already at step {step}; ask for more steps, or pass another `directory`."
+        )
+    line = f"Resuming {checkpoints.directory} at step {step} of {num_steps}."
+    if shows:
+        tqdm.write(line, file=sys.stderr)
+    else:
+        _log.info(line)

@@ -1,0 +1,108 @@
+"""What is recorded during a run, and how it leaves the device without delaying training.
+
+Metrics of calls that are still running are pending. They are fetched once they are
+ready, or when a callback or a checkpoint needs them.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+_MAX_SKIPPED = 10
+
+
+class Series(NamedTuple):
+    """Values, and the steps after which they were recorded.
+
+    `steps` has shape `(n,)`, `values` has shape `(n, ...)`.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Recorder:
+    """Collects metrics from the device and values of callbacks.
+
+    **Arguments:**
+
+    - `history`: what was recorded before this run was resumed.
+    - `stacked`: whether metrics on the device have a leading axis of steps.
+    """
+
+    def __init__(self, history: Mapping[str, Series], *, stacked: bool):
+        self._parts = {name: [series] for name, series in history.items()}
+        self._stacked = stacked
+        self._pending: deque[tuple[int, Any]] = deque()
+        self._skipped = 0
+        self.loss: float | None = None
+        self.last: dict[str, np.ndarray] = {}
+
+    def add_pending(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics on the device, of the call that ended at `step`."""
+        self._pending.append((step, metrics))
+
+    def add(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Values on the host, each of one step."""
+        for name, value in values.items():
+            self._append(name, Series(np.array([step]), value[None]))
+
+    def drain(self, *, wait: bool) -> None:
+        """Fetch the metrics that are ready, or all of them."""
+        fetched = []
+        while self._pending and (wait or self._pending[0][1]["loss"].is_ready()):
+            fetched.append(self._pending.popleft())
+        if not fetched:
+            return
+
+        join = np.concatenate if self._stacked else np.stack
+        last_step, first_metrics = fetched[-1][0], fetched[0][1]
+        values = {}
+        for name in first_metrics:
+            values[name] = join([np.asarray(metrics[name]) for _, metrics in fetched])
+
+        count = len(values["loss"])
+        steps = np.arange(last_step - count + 1, last_step + 1)
+        for name, value in values.items():
+            self._append(name, Series(steps, value))
+        self.loss = float(np.mean(values["loss"], dtype=np.float32))
+        self.last = {name: np.asarray(value[-1]) for name, value in values.items()}
+        self._check_finite(steps, values["skipped"])
+
+    def history(self) -> dict[str, Series]:
+        """Everything fetched so far."""
+        for name, parts in self._parts.items():
+            if len(parts) > 1:
+                steps = np.concatenate([series.steps for series in parts])
+                values = np.concatenate([series.values for series in parts])
+                # Joined once, so that the next call has less to join.
+                self._parts[name] = [Series(steps, values)]
+        return {name: parts[0] for name, parts in self._parts.items()}
+
+    def _append(self, name, series):
+        parts = self._parts.setdefault(name, [])
+        if parts and parts[0].values.shape[1:] != series.values.shape[1:]:
+            raise ValueError(
+                f"`callbacks`: {name!r} was recorded with shape "
+                f"{parts[0].values.shape[1:]} and now has shape "
+                f"{series.values.shape[1:]}; return arrays of one shape, or rename one "
+                "of them."
+            )
+        parts.append(series)
+
+    def _check_finite(self, steps, skipped):
+        for step, skip in zip(steps, skipped, strict=True):
+            self._skipped = self._skipped + 1 if skip else 0
+            if self._skipped == _MAX_SKIPPED:
+                raise FloatingPointError(
+                    f"The loss or its gradient was not finite in {_MAX_SKIPPED} steps "
+                    f"in a row, up to step {step}. Likely causes: NaN or infinity in "
+                    "`batches`; a learning rate that is too large (lower it, or clip: "
+                    "`optax.chain(optax.clip_by_global_norm(1.0), ...)`); an empty or "
+                    "fully masked set, or the square root of zero, in `loss`. "
+                    "`jax.config.update('jax_debug_nans', True)` finds the place. The "
+                    "weights are those before these steps; checkpoints are untouched."
+                )

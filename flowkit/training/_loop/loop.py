@@ -1,0 +1,235 @@
+"""The loop of `fit`: calls of the compiled step, with callbacks, checkpoints and the
+progress bar between them."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flowkit.training._checkpoints import Saver, Snapshot
+from flowkit.training._loop.batches import Resident, Stream
+from flowkit.training._loop.callbacks import call, Callback, passed
+from flowkit.training._loop.history import Recorder, Series
+from flowkit.training._step import (
+    compiled,
+    CompileKey,
+    Configuration,
+    Pace,
+    partition,
+    replicate,
+    TrainState,
+)
+
+
+_REFRESH_SECONDS = 0.25
+
+
+class Loop:
+    """A run under way: the state on the device, and what surrounds it.
+
+    Once made, it stands where the run is to begin: at step 0, or at the last checkpoint
+    of `saver`.
+
+    **Arguments:**
+
+    - `configuration`: the parts of the step.
+    - `source`: the batches.
+    - `state`: the state before the first step. Its buffers are donated.
+    - `saver`: the folder of checkpoints, if there is one.
+    - `callbacks`, `steps_per_call`: as in `fit`.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        source: Resident | Stream,
+        state: TrainState,
+        saver: Saver | None,
+        *,
+        callbacks: list[Callback],
+        steps_per_call: int,
+    ):
+        self._configuration = configuration
+        self._source = source
+        self._saver = saver
+        self._callbacks = callbacks
+        self._steps_per_call = steps_per_call
+        self._programs: dict[int | None, Callable[..., Any]] = {}
+        self._pace = Pace()
+
+        self._arrays, self._static = partition(state)
+        if configuration.mesh is not None:
+            self._arrays = replicate(self._arrays, configuration.mesh)
+        self.step = 0
+        self._stopped: int | None = None
+        self._seconds_before = 0.0
+        history = self._resume()
+        self._began = time.monotonic()
+        self._recorder = Recorder(history, stacked=steps_per_call > 1)
+
+        # Whether state, step, history and position in the data belong together.
+        self._consistent = True
+
+    def _resume(self) -> dict[str, Series]:
+        """Go to the last checkpoint, and return the history up to it."""
+        found = None if self._saver is None else self._saver.resume(self.state())
+        if found is None:
+            return {}
+        self._arrays, _ = partition(found.state)
+        self.step = int(found.state.step)
+        self._stopped = found.stopped
+        self._seconds_before = found.seconds
+        self._source.seek(found.position)
+        return {name: Series(*pair) for name, pair in found.history.items()}
+
+    def state(self) -> TrainState:
+        """The state, in buffers that the next step takes over."""
+        return self._static.combine(self._arrays)
+
+    def copy(self) -> TrainState:
+        """The state in buffers that no later step takes over."""
+        return self._static.combine(_copies(self._arrays))
+
+    def history(self) -> dict[str, Series]:
+        """What was recorded so far."""
+        return self._recorder.history()
+
+    def seconds(self) -> float:
+        """How long the run has taken, together with the parts before it was resumed."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def train(self, num_steps: int, bar: Any, interrupted: threading.Event) -> None:
+        """Make steps until there are `num_steps`, a callback stops, or Ctrl-C came."""
+        try:
+            if self.step == 0:
+                self._call_back(
+                    [one for one in self._callbacks if not one.takes_metrics], num_steps
+                )
+            while not (self._is_over(num_steps) or interrupted.is_set()):
+                self._advance(num_steps, bar)
+            self._save()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if self._consistent:
+                self._save()
+            raise
+        finally:
+            bar.close()
+
+    def _is_over(self, num_steps: int) -> bool:
+        return self.step >= num_steps or self._stopped == num_steps
+
+    def _advance(self, num_steps: int, bar: Any) -> None:
+        """Calls up to the next callback, checkpoint or refresh of the bar."""
+        start = self.step
+        pause = self._next_pause(num_steps)
+        refresh = time.monotonic() + _REFRESH_SECONDS
+        while self.step < pause and time.monotonic() < refresh:
+            self._call(num_steps)
+
+        self._recorder.drain(wait=self.step >= pause)
+        if self._recorder.loss is not None:
+            bar.set_postfix(loss=f"{self._recorder.loss:.4g}", refresh=False)
+        bar.update(self.step - bar.n)
+
+        at_end = self.step == num_steps
+        due = [one for one in self._callbacks if at_end or one.is_due(start, self.step)]
+        self._call_back(due, num_steps)
+        if self._stopped == num_steps:
+            # Every callback is called at the end, and this is the end.
+            self._call_back([o for o in self._callbacks if o not in due], num_steps)
+        if self._saver is not None and passed(start, self.step, self._saver.every):
+            self._save()
+
+    def _next_pause(self, num_steps: int) -> int:
+        """The first step at which something else is to be done."""
+        intervals = [one.every for one in self._callbacks]
+        if self._saver is not None:
+            intervals.append(self._saver.every)
+        pauses = [(self.step // every + 1) * every for every in intervals]
+        return min([num_steps, *pauses])
+
+    def _call(self, num_steps: int) -> None:
+        """One call of the compiled step."""
+        length = None
+        if self._steps_per_call > 1:
+            # Calls end at multiples of `steps_per_call`, whatever step a run resumes
+            # from.
+            rest = self._steps_per_call - self.step % self._steps_per_call
+            length = min(rest, num_steps - self.step)
+        program = self._program(length)
+
+        # Ctrl-C can come at any line. A batch that was taken but not used is lost, and
+        # arrays that were donated are gone, so nothing may be saved in between.
+        self._consistent = False
+        self._arrays, metrics = program(self._arrays, self._source.take(length))
+        self.step += length or 1
+        self._recorder.add_pending(self.step, metrics)
+        self._consistent = True
+        self._pace(metrics["loss"])
+
+    def _program(self, length: int | None) -> Callable[..., Any]:
+        # Kept here because the key of `compiled` takes longer to hash than a small step.
+        if length not in self._programs:
+            key = CompileKey(length, self._source.resident, self._source.batch_size)
+            program = compiled(self._configuration, self._static, key)
+            self._programs[length] = program
+        return self._programs[length]
+
+    def _call_back(self, callbacks: list[Callback], num_steps: int) -> None:
+        if not callbacks:
+            return
+        state = self.copy()
+        for one in callbacks:
+            values, stops = call(one, state, self.step, self._recorder.last)
+            self._recorder.add(self.step, values)
+            if stops:
+                self._stopped = num_steps
+
+    def _save(self) -> None:
+        if self._saver is None:
+            return
+        self._recorder.drain(wait=True)
+        snapshot = Snapshot(
+            self.copy(),
+            self.history(),
+            self._source.position(),
+            self.seconds(),
+            self._stopped,
+        )
+        self._saver.save(self.step, snapshot)
+
+
+@jax.jit
+def _copies(arrays: list[Any]) -> list[Any]:
+    return [jnp.copy(array) for array in arrays]
+
+
+@contextlib.contextmanager
+def ctrl_c(*, active: bool) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that the step at hand is finished and
+    saved; the second one interrupts at once."""
+    interrupted = threading.Event()
+    # Only the main thread may set a handler, and a handler of somebody else stays.
+    is_main = threading.current_thread() is threading.main_thread()
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not (active and is_main and is_default):
+        yield interrupted
+        return
+
+    def handler(number, frame):
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

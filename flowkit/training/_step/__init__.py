@@ -1,0 +1,44 @@
+"""One step: the state, the update of it, and where both live."""
+
+from flowkit.training._step.average import (
+    EMADecay as EMADecay,
+    update_ema as update_ema,
+    WarmUpDecay as WarmUpDecay,
+)
+from flowkit.training._step.host import (
+    owned as owned,
+)
+from flowkit.training._step.momentum import (
+    DEFAULT_MOMENTUM as DEFAULT_MOMENTUM,
+    DOUBLED_MOMENTUM as DOUBLED_MOMENTUM,
+)
+from flowkit.training._step.optimizer import (
+    Optimizer as Optimizer,
+)
+from flowkit.training._step.partition import (
+    partition as partition,
+    StaticPart as StaticPart,
+)
+from flowkit.training._step.sharding import (
+    check_divisible as check_divisible,
+    data_mesh as data_mesh,
+    replicate as replicate,
+    replicated as replicated,
+    shard_batch as shard_batch,
+    split as split,
+)
+from flowkit.training._step.state import (
+    init_state as init_state,
+    Trainable as Trainable,
+    TrainState as TrainState,
+)
+from flowkit.training._step.step import (
+    compiled as compiled,
+    CompileKey as CompileKey,
+    Configuration as Configuration,
+    make_step as make_step,
+    METRICS as METRICS,
+    Pace as Pace,
+    positive as positive,
+    Step as Step,
+)
