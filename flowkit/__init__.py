@@ -17,6 +17,7 @@ from flowkit import _typecheck as _typecheck
 # Stays installed, so that the namespaces which are loaded on first use are checked too.
 _install_import_hook("flowkit", f"{_typecheck.__name__}.checked_when_called")
 
+from flowkit._blocks import AutomaticBlock as AutomaticBlock
 from flowkit._couplings import (
     AlignedAssignment as AlignedAssignment,
     assignment as assignment,

@@ -1,48 +1,97 @@
-"""Means over a batch, computed in blocks with summed gradients.
+r"""Means over a batch that is worked on block by block.
 
-On a CPU the activations of a whole batch fall out of the cache, and on any device they fill the memory. Here each
-block's gradient is taken in the forward pass, right after its value, so only one block's activations ever exist.
+On a CPU the activations of a whole batch fall out of the cache, and on any device they
+fill the memory. For the mean $L(\theta, z) = \tfrac1B \sum_i f(\theta, z_i)$ over $B$
+examples the rule of forward mode
+
+$$\dot L = \langle \nabla_\theta L, \dot\theta \rangle + \langle \nabla_z L, \dot z \rangle$$
+
+needs the gradient alone. It is taken together with the value, one block after another, so
+the activations of one block only ever exist. The rule is linear in the tangents, so
+reverse mode is its transpose, and both modes can be nested.
 """
 
 import functools as ft
-from collections.abc import Callable
-from typing import Any
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float, PyTree
 
+from flowkit._types import summation_dtype
 
-def mean_over_batch(
-    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: int | None
-) -> tuple[Float[Array, ""], PyTree[Any]]:
-    """The mean of the first result of `fn(shared, example) -> (value, aux)` over the leading axis of `examples`.
+
+class AutomaticBlock(eqx.Module):
+    """Chooses how many examples of a batch are worked on at a time: the default of `block=`.
+
+    The choice is made when the computation is traced. On a CPU a block is the largest part
+    of the batch whose intermediate values, counted on the traced error of one example, fit
+    into `cache_bytes`. The whole batch is one block where it fits, where a step has a
+    convolution (XLA runs those many times slower inside a loop on a CPU), on other
+    platforms, and where JAX sees several devices, since a batch may be split over them.
 
     **Arguments:**
 
-    - `fn`: a function of one example, which closes over no traced array.
+    - `cache_bytes`: the size of the intermediate values of one block, counted before the
+      compiler fuses any.
+    """
+
+    cache_bytes: int = eqx.field(converter=operator.index, default=40 * 2**20)
+
+    def __check_init__(self):
+        if self.cache_bytes < 1:
+            raise ValueError(f"`cache_bytes` must be positive, got {self.cache_bytes}.")
+
+
+Block: TypeAlias = int | None | AutomaticBlock
+"""How many examples at a time: a number, `None` for all of them, or a choice made while tracing."""
+
+
+def mean_over_batch(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: Block
+) -> tuple[Float[Array, ""], PyTree[Any]]:
+    """The mean of the first result of `fn(shared, example) -> (value, aux)` over a batch.
+
+    **Arguments:**
+
+    - `fn`: a function of one example. It closes over no traced array.
     - `shared`: what all examples share, such as the model.
     - `examples`: a pytree of arrays with equal leading axes.
-    - `block`: how many examples at a time; `None` for all at once. Values and gradients are the same, reverse mode
-      only.
+    - `block`: how many examples at a time. Values and gradients do not depend on it.
 
     **Returns:** the mean, and the `aux` of all examples, through which no gradient flows.
 
     **Raises:** `ValueError` if `block` does not divide the batch.
     """
-    num = batch_size(examples)
-    check_block(block, num)
-    if block is None or block == num:
-        values, aux = _apply(fn, shared, examples)
+    size = block_size(fn, shared, examples, block)
+    shared = (fn, shared)
+    if size == batch_size(examples):
+        values, aux = _apply(shared, examples)
         return jnp.mean(values), jax.lax.stop_gradient(aux)
-    total, aux = _blocked_sum((shared, examples), fn, block)
-    return total / num, jax.lax.stop_gradient(aux)
+
+    mean, aux = _blocked_mean(shared, examples, size=size)
+    return mean, jax.lax.stop_gradient(aux)
 
 
-def check_block(block: int | None, num: int) -> None:
+def map_over_batch(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: Block
+) -> PyTree[Any]:
+    """`fn(shared, example)` for all examples, block by block; arguments as in `mean_over_batch`."""
+    size = block_size(fn, shared, examples, block)
+    if size == batch_size(examples):
+        return eqx.filter_vmap(ft.partial(fn, shared))(examples)
+    return jax.lax.map(ft.partial(fn, shared), examples, batch_size=size)
+
+
+def check_block(block: Block, num: int) -> None:
     """Raises for blocks that do not divide the batch."""
-    if block is not None and (block < 1 or num % block != 0):
+    if block is None or isinstance(block, AutomaticBlock):
+        return
+    if block < 1 or num % block != 0:
         raise ValueError(
             f"`block` must be positive and divide the batch of {num}, got {block}."
         )
@@ -55,68 +104,156 @@ def batch_size(examples: PyTree[Any]) -> int:
     )
 
 
+def block_size(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], block: Block
+) -> int:
+    """How many examples are worked on at a time, all of them if `block` is `None`."""
+    num = batch_size(examples)
+    check_block(block, num)
+    if block is None:
+        return num
+    if not isinstance(block, AutomaticBlock):
+        return operator.index(block)
+    return _chosen_size(fn, shared, examples, block.cache_bytes)
+
+
+def _chosen_size(fn, shared, examples, cache_bytes: int) -> int:
+    num = batch_size(examples)
+    # A mesh cannot be seen while tracing. In a loop over blocks each of them would be
+    # reduced over the devices.
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return num
+
+    first = jax.tree.map(_without_leading_axis, examples)
+    jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, first)
+    if any(
+        eqn.primitive.name == "conv_general_dilated"
+        for eqn, _ in _equations(jaxpr.jaxpr)
+    ):
+        return num
+
+    num_bytes = sum(
+        times * _output_bytes(eqn) for eqn, times in _equations(jaxpr.jaxpr)
+    )
+    fitting = cache_bytes // max(num_bytes, 1)
+    sizes = [size for size in range(1, num + 1) if num % size == 0]
+    return max([size for size in sizes if size <= fitting], default=1)
+
+
+def _without_leading_axis(leaf: Any) -> Any:
+    if not eqx.is_array(leaf):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+
+def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """The equations without inner ones that run on a CPU, and how often each of them runs."""
+    for eqn in jaxpr.eqns:
+        inner = list(_inner_jaxprs(eqn))
+        if not inner:
+            yield eqn, times
+        for sub in inner:
+            yield from _equations(sub, times * eqn.params.get("length", 1))
+
+
+def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    params = dict(eqn.params)
+    platforms = params.get("branches_platforms")
+    if platforms is not None:
+        # `jax.lax.platform_dependent`: `None` is the default, which comes last.
+        runs = [names is None or "cpu" in names for names in platforms]
+        params["branches"] = params["branches"][runs.index(True)]
+
+    is_jaxpr = lambda value: isinstance(value, Jaxpr | ClosedJaxpr)
+    for value in jax.tree.leaves(list(params.values()), is_leaf=is_jaxpr):
+        if is_jaxpr(value):
+            yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
+
+
+def _output_bytes(eqn: Any) -> int:
+    return sum(
+        var.aval.size * var.aval.dtype.itemsize
+        for var in eqn.outvars
+        if hasattr(var.aval, "dtype")
+    )
+
+
 def _apply(
-    fn: Callable, shared: PyTree[Any], examples: PyTree[Any]
+    shared: PyTree[Any], examples: PyTree[Any]
 ) -> tuple[Float[Array, " b"], PyTree[Any]]:
+    fn, shared = shared
     return eqx.filter_vmap(ft.partial(fn, shared))(examples)
 
 
-def _split(examples: PyTree[Any], block: int) -> PyTree[Any]:
-    # Consecutive examples go to different blocks: a batch sharded over devices stays sharded within each block,
-    # whereas a plain reshape to (blocks, block) would gather it onto every device.
-    split = lambda leaf: jnp.swapaxes(
-        jnp.reshape(leaf, (block, -1, *leaf.shape[1:])), 0, 1
-    )
+def _split(examples: PyTree[Any], size: int) -> PyTree[Any]:
+    # Consecutive examples go to different blocks: a batch sharded over devices stays
+    # sharded within each block, whereas a plain reshape to (blocks, size) would gather it
+    # onto every device.
+    def split(leaf):
+        return jnp.swapaxes(jnp.reshape(leaf, (size, -1, *leaf.shape[1:])), 0, 1)
+
     return jax.tree.map(split, examples)
 
 
 def _merge(blocks: PyTree[Any]) -> PyTree[Any]:
-    return jax.tree.map(
-        lambda leaf: jnp.reshape(jnp.swapaxes(leaf, 0, 1), (-1, *leaf.shape[2:])),
-        blocks,
-    )
+    def merge(leaf):
+        return jnp.reshape(jnp.swapaxes(leaf, 0, 1), (-1, *leaf.shape[2:]))
+
+    return jax.tree.map(merge, blocks)
 
 
-@eqx.filter_custom_vjp
-def _blocked_sum(shared_and_examples, fn, block):
-    shared, examples = shared_and_examples
+@eqx.filter_custom_jvp
+def _blocked_mean(shared, examples, *, size):
+    def step(carry, block):
+        return carry, _apply(shared, block)
 
-    def step(carry, example):
-        values, aux = _apply(fn, shared, example)
-        return carry, (jnp.sum(values), aux)
-
-    _, (sums, aux) = jax.lax.scan(step, None, _split(examples, block))
-    return jnp.sum(sums), _merge(aux)
+    _, (values, aux) = jax.lax.scan(step, None, _split(examples, size))
+    return jnp.mean(_merge(values)), _merge(aux)
 
 
-@_blocked_sum.def_fwd
-def _blocked_sum_fwd(perturbed, shared_and_examples, fn, block):
-    shared, examples = shared_and_examples
-    diff_shared, fixed_shared = eqx.partition(shared, perturbed[0])
-    diff_examples, fixed_examples = eqx.partition(examples, perturbed[1])
+@_blocked_mean.def_jvp
+def _blocked_mean_jvp(primals, tangents, *, size):
+    num = batch_size(primals[1])
+    # A tangent is `None` where nothing is differentiated, such as frozen weights.
+    moving, fixed = eqx.partition(primals, _is_moving(tangents))
+    tangents, _ = eqx.partition(tangents, _is_moving(tangents))
 
-    def block_sum(diff, fixed_example):
-        diff_shared, diff_example = diff
-        example = eqx.combine(diff_example, fixed_example)
-        values, aux = _apply(fn, eqx.combine(diff_shared, fixed_shared), example)
-        return jnp.sum(values), aux
-
-    def step(gradient, example):
-        diff_example, fixed_example = example
-        value_and_grad = jax.value_and_grad(block_sum, has_aux=True)
-        (value, aux), (d_shared, d_example) = value_and_grad(
-            (diff_shared, diff_example), fixed_example
+    def share_of_mean(moving_block, fixed_block):
+        shared, block = eqx.combine(moving_block, fixed_block)
+        values, aux = _apply(shared, block)
+        return jnp.sum(values.astype(summation_dtype(values.dtype))) / num, (
+            values,
+            aux,
         )
-        return jax.tree.map(jnp.add, gradient, d_shared), (value, d_example, aux)
 
-    start = jax.tree.map(jnp.zeros_like, diff_shared)
-    blocks = _split(diff_examples, block), _split(fixed_examples, block)
-    d_shared, (sums, d_examples, aux) = jax.lax.scan(step, start, blocks)
-    return (jnp.sum(sums), _merge(aux)), (d_shared, _merge(d_examples))
+    def step(total, block):
+        moving_block = (moving[0], block[0])
+        fixed_block = (fixed[0], block[1])
+        gradient = jax.grad(share_of_mean, has_aux=True)
+        (of_shared, of_block), out = gradient(moving_block, fixed_block)
+        # Hundreds of small terms would lose their digits in half precision.
+        total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, of_shared)
+        return total, (of_block, out)
+
+    zeros = lambda leaf: jnp.zeros(leaf.shape, summation_dtype(leaf.dtype))
+    start = jax.tree.map(zeros, moving[0])
+    blocks = _split((moving[1], fixed[1]), size)
+    of_shared, (of_blocks, (values, aux)) = jax.lax.scan(step, start, blocks)
+
+    mean = jnp.mean(_merge(values))
+    gradient = (of_shared, _merge(of_blocks))
+    d_mean = _inner_product(gradient, tangents).astype(mean.dtype)
+    return (mean, _merge(aux)), (d_mean, jax.tree.map(lambda _: None, aux))
 
 
-@_blocked_sum.def_bwd
-def _blocked_sum_bwd(residuals, gradient, perturbed, shared_and_examples, fn, block):
-    del perturbed, shared_and_examples, fn, block
-    d_total, _ = gradient
-    return jax.tree.map(lambda leaf: d_total.astype(leaf.dtype) * leaf, residuals)
+def _is_moving(tangents: PyTree[Any]) -> PyTree[bool]:
+    is_none = lambda leaf: leaf is None
+    return jax.tree.map(lambda leaf: leaf is not None, tangents, is_leaf=is_none)
+
+
+def _inner_product(gradient: PyTree[Any], tangents: PyTree[Any]) -> Float[Array, ""]:
+    def product(a, b):
+        wide = summation_dtype(a.dtype)
+        return jnp.sum(jnp.real(a.astype(wide) * b.astype(wide)))
+
+    return sum(jax.tree.leaves(jax.tree.map(product, gradient, tangents)))

@@ -56,3 +56,8 @@ def is_traced(*values: Any) -> bool:
 def sum_dtype(dtype: Any) -> Any:
     """The type to sum in: float32 for half precision, whose sums overflow or lose digits."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def summation_dtype(dtype: Any) -> Any:
+    """The type in which values of a floating-point type are summed: at least 32 bits."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype

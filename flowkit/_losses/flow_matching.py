@@ -18,11 +18,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flowkit._blocks import check_block, mean_over_batch
+from flowkit._blocks import (
+    AutomaticBlock,
+    Block,
+    check_block,
+    map_over_batch,
+    mean_over_batch,
+)
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import (
@@ -58,7 +63,7 @@ def flow_matching_loss(
     targets: Sequence[AbstractPrediction] = (Velocity(),),
     weighting: Weighting | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> Float[Array, ""]:
     r"""The flow-matching loss of a batch, a scalar.
 
@@ -113,7 +118,7 @@ def flow_matching_errors(
     targets: Sequence[AbstractPrediction] = (Velocity(),),
     weighting: Weighting | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> Errors:
     """The terms whose mean is `fk.flow_matching_loss`, with their times; same arguments, same draws."""
     check_batch(x1, cond, mask)
@@ -191,6 +196,5 @@ def _loss(flow, batch, draw, key, error, block):
 @eqx.filter_jit
 def _errors(flow, batch, draw, key, error, block):
     examples = draw_examples(flow, batch, draw, key)
-    value = lambda example: error(flow, example)[0]
-    block = block or examples.t.shape[0]
-    return Errors(jax.lax.map(value, examples, batch_size=block), examples.t)
+    values, _ = map_over_batch(error, flow, examples, block=block)
+    return Errors(values, examples.t)

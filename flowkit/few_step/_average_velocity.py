@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._blocks import check_block, mean_over_batch
+from flowkit._blocks import AutomaticBlock, Block, check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._losses import Batch, check_batch, Draw, Example
@@ -134,7 +134,7 @@ def _loss(
     error: _Error,
     *,
     pairs_of: Callable,
-    block: int | None,
+    block: Block,
 ) -> Float[Array, ""]:
     dkey, gkey = jr.split(key)
     examples = draw_with_times(flow_map, batch, draw, dkey, pairs_of)
@@ -158,7 +158,7 @@ def mean_flow_loss(
     weight: AdaptiveWeight | None = None,
     guidance: Guidance | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> Float[Array, ""]:
     r"""The MeanFlow loss of a batch, a scalar.
 
@@ -211,7 +211,7 @@ def improved_mean_flow_loss(
     weight: AdaptiveWeight | None = None,
     guidance: Guidance | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> Float[Array, ""]:
     r"""The improved MeanFlow loss, which is differentiated along the map's own velocity.
 
@@ -250,7 +250,7 @@ def back_flow_loss(
     pairs: Callable = TimePairs(equal=0.25, ordered=False),
     weight: AdaptiveWeight | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> Float[Array, ""]:
     """The BackFlow loss: improved MeanFlow in both directions of time.
 
@@ -271,7 +271,7 @@ def back_flow_loss(
 
 
 def _check(
-    flow_map: FlowMap, x1: AnyArray, cond: Cond, mask: Any, block: int | None
+    flow_map: FlowMap, x1: AnyArray, cond: Cond, mask: Any, block: Block
 ) -> None:
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flowkit._blocks import check_block, mean_over_batch
+from flowkit._blocks import AutomaticBlock, Block, check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._losses import Batch, check_batch, Draw, Example, uniform
@@ -137,7 +137,7 @@ def _loss(
     key: PRNGKey,
     error: Callable,
     *,
-    block: int | None,
+    block: Block,
 ) -> tuple[Float[Array, ""], dict[str, Array] | None]:
     examples = draw_with_times(flow_map, batch, draw, key)
     loss, parts = mean_over_batch(error, flow_map, examples, block=block)
@@ -160,7 +160,7 @@ def facm_loss(
     late_weight: bool = True,
     teacher: VelocityField | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     r"""The loss of flow-anchored consistency models, and its two parts.
 
@@ -223,7 +223,7 @@ def consistency_loss(
     weight: AdaptiveWeight | None = None,
     teacher: VelocityField | None = None,
     mask: Bool[AnyArray, "batch n"] | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> Float[Array, ""]:
     r"""The loss of continuous-time consistency models.
 

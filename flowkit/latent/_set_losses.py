@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._blocks import check_block, mean_over_batch
+from flowkit._blocks import (
+    AutomaticBlock,
+    Block,
+    check_block,
+    map_over_batch,
+    mean_over_batch,
+)
 from flowkit._checks import check_data, check_mask, check_rows
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
@@ -48,7 +54,7 @@ def set_flow_loss(
     times: Callable = uniform,
     targets: Sequence[AbstractPrediction] | None = None,
     weighting: Weighting | None = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a `SetFlow` on a batch of clouds, and its parts.
 
@@ -123,7 +129,7 @@ def set_prior_loss(
     key: PRNGKey,
     mask: Bool[AnyArray, "batch n"] | None = None,
     cond: Cond = None,
-    block: int | None = None,
+    block: Block = AutomaticBlock(),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the prior of a `SetFlow` alone: the second of two stages.
 
@@ -267,7 +273,7 @@ def _loss(
     terms: _Terms,
     key: PRNGKey,
     *,
-    block: int | None,
+    block: Block,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     fkey, ekey, zkey, pkey, mkey = jr.split(key, 5)
     num = batch.x1.shape[0]
@@ -291,11 +297,15 @@ def _loss(
     if not _is_zero(terms.marginal_kl_weight):
         # All clouds are encoded a second time: no gradient flows through the latents that
         # come out of the blocks, and this divergence is one of the whole batch.
-        encode = jax.checkpoint(lambda encoding: encoding.posterior(model)[0])
-        latents = jax.lax.map(encode, encoding, batch_size=block or num)
+        latents = map_over_batch(_encode, model, encoding, block=block)
         metrics["marginal_kl"] = marginal_kl(latents)
         loss = loss + terms.marginal_kl_weight * metrics["marginal_kl"]
     return loss, metrics
+
+
+@eqx.filter_checkpoint
+def _encode(model: SetFlow, encoding: _Encoding) -> Array:
+    return encoding.posterior(model)[0]
 
 
 def _drawn_mask(encoder_mask: Any, batch: Batch, key: PRNGKey) -> Any:
@@ -314,10 +324,10 @@ def _prior_loss(
     key: PRNGKey,
     mask: AnyArray | None,
     cond: Cond,
-    block: int | None,
+    block: Block,
 ) -> Float[Array, ""]:
     encoder = eqx.nn.inference_mode(model)
-    encode = lambda cloud: encoder.posterior(*cloud)[0]
+    encode = lambda encoder, cloud: encoder.posterior(*cloud)[0]
     clouds = (jnp.asarray(points), mask)
-    latents = jax.lax.map(encode, clouds, batch_size=block or points.shape[0])
+    latents = map_over_batch(encode, encoder, clouds, block=block)
     return prior_loss(model.prior, latents, cond, key=key)
