@@ -5,7 +5,7 @@ NumPy arrays are accepted wherever a JAX array is.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,34 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 
 
-AnyArray: TypeAlias = Array | np.ndarray
-"""A JAX or NumPy array."""
+if TYPE_CHECKING:
+    AnyArray: TypeAlias = Array | np.ndarray
+    Number: TypeAlias = float | int | np.floating | np.integer
+else:
+    # Classes instead of unions, which signatures would show in full: `help()` prints
+    # `Float[AnyArray, 'n d']`, and a check has one case instead of two.
 
-Number: TypeAlias = float | int | np.floating | np.integer
-"""A number that is a constant of the program."""
+    class _Kind(type):
+        """The type of a class whose instances are those of several others."""
+
+        def __instancecheck__(cls, value):
+            return isinstance(value, cls.members)
+
+    class AnyArray(metaclass=_Kind):
+        """A JAX or NumPy array."""
+
+        members = (Array, np.ndarray)
+
+    class Number(metaclass=_Kind):
+        """A number that is a constant of the program."""
+
+        members = (float, int, np.floating, np.integer)
+
 
 FloatArray: TypeAlias = Float[AnyArray, "..."]
 """A real floating-point array of any shape."""
 
-Scalar: TypeAlias = float | int | Real[Array | np.ndarray | np.number, ""]
+Scalar: TypeAlias = Number | Real[AnyArray, ""]
 """A number, or an array of shape `()`."""
 
 Times: TypeAlias = Scalar | Float[AnyArray, " 2"]

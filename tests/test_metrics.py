@@ -130,10 +130,10 @@ def test_unequal_sizes(name):
 
 @pytest.mark.parametrize("name", ["chamfer", "chamfer_l1", "energy_distance"])
 def test_blocks_of_rows(name, monkeypatch):
-    from flowkit.metrics import _distances
+    from flowkit.metrics import _reductions
 
     monkeypatch.setattr(
-        _distances, "BLOCK_ENTRIES", 100
+        _reductions, "_BLOCK_ENTRIES", 100
     )  # 29 points wide: blocks of 3 rows, the last one padded
     x, y = clouds(37, 29)
     assert DISTANCES[name](x, y) == pytest.approx(BRUTE[name](x, y), rel=2e-5)
@@ -141,9 +141,9 @@ def test_blocks_of_rows(name, monkeypatch):
 
 @pytest.mark.parametrize("size", [2, 10])
 def test_tiles(size, monkeypatch):
-    from flowkit.metrics import _chamfer, _distances
+    from flowkit.metrics import _chamfer, _reductions
 
-    monkeypatch.setattr(_distances, "BLOCK_ENTRIES", 64)
+    monkeypatch.setattr(_reductions, "_BLOCK_ENTRIES", 64)
     monkeypatch.setattr(
         _chamfer, "TILE_WIDTH", 16
     )  # 3 tiles of 37 columns, 10 blocks of 4 rows in each

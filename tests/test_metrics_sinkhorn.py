@@ -87,7 +87,7 @@ def test_bounds_of_simple_clouds():
 
 def test_bounds_in_blocks_of_rows(monkeypatch):
     # Sizes that no other test has, so that this one is compiled with its own blocks.
-    monkeypatch.setattr("flowkit.metrics._distances.BLOCK_ENTRIES", 350)
+    monkeypatch.setattr("flowkit.metrics._reductions._BLOCK_ENTRIES", 350)
     x, y = clouds(3, 71, 71, 3)
     exact, bounds = exact_emd(x, y), metrics.emd_bounds(x, y)
     assert_between(bounds, exact)
@@ -210,11 +210,21 @@ def test_divergence_over_pairs():
     np.testing.assert_array_equal(np.diag(matrix), 0)
 
 
+def test_absolute_epsilon_is_compared_with_the_costs():
+    """1e-4 resolves costs of 1, and not those of 1e4."""
+    x, y = clouds(5, 12, 9, 2)
+    options = {"epsilon": 1e-4, "relative": False, "max_iterations": 2}
+    assert np.isfinite(metrics.sinkhorn_divergence(x, y, **options))
+    with pytest.raises(ValueError, match="less than float32 can resolve"):
+        metrics.sinkhorn_divergence(x, y + 100, **options)
+
+
 @pytest.mark.parametrize("function", [metrics.emd_bounds, metrics.sinkhorn_divergence])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epsilon": 0}, "`epsilon` is 0"),
+        ({"epsilon": 0}, "`epsilon` must be positive"),
+        ({"epsilon": 1e-9}, "less than float32 can resolve"),
         ({"max_iterations": 0}, "`max_iterations` is 0"),
         ({"mask_x": np.zeros(4, bool)}, "`mask_x` leaves no valid point"),
         (

@@ -129,7 +129,8 @@ class ConditionalAssignment(eqx.Module):
 
         if values:
             values = jnp.concatenate(values, axis=1)
-            differences = squared_costs(values, values)
+            # Exact, so that equal conditions differ by zero.
+            differences = jax.lax.stop_gradient(squared_distances(values, values))
             weight = self._weight(x0, x1, differences, same)
             cost = cost + weight * differences
         return jnp.where(same, cost, jnp.inf)

@@ -1,9 +1,11 @@
 """Distances between sets and distributions, and scores made from them: arrays in, arrays out.
 
-Pairs are ordered `(samples, reference)` everywhere.
+Pairs are ordered `(samples, reference)` everywhere. Values have the type of the first argument, but
+half precision is summed, and returned, in float32.
 """
 
 from flowkit._namespace import public_names as _public_names
+from flowkit.metrics._assignment import emd as emd, w2 as w2
 from flowkit.metrics._chamfer import chamfer as chamfer, chamfer_l1 as chamfer_l1
 from flowkit.metrics._collections import (
     scores_with_floor as scores_with_floor,
@@ -30,7 +32,6 @@ from flowkit.metrics._sinkhorn import (
     emd_bounds as emd_bounds,
     sinkhorn_divergence as sinkhorn_divergence,
 )
-from flowkit.metrics._transport import emd as emd, w2 as w2
 from flowkit.metrics._wasserstein import (
     sliced_w2 as sliced_w2,
     wasserstein_1d as wasserstein_1d,

@@ -1,4 +1,9 @@
-"""The Jensen-Shannon divergence of where two collections of clouds have their points."""
+r"""The Jensen-Shannon divergence of where two collections of clouds have their points.
+
+With the fractions $p$ and $q$ of all points in the cells of one grid, and $m = (p + q)/2$,
+
+$$\mathrm{JSD} = \tfrac12 \mathrm{KL}(p, m) + \tfrac12 \mathrm{KL}(q, m).$$
+"""
 
 import equinox as eqx
 import jax
@@ -6,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, Number
-from flowkit.metrics._distances import check_values
+from flowkit.metrics._inputs import check_values, working_dtype
 
 
 MAX_CELLS = 2**24
@@ -21,34 +26,38 @@ def jsd(
     mask_samples: Bool[AnyArray, "a n"] | None = None,
     mask_reference: Bool[AnyArray, "b m"] | None = None,
 ) -> Float[Array, ""]:
-    """The Jensen-Shannon divergence of the occupancy histograms of two collections, in nats, from 0 to `log 2`.
+    """The Jensen-Shannon divergence of two occupancy histograms, from 0 to `log 2` nats.
 
-    All points of all clouds of a collection are counted in the cells of one grid, which gives `p` for the samples and
-    `q` for the reference; the value is `KL(p, m) / 2 + KL(q, m) / 2` with `m = (p + q) / 2`. It sees where points
-    are on average, not which shapes they form: clouds whose points were exchanged among each other score 0. Of `N`
-    points of one law in each collection it is about `(number of occupied cells) / (4 N)`, not 0.
+    All points of all clouds of a collection are counted in the cells of one grid. The
+    value sees where points are on average, not which shapes they form: clouds that
+    exchange points among each other score 0. For `N` points of one distribution in each
+    collection it is about `(number of occupied cells) / (4 N)`, not 0.
 
     **Arguments:**
 
-    - `samples (a, n, d)`, `reference (b, m, d)`, with optional masks of the valid points.
-    - `num_cells`: equal cells along each axis.
-    - `limits`: `(low, high)` of the grid along every axis. By default the smallest cube with the centre of the
-      reference's bounding box that holds the reference, whatever the samples. A point outside counts in the nearest
-      cell.
+    - `samples (a, n, d)`, `reference (b, m, d)`: the collections.
+    - `num_cells`: the number of equal cells along each axis.
+    - `limits`: `(low, high)` of the grid along every axis. By default the grid is the
+        smallest cube that holds the reference, with the center of its bounding box,
+        whatever the samples. A point outside counts in the nearest cell.
+    - `mask_samples`, `mask_reference`: the valid points.
 
-    **Reference:** Achlioptas et al., *Learning Representations and Generative Models for 3D Point Clouds* (2018),
-    arXiv 1707.02392, who use 28 cells and give bits: divide by `log 2`.
+    **Reference:** Achlioptas et al., *Learning Representations and Generative Models for
+    3D Point Clouds* (2018), arXiv 1707.02392, who use 28 cells and give bits: divide by
+    `log 2`.
     """
     check_values("samples", samples, mask_samples)
     check_values("reference", reference, mask_reference)
     size = samples.shape[-1]
+    num_cells = int(num_cells)
     if num_cells < 1:
         raise ValueError(
             f"`num_cells` is {num_cells}; the grid needs at least one cell along each axis."
         )
     if num_cells**size > MAX_CELLS:
         raise ValueError(
-            f"`num_cells` is {num_cells}, which makes {num_cells}^{size} cells; use fewer along each axis."
+            f"`num_cells` is {num_cells}, which makes {num_cells}^{size} cells; use fewer "
+            "along each axis."
         )
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"`limits` is {limits}; the lower limit comes first.")
@@ -57,9 +66,11 @@ def jsd(
 
 @eqx.filter_jit
 def _jsd(samples, reference, num_cells, limits, mask_samples, mask_reference):
-    samples = jnp.asarray(samples)
-    reference = jnp.asarray(reference, samples.dtype)
+    dtype = working_dtype(samples)
+    samples = jnp.asarray(samples, dtype)
+    reference = jnp.asarray(reference, dtype)
     low, width = _grid(reference, mask_reference, limits)
+
     p = _occupancy(samples, mask_samples, low, width, num_cells)
     q = _occupancy(reference, mask_reference, low, width, num_cells)
     middle = (p + q) / 2
@@ -68,10 +79,10 @@ def _jsd(samples, reference, num_cells, limits, mask_samples, mask_reference):
 
 def _grid(points, mask, limits):
     """The lower corner `(d,)` and the width of the cube."""
-    size = points.shape[-1]
     if limits is not None:
-        low, high = (jnp.asarray(limit, points.dtype) for limit in limits)
-        return jnp.broadcast_to(low, size), high - low
+        low = jnp.full(points.shape[-1], limits[0], points.dtype)
+        return low, jnp.asarray(limits[1], points.dtype) - low[0]
+
     valid = jnp.ones(points.shape[:2], bool) if mask is None else jnp.asarray(mask)
     lowest = jnp.min(jnp.where(valid[..., None], points, jnp.inf), (0, 1))
     highest = jnp.max(jnp.where(valid[..., None], points, -jnp.inf), (0, 1))
@@ -81,25 +92,26 @@ def _grid(points, mask, limits):
 
 def _occupancy(points, mask, low, width, num_cells):
     """The fraction of valid points in each cell."""
-    scaled = (points.reshape(-1, points.shape[-1]) - low) / jnp.where(
-        width > 0, width, 1
-    )
-    valid = (
-        jnp.ones(len(scaled), bool) if mask is None else jnp.asarray(mask).reshape(-1)
-    )
+    points = points.reshape(-1, points.shape[-1])
+    valid = jnp.ones(len(points), bool)
+    if mask is not None:
+        valid = jnp.asarray(mask).reshape(-1)
+
+    # A reference of one point has a cube of width zero, all of whose cells are one.
+    scaled = (points - low[None]) / jnp.where(width > 0, width, 1)
     scaled = jnp.where(valid[:, None], scaled, 0)
     cells = jnp.clip(jnp.floor(scaled * num_cells), 0, num_cells - 1).astype(jnp.int32)
-    index = sum(cells[:, k] * num_cells**k for k in range(cells.shape[1]))
-    counts = jax.ops.segment_sum(
-        valid.astype(jnp.int32), index, num_cells ** cells.shape[1]
-    )
+
+    index = jnp.zeros(len(points), jnp.int32)
+    for k in range(cells.shape[1]):
+        index += cells[:, k] * num_cells**k
+    num_all = num_cells ** cells.shape[1]
+    counts = jax.ops.segment_sum(valid.astype(jnp.int32), index, num_all)
     return counts.astype(points.dtype) / jnp.sum(counts).astype(points.dtype)
 
 
 def _kl_terms(p, middle):
+    """`p log(p / middle)`, zero where `p` is."""
     present = p > 0
-    return jnp.where(
-        present,
-        p * jnp.log(jnp.where(present, p / jnp.where(present, middle, 1), 1)),
-        0,
-    )
+    ratio = jnp.where(present, p, 1) / jnp.where(present, middle, 1)
+    return jnp.where(present, p * jnp.log(ratio), 0)

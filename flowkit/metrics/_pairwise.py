@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray, is_traced
-from flowkit.metrics._distances import block_entries, check_values
+from flowkit.metrics._inputs import check_values, working_dtype
+from flowkit.metrics._reductions import block_entries
 
 
 def pairwise(
@@ -24,43 +25,44 @@ def pairwise(
 ) -> Float[Array, "a b"]:
     """The matrix of `distance(xs[i], ys[j])` between two lists of clouds.
 
-    Without `ys`, the distances within `xs`: those with `i <= j` are computed and mirrored, so `distance` must be
-    symmetric, as all in this namespace are. Compiled once per distance and shapes; pass the same function object
-    each time, or a `jax.tree_util.Partial(sliced_w2, key=key)`, since a fresh lambda compiles anew.
+    Without `ys` these are the distances within `xs`: those with `i <= j` are computed and
+    mirrored, so `distance` must be symmetric, as all in this namespace are. The program is
+    compiled once per distance and shapes. Give the same function object each time, or a
+    `jax.tree_util.Partial(sliced_w2, key=key)`, since a new lambda is compiled again.
 
     **Arguments:**
 
-    - `distance`: `(x, y) -> ()`, also `mask_x=` and `mask_y=` where the masks are given.
-    - `xs`, `ys`: clouds of shape `(a, n, d)` and `(b, m, d)`, padded where their sizes differ.
+    - `distance`: `(x, y) -> ()`, also with `mask_x=` and `mask_y=` if masks are given.
+    - `xs`, `ys`: clouds of shape `(a, n, d)` and `(b, m, d)`, padded if sizes differ.
     - `mask_xs`, `mask_ys`: their valid points.
-    - `block_size`: how many pairs are worked on together; by default as many as keep the memory at some MB.
+    - `block_size`: the number of pairs that are computed together. By default as many as
+        keep the memory at some MB.
 
-    **Returns:** `(a, b)`, rows for `xs`. A distance that is NaN is a `ValueError` that names its pair.
+    **Returns:** `(a, b)`, rows for `xs`. A distance that is NaN raises a `ValueError`
+    that names its pair.
     """
     check_values("xs", xs, mask_xs)
-    if ys is None:
-        if mask_ys is not None:
-            raise ValueError(
-                "`mask_ys` was given without `ys`; within one list `mask_xs` counts for both."
-            )
-        rows, columns = np.triu_indices(len(xs))
-    else:
+    if ys is not None:
         check_values("ys", ys, mask_ys)
-        rows, columns = (i.reshape(-1) for i in np.indices((len(xs), len(ys))))
-    width = xs.shape[1] if ys is None else ys.shape[1]
-    block = (
-        max(1, 4 * block_entries() // (xs.shape[1] * width))
-        if block_size is None
-        else block_size
-    )
-    if block < 1:
+        rows, columns = np.indices((len(xs), len(ys))).reshape(2, -1)
+    elif mask_ys is not None:
         raise ValueError(
-            f"`block_size` is {block}; at least one pair must be worked on at a time."
+            "`mask_ys` was given without `ys`; within one list `mask_xs` is used for both."
         )
-    rows, columns = rows.astype(np.int32), columns.astype(np.int32)
-    matrix = _pairwise(
-        distance, xs, ys, mask_xs, mask_ys, rows, columns, min(block, len(rows))
-    )
+    else:
+        rows, columns = np.triu_indices(len(xs))
+
+    if block_size is None:
+        width = (xs if ys is None else ys).shape[1]
+        block_size = max(1, 4 * block_entries() // (xs.shape[1] * width))
+    if block_size < 1:
+        raise ValueError(
+            f"`block_size` is {block_size}; at least one pair must be computed at a time."
+        )
+
+    pairs = np.stack([rows, columns], axis=1).astype(np.int32)
+    block_size = min(int(block_size), len(pairs))
+    matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size)
     _check_matrix(matrix)
     return matrix
 
@@ -68,21 +70,25 @@ def pairwise(
 def _check_matrix(matrix) -> None:
     if is_traced(matrix):
         return
+
     bad = np.argwhere(np.isnan(np.asarray(matrix)))
     if len(bad):
         raise ValueError(
-            f"`distance` is NaN for {len(bad)} pairs, the first of them {tuple(bad[0].tolist())}; distances by "
-            "assignment need as many valid points in one cloud as in the other."
+            f"`distance` is NaN for {len(bad)} pairs, the first of them "
+            f"{tuple(bad[0].tolist())}; distances by assignment need as many valid points "
+            "in one cloud as in the other."
         )
 
 
 @eqx.filter_jit
-def _pairwise(distance, xs, ys, mask_xs, mask_ys, rows, columns, block):
+def _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size):
     within = ys is None
     if within:
-        ys, mask_ys = xs, mask_xs
-    xs = jnp.asarray(xs)
-    ys = jnp.asarray(ys, xs.dtype)
+        ys = xs
+        mask_ys = mask_xs
+    dtype = working_dtype(xs)
+    xs = jnp.asarray(xs, dtype)
+    ys = jnp.asarray(ys, dtype)
 
     def one(pair):
         i, j = pair
@@ -93,8 +99,10 @@ def _pairwise(distance, xs, ys, mask_xs, mask_ys, rows, columns, block):
             masks["mask_y"] = jnp.asarray(mask_ys)[j]
         return distance(xs[i], ys[j], **masks)
 
-    values = lax.map(one, (rows, columns), batch_size=block)
+    values = lax.map(one, pairs, batch_size=block_size)
     if not within:
         return values.reshape(len(xs), len(ys))
+
+    i, j = pairs.T
     matrix = jnp.zeros((len(xs), len(xs)), values.dtype)
-    return matrix.at[rows, columns].set(values).at[columns, rows].set(values)
+    return matrix.at[i, j].set(values).at[j, i].set(values)
