@@ -182,3 +182,11 @@ assert {"data", "nn", "sample"} <= set(dir(fk))
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="nothing"):
         fk.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("namespace", ["flowkit", *PUBLIC])
+def test_dir_shows_public_names(namespace):
+    names = dir(importlib.import_module(namespace))
+    hidden = [name for name in names if name.startswith("_")]
+    assert namespace == "flowkit.testing" or (names and not hidden)
+    assert "jaxtyping" not in names
