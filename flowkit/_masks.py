@@ -13,8 +13,10 @@ from jaxtyping import Array, Float
 from flowkit._types import FloatArray, Mask
 
 
-def zero_masked(x: FloatArray, mask: Mask) -> Float[Array, "..."]:
+def zero_masked(x: FloatArray, mask: Mask | None) -> Float[Array, "..."]:
     """`x` with the rows of masked points set to zero, whatever they hold."""
+    if mask is None:
+        return jnp.asarray(x)
     if x.ndim == 0 or mask.shape != x.shape[:1]:
         raise ValueError(
             f"`mask` must have shape {x.shape[:1]}, one entry per row of `x`, "

@@ -81,3 +81,15 @@ def test_a_center_without_points_stays():
     far = np.array([[0.0, 0.0, 0.0], [99.0, 0.0, 0.0]], np.float32)
     centers = call(lambda p, c: nn.k_means(p, c), POINTS, far)
     np.testing.assert_allclose(centers, [POINTS.mean(0), far[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [3, 20])
+def test_neighbors_within_groups_that_are_far_apart(d):
+    """The distances within a group are a millionth of those between the groups."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat([[-500.0], [500.0]], 10, axis=0)
+    points = (groups + 0.01 * rng.normal(size=(20, d))).astype(np.float32)
+    indices, _ = call(lambda p: nn.nearest_neighbors(p, 4), points)
+    exact = points.astype(np.float64)
+    distances = np.where(np.eye(20, dtype=bool), np.inf, squares(exact, exact))
+    np.testing.assert_array_equal(indices, np.argsort(distances, axis=1)[:, :4])

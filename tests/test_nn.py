@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import flowkit.nn as nn
+from flowkit._compat import restoring
 
 from .helpers import cloud, CRNS, DIMENSIONS, ENCODERS, KEY
 
@@ -90,10 +91,38 @@ def test_sinusoidal_time_is_its_formula(endpoint):
         np.testing.assert_allclose(value[4 + k], np.cos(angle), rtol=1e-5)
 
 
-def test_sinusoidal_time_keeps_close_times_apart():
-    # The default scale is for [0, 1]: at scale 1 a difference of 0.01 would move an embedding by about 0.01.
+def test_the_default_embedding_is_smooth_in_time():
+    # High frequencies make a velocity wiggle in time, which adaptive solvers pay for. The
+    # squared norm of the derivative of (sin w t, cos w t) is the sum of w^2.
     embedding = nn.SinusoidalTime(32)
-    assert jnp.linalg.norm(embedding(0.50) - embedding(0.51)) > 1.0
+    _, derivative = jax.jvp(embedding, (0.3,), (1.0,))
+    frequencies = 10_000.0 ** (-np.arange(16) / 15)
+    np.testing.assert_allclose(
+        np.linalg.norm(derivative), np.linalg.norm(frequencies), rtol=1e-5
+    )
+
+
+WITH_DEFAULT_TIME = {
+    "embedding": lambda: nn.SinusoidalTime(8),
+    "adaln": lambda: nn.AdaLNMLP(2, 0, key=KEY).conditioning.time_embedding,
+    "dit": lambda: nn.DiT(2, 0, key=KEY).conditioning.time_embedding,
+    "cross": lambda: nn.CrossAttentionCRN(2, 0, key=KEY).conditioning.time_embedding,
+    "select": lambda: nn.Select(2, 8, key=KEY).time_embedding,
+    "cross_attend": lambda: nn.CrossAttend(2, 8, key=KEY).time_embedding,
+}
+
+
+@pytest.mark.parametrize("name", WITH_DEFAULT_TIME)
+def test_what_an_older_release_saved_keeps_its_scale(name):
+    make = WITH_DEFAULT_TIME[name]
+    assert eqx.filter_eval_shape(make).scale == 1.0
+    token = restoring.set("0.2.0")
+    try:
+        assert eqx.filter_eval_shape(make).scale == 1000.0
+        assert nn.SinusoidalTime(8, scale=3.0).scale == 3.0
+    finally:
+        restoring.reset(token)
+    assert eqx.filter_eval_shape(make).scale == 1.0
 
 
 def test_zero_to_one_time_is_a_fourier_basis():

@@ -1,51 +1,7 @@
+"""Networks of velocities and latents: layers, encoders of sets, conditional networks (CRNs)."""
+
 from flowkit._namespace import public_names as _public_names
-from flowkit.nn._attention import Attention as Attention
-from flowkit.nn._concat_squash import (
-    ConcatSquashLinear as ConcatSquashLinear,
-    SquashSum as SquashSum,
-)
-from flowkit.nn._coordinates import (
-    AbstractFeatures as AbstractFeatures,
-    banded as banded,
-    FourierFeatures as FourierFeatures,
-    log_spaced as log_spaced,
-    PointEmbedding as PointEmbedding,
-    SinusoidalFeatures as SinusoidalFeatures,
-)
-from flowkit.nn._feed_forward import FeedForward as FeedForward, SwiGLU as SwiGLU
-from flowkit.nn._geometry import (
-    farthest_points as farthest_points,
-    k_means as k_means,
-    nearest_neighbors as nearest_neighbors,
-)
-from flowkit.nn._layer_norm import LayerNorm as LayerNorm
-from flowkit.nn._linear import Linear as Linear
-from flowkit.nn._mlp import MLP as MLP
-from flowkit.nn._modulation import modulate as modulate, Modulation as Modulation
-from flowkit.nn._pooling import (
-    max_mean_pool as max_mean_pool,
-    max_pool as max_pool,
-    mean_pool as mean_pool,
-)
-from flowkit.nn._set_pooling import (
-    AttentionPool as AttentionPool,
-    PMA as PMA,
-    Set2Set as Set2Set,
-)
-from flowkit.nn._time_embeddings import (
-    AbstractTimeEmbedding as AbstractTimeEmbedding,
-    LearnedTime as LearnedTime,
-    RawTime as RawTime,
-    SinusoidalTime as SinusoidalTime,
-    TwoTimes as TwoTimes,
-    ZeroToOneTime as ZeroToOneTime,
-)
-from flowkit.nn._transformer import (
-    AttentionBlock as AttentionBlock,
-    ISAB as ISAB,
-    Residual as Residual,
-)
-from flowkit.nn.crn import (
+from flowkit.nn._crn import (
     AbstractConditioner as AbstractConditioner,
     AbstractCRN as AbstractCRN,
     AdaLNMLP as AdaLNMLP,
@@ -58,18 +14,54 @@ from flowkit.nn.crn import (
     Pool as Pool,
     Select as Select,
 )
-from flowkit.nn.encoders import (
+from flowkit.nn._layers import (
+    AbstractFeatures as AbstractFeatures,
+    AbstractTimeEmbedding as AbstractTimeEmbedding,
+    Attention as Attention,
+    AttentionBlock as AttentionBlock,
+    banded as banded,
+    ConcatSquashLinear as ConcatSquashLinear,
+    FeedForward as FeedForward,
+    FourierFeatures as FourierFeatures,
+    ISAB as ISAB,
+    LayerNorm as LayerNorm,
+    LearnedTime as LearnedTime,
+    Linear as Linear,
+    log_spaced as log_spaced,
+    MLP as MLP,
+    modulate as modulate,
+    Modulation as Modulation,
+    PointEmbedding as PointEmbedding,
+    RawTime as RawTime,
+    Residual as Residual,
+    SinusoidalFeatures as SinusoidalFeatures,
+    SinusoidalTime as SinusoidalTime,
+    SquashSum as SquashSum,
+    SwiGLU as SwiGLU,
+    TwoTimes as TwoTimes,
+    ZeroToOneTime as ZeroToOneTime,
+)
+from flowkit.nn._sets import (
     AbstractEncoder as AbstractEncoder,
+    AttentionPool as AttentionPool,
     Chained as Chained,
     CrossAttentionEncoder as CrossAttentionEncoder,
     DGCNN as DGCNN,
+    farthest_points as farthest_points,
     FarthestPoints as FarthestPoints,
     FittedMixture as FittedMixture,
     GMMFeaturizer as GMMFeaturizer,
+    k_means as k_means,
     KMeans as KMeans,
     LearnedSlots as LearnedSlots,
+    max_mean_pool as max_mean_pool,
+    max_pool as max_pool,
+    mean_pool as mean_pool,
+    nearest_neighbors as nearest_neighbors,
+    PMA as PMA,
     PointNet as PointNet,
     Pooled as Pooled,
+    Set2Set as Set2Set,
     SetTransformer as SetTransformer,
     SlotAttention as SlotAttention,
 )

@@ -1,0 +1,112 @@
+"""Attention over a set."""
+
+import operator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float
+
+from flowkit._types import AnyArray, PRNGKey
+from flowkit.nn._layers.linear import Linear
+
+
+class Attention(eqx.Module):
+    r"""Multi-head attention of rows $x_i$ to the rows $y_j$ of a context.
+
+    $$\mathrm{softmax}_j\big( q_i \cdot k_j / \sqrt{d_h} \big)\, v_j, \qquad
+    q = x W_q,\ k = y W_k,\ v = y W_v$$
+
+    in every head, the heads joined by $W_o$. There are no positions: the result is
+    equivariant in the rows and invariant in those of the context. If `num_kv_heads` is
+    below `num_heads`, consecutive heads share keys and values: grouped attention, and
+    multi-query attention with 1.
+
+    **Arguments:**
+
+    - `width_size`: the width of the rows and of the result.
+    - `context_size`: the width of the rows of the context; `width_size` by default.
+    - `num_heads`: the number of heads, which divides `width_size`.
+    - `num_kv_heads`: the number of heads of keys and values, which divides `num_heads`
+      and is `num_heads` by default.
+    - `use_bias`: whether the four linear maps have biases.
+    - `key`: the key of the initial weights.
+
+    **Reference:** Vaswani et al., 2017 (arXiv 1706.03762); Shazeer, 2019
+    (arXiv 1911.02150), for one key-value head; Ainslie et al., 2023 (arXiv 2305.13245),
+    for groups.
+    """
+
+    query: Linear
+    keys: Linear
+    values: Linear
+    out: Linear
+    num_heads: int = eqx.field(static=True, converter=operator.index)
+    num_kv_heads: int = eqx.field(static=True, converter=operator.index)
+
+    def __init__(
+        self,
+        width_size: int,
+        *,
+        context_size: int | None = None,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        use_bias: bool = False,
+        key: PRNGKey,
+    ):
+        if context_size is None:
+            context_size = width_size
+        if num_kv_heads is None:
+            num_kv_heads = num_heads
+        if num_heads < 1 or width_size % num_heads:
+            raise ValueError(
+                f"`num_heads` must divide the width of {width_size}, got {num_heads}."
+            )
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"`num_kv_heads` must divide the {num_heads} heads, got {num_kv_heads}."
+            )
+        query_key, keys_key, values_key, out_key = jr.split(key, 4)
+        kv_size = width_size // num_heads * num_kv_heads
+
+        self.query = Linear(width_size, width_size, use_bias=use_bias, key=query_key)
+        self.keys = Linear(context_size, kv_size, use_bias=use_bias, key=keys_key)
+        self.values = Linear(context_size, kv_size, use_bias=use_bias, key=values_key)
+        self.out = Linear(width_size, width_size, use_bias=use_bias, key=out_key)
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+
+    def __call__(
+        self,
+        x: Float[AnyArray, "n width"],
+        context: Float[AnyArray, "m context"] | None = None,
+        mask: Bool[AnyArray, " m"] | None = None,
+    ) -> Float[Array, "n width"]:
+        """What the rows of `x` gather from the context, which is `x` itself if `None`.
+
+        `mask` marks the valid rows of the context; if there are none, the result is
+        zero.
+        """
+        if context is None:
+            context = x
+        if mask is not None:
+            mask = jnp.asarray(mask)
+
+        gathered = jax.nn.dot_product_attention(
+            _split_heads(self.query(x), self.num_heads),
+            _split_heads(self.keys(context), self.num_kv_heads),
+            _split_heads(self.values(context), self.num_kv_heads),
+            mask=None if mask is None else mask[None, None, :],
+        )
+        gathered = self.out(gathered.reshape(x.shape[0], -1))
+
+        if mask is not None:
+            gathered = jnp.where(jnp.any(mask), gathered, 0)
+        return gathered
+
+
+def _split_heads(
+    rows: Float[Array, "n width"], num_heads: int
+) -> Float[Array, "n heads size"]:
+    return rows.reshape(rows.shape[0], num_heads, -1)

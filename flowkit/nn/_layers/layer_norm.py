@@ -1,0 +1,48 @@
+"""Layer normalization over the features of each row."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._types import AnyArray
+from flowkit.nn._layers.arrays import in_sum_dtype, per_feature
+
+
+def normalize(
+    h: Float[AnyArray, "*leading size"], epsilon: float = 1e-6
+) -> Float[Array, "*leading size"]:
+    """Subtract the mean of the last axis and divide by `sqrt(variance + epsilon)`."""
+    dtype = jnp.asarray(h).dtype
+    h = in_sum_dtype(h)
+
+    # The mean as a matrix product: the same number, but XLA does not fuse its transpose,
+    # which saves a tenth to a quarter of a training step in blocks on a CPU.
+    mean_of = jnp.full((h.shape[-1], 1), 1 / h.shape[-1], h.dtype)
+    h = h - jnp.matmul(h, mean_of, precision=jax.lax.Precision.HIGHEST)
+
+    variance = jnp.mean(h * h, axis=-1, keepdims=True)
+    return (h * jax.lax.rsqrt(variance + epsilon)).astype(dtype)
+
+
+class LayerNorm(eqx.Module):
+    """`y = scale * normalize(h) + shift`, with a learned scale and shift per feature.
+
+    Scales start at 1 and shifts at 0. It is never applied to raw coordinates: of a
+    vector in the plane it would leave only the sign of `x - y`.
+
+    **Reference:** Ba, Kiros, Hinton, Layer Normalization, 2016 (arXiv 1607.06450).
+    """
+
+    scale: Float[AnyArray, " size"]
+    shift: Float[AnyArray, " size"]
+
+    def __init__(self, size: int):
+        self.scale = jnp.ones(size, jnp.result_type(float))
+        self.shift = jnp.zeros(size, jnp.result_type(float))
+
+    def __call__(
+        self, h: Float[AnyArray, "*leading size"]
+    ) -> Float[Array, "*leading size"]:
+        h = normalize(h)
+        return h * per_feature(self.scale, h) + per_feature(self.shift, h)

@@ -1,0 +1,206 @@
+"""Every network, given what users have: NumPy's sizes and arrays, half precision."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowkit.nn as nn
+
+from .helpers import call, cloud, CRNS, ENCODERS, KEY, LOCAL_CRNS, STRUCTURED_CRNS
+
+
+MASK = np.array([True, True, False, True, True, True])
+MIXTURE = {"mixture": lambda d, key: nn.GMMFeaturizer(d, num_components=3)}
+NETWORKS = ENCODERS | MIXTURE | CRNS
+
+
+def int64s(*sizes):
+    return tuple(np.int64(size) for size in sizes)
+
+
+TWO, FOUR, EIGHT = int64s(2, 4, 8)
+BLOCK: dict = {"num_heads": TWO, "num_kv_heads": TWO}
+
+# Every integer argument of every class.
+NUMPY_SIZES = {
+    "MLP": lambda: nn.MLP(TWO, FOUR, hidden_sizes=int64s(8), cond_size=TWO, key=KEY),
+    "Linear": lambda: nn.Linear(TWO, FOUR, key=KEY),
+    "LayerNorm": lambda: nn.LayerNorm(TWO),
+    "SwiGLU": lambda: nn.SwiGLU(TWO, FOUR, EIGHT, key=KEY),
+    "Modulation": lambda: nn.Modulation(TWO, FOUR, TWO, key=KEY),
+    "ConcatSquashLinear": lambda: nn.ConcatSquashLinear(TWO, FOUR, TWO, key=KEY),
+    "SquashSum": lambda: nn.SquashSum(int64s(2, 3), FOUR, key=KEY),
+    "FourierFeatures": lambda: nn.FourierFeatures(TWO, num_frequencies=FOUR, key=KEY),
+    "banded": lambda: nn.SinusoidalFeatures(nn.banded(TWO, TWO)),
+    "PointEmbedding": lambda: nn.PointEmbedding(TWO, FOUR, key=KEY),
+    "RawTime": lambda: nn.RawTime(TWO),
+    "SinusoidalTime": lambda: nn.TwoTimes(nn.SinusoidalTime(EIGHT)),
+    "ZeroToOneTime": lambda: nn.ZeroToOneTime(EIGHT),
+    "LearnedTime": lambda: nn.LearnedTime(FOUR, width_size=TWO, key=KEY),
+    "AttentionBlock": lambda: nn.AttentionBlock(
+        EIGHT, cross=True, context_size=FOUR, **BLOCK, key=KEY
+    ),
+    "ISAB": lambda: nn.ISAB(EIGHT, num_inducing=TWO, **BLOCK, key=KEY),
+    "PointNet": lambda: nn.PointNet(TWO, FOUR, hidden_sizes=int64s(8, 4), key=KEY),
+    "SetTransformer": lambda: nn.SetTransformer(
+        TWO, FOUR, width_size=EIGHT, depth=TWO, num_tokens=TWO, **BLOCK, key=KEY
+    ),
+    "DGCNN": lambda: nn.DGCNN(
+        TWO, FOUR, width_size=EIGHT, depth=TWO, num_neighbors=TWO, key=KEY
+    ),
+    "SlotAttention": lambda: nn.SlotAttention(
+        TWO,
+        FOUR,
+        num_slots=TWO,
+        width_size=EIGHT,
+        hidden_size=FOUR,
+        num_iterations=TWO,
+        start=nn.KMeans,
+        key=KEY,
+    ),
+    "CrossAttentionEncoder": lambda: nn.CrossAttentionEncoder(
+        TWO, FOUR, num_latents=TWO, width_size=EIGHT, depth=TWO, **BLOCK, key=KEY
+    ),
+    "Pooled": lambda: nn.Pooled(
+        nn.PointNet(TWO, FOUR, key=KEY),
+        nn.PMA(FOUR, num_seeds=TWO, depth=TWO, num_heads=TWO, key=KEY),
+        out_size=TWO,
+        key=KEY,
+    ),
+    "Set2Set": lambda: nn.Set2Set(FOUR, num_steps=TWO, key=KEY),
+    "AttentionPool": lambda: nn.AttentionPool(FOUR, key_size=TWO, key=KEY),
+    "GMMFeaturizer": lambda: nn.GMMFeaturizer(TWO, num_components=TWO, num_steps=TWO),
+    "AdaLNMLP": lambda: nn.AdaLNMLP(
+        TWO,
+        FOUR,
+        out_size=FOUR,
+        conditioner=nn.Select(TWO, FOUR, width_size=EIGHT, key=KEY),
+        width_size=EIGHT,
+        depth=TWO,
+        cond_size=FOUR,
+        key=KEY,
+    ),
+    "DiT": lambda: nn.DiT(
+        TWO, FOUR, width_size=EIGHT, depth=TWO, cond_size=FOUR, **BLOCK, key=KEY
+    ),
+    "CrossAttentionCRN": lambda: nn.CrossAttentionCRN(
+        TWO, FOUR, num_tokens=TWO, width_size=EIGHT, depth=TWO, **BLOCK, key=KEY
+    ),
+    "ConcatSquashMLP": lambda: nn.ConcatSquashMLP(
+        TWO, FOUR, width_size=EIGHT, depth=TWO, key=KEY
+    ),
+}
+
+
+def values_in(module):
+    """All that a module and those within it hold, static fields included."""
+    is_module = lambda leaf: isinstance(leaf, eqx.Module)
+    for field in dataclasses.fields(module):
+        for leaf in jax.tree.leaves(getattr(module, field.name), is_leaf=is_module):
+            if is_module(leaf):
+                yield from values_in(leaf)
+            else:
+                yield leaf
+
+
+@pytest.mark.parametrize("name", NUMPY_SIZES)
+def test_sizes_of_numpy_become_plain_integers(name):
+    """They are refused by JSON, and would compile again what was compiled for an int."""
+    module = eqx.filter_eval_shape(NUMPY_SIZES[name])
+    assert not [value for value in values_in(module) if isinstance(value, np.generic)]
+
+
+def test_a_network_with_sizes_of_numpy_is_the_same_network():
+    options = {"hidden_sizes": (8,), "zero_init": False, "key": KEY}
+    plain = nn.MLP(2, **options)
+    numpy = nn.MLP(TWO, **options)
+    assert eqx.tree_equal(plain, numpy)
+    assert np.array_equal(plain(0.5, np.ones(2)), numpy(0.5, np.ones(2)))
+
+
+def called(name, points):
+    """The network of this name at a cloud, with latents if it takes them."""
+    if name not in CRNS:
+        return NETWORKS[name](3, KEY)(points, MASK)
+    num = 1
+    if name in LOCAL_CRNS:
+        num = 6
+    if name in STRUCTURED_CRNS:
+        num = 3
+    latents = None if "unconditional" in name else jnp.ones((num, 8), jnp.float32)
+    return CRNS[name](3, KEY)(0.3, points, latents, MASK)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_run_in_strict_settings_and_in_any_dtype(name):
+    """Without implicit promotion of ranks, and from float64 of NumPy without a warning."""
+    points = np.asarray(cloud(3))
+    with jax.numpy_rank_promotion("raise"):
+        out = eqx.filter_eval_shape(called, name, points)
+        from_numpy = jax.eval_shape(lambda: called(name, points.astype(np.float64)))
+    assert out.dtype == jnp.float32
+    assert from_numpy.dtype == jnp.float32
+
+    # JAX's own attention promotes half precision, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        for dtype in (jnp.bfloat16, jnp.float16):
+            out = eqx.filter_eval_shape(called, name, points.astype(dtype))
+            assert out.dtype == dtype
+
+
+def test_vector_network_and_layers_run_in_strict_settings():
+    x = np.ones(2, np.float16)
+    squash = nn.SquashSum((2, 3), 4, key=KEY)
+    with jax.numpy_rank_promotion("raise"):
+        embedding = nn.LearnedTime(4, embedding=nn.SinusoidalTime(4), key=KEY)
+        mlp = nn.MLP(2, time_embedding=embedding, key=KEY)
+        assert mlp(0.5, x).dtype == jnp.float16
+        # The axes of the inputs broadcast.
+        assert squash(np.ones((5, 2), np.float32), np.ones(3, np.float32)).shape == (
+            5,
+            4,
+        )
+
+
+@pytest.mark.parametrize("name", ["dgcnn", "mixture", "dit"])
+def test_half_precision_is_near_single_precision(name):
+    points = np.asarray(cloud(3)).astype(jnp.bfloat16)
+    expected = np.asarray(call(called, name, points.astype(np.float32)))
+    with jax.numpy_dtype_promotion("standard"):
+        half = np.asarray(call(called, name, points), np.float32)
+    # bfloat16 has eight bits; the error of a few layers of them stays below one tenth.
+    assert np.abs(half - expected).max() < 0.1 * max(np.abs(expected).max(), 1e-3)
+
+
+def test_half_precision_is_summed_in_single_precision():
+    """Squares overflow float16 from 256 on; bfloat16 does not count beyond 256."""
+    rows = np.array([[300.0, -300.0, 900.0, 0.0]], np.float16)
+    expected = (rows - 225.0) / np.std(np.float32(rows))
+    np.testing.assert_allclose(nn.LayerNorm(4)(rows), expected, rtol=2e-3)
+
+    many = np.full((4000, 1), 60.0, np.float16)
+    valid = np.ones(4000, bool)
+    np.testing.assert_allclose(nn.mean_pool(many, valid), [60.0])
+
+    line = (1000.0 * np.arange(5, dtype=np.float16))[:, None]
+    indices, _ = nn.nearest_neighbors(line, 1)
+    assert indices[-1, 0] == 3
+    centers = nn.k_means(np.ones((1001, 1), jnp.bfloat16), np.ones((1, 1), np.float32))
+    np.testing.assert_array_equal(np.float32(centers), [[1.0]])
+
+
+def test_times_are_not_rounded_to_half_precision():
+    mlp = nn.MLP(
+        1,
+        hidden_sizes=(),
+        time_embedding=nn.SinusoidalTime(8, scale=1000.0),
+        zero_init=False,
+        key=KEY,
+    )
+    x = np.zeros(1, np.float32)
+    half = mlp(0.7, x.astype(jnp.bfloat16)).astype(np.float32)
+    np.testing.assert_allclose(half, mlp(0.7, x), rtol=0.05, atol=0.02)
