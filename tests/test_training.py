@@ -1,6 +1,9 @@
 """Steps and the loop: oracles are a plain hand-written loop, closed forms, and runs that must agree."""
 
 import functools as ft
+import itertools
+import mmap
+import time
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +17,8 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from flowkit import training as tr
+
+from .oracles import compilations
 
 
 class Line(eqx.Module):
@@ -198,6 +203,78 @@ def test_average_follows_its_recursion(decay, key):
         np.testing.assert_allclose(state.ema.weight, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_average_of_half_precision_weights_moves(dtype):
+    """Weights of 1 at the start and 1.5 ever after: 1.5 - 0.5 decay^n, also in `fit`."""
+    step = jax.jit(lambda ema: tr.update_ema(ema, jnp.full(1, 1.5, dtype), 0.999))
+    average = jnp.ones(1, dtype)
+    for _ in range(2000):
+        average = step(average)
+    expected = 1.5 - 0.5 * 0.999**2000
+    np.testing.assert_allclose(average, [expected], rtol=1e-4)
+
+    # One step of 0.5 along the gradient -1, and none after it.
+    model = jnp.ones(1, dtype)
+    loss = lambda m, b, k: -jnp.sum(jnp.minimum(m, jnp.asarray(1.25, dtype)))
+    result = fit(
+        loss,
+        model,
+        jnp.zeros((4, 1)),
+        optimizer=optax.sgd(0.5),
+        ema_decay=0.999,
+        num_steps=2000,
+        steps_per_call=500,
+        key=jr.key(0),
+    )
+    np.testing.assert_allclose(result.state.average, [expected], rtol=1e-4)
+    assert result.ema.dtype == result.model.dtype == dtype
+    np.testing.assert_array_equal(result.ema, result.state.average.astype(dtype))
+
+
+def test_average_follows_updates_not_steps(key):
+    """Weights of 0, and 1 from the first update on: 1 - decay^n after n updates."""
+    optimizer = optax.MultiSteps(optax.sgd(0.5), 4)
+    quadratic = lambda model, batch, key: (model - batch.mean()) ** 2
+    for decay, after_two in ((0.9, 0.19), (tr.WarmUpDecay(0.999), 1 - 0.1 * 2 / 11)):
+        state = tr.init_state(jnp.zeros(()), optimizer, ema_decay=decay, key=key)
+        step = tr.make_step(quadratic, optimizer, ema_decay=decay)
+        averages = []
+        for _ in range(8):
+            state, _ = step(state, jnp.ones(3))
+            averages.append(float(state.ema))
+        after_one = 1 - (0.9 if decay == 0.9 else 0.1)
+        expected = [0.0] * 3 + [after_one] * 4 + [after_two]
+        np.testing.assert_allclose(averages, expected, rtol=1e-5)
+        assert float(state.model) == 1.0
+
+
+def test_multi_steps_is_one_step_of_the_mean_gradient(key):
+    """The object itself, its transformation, and any other pair of `init` and `update`."""
+
+    class Pair:
+        init = staticmethod(optax.sgd(0.1).init)
+        update = staticmethod(optax.sgd(0.1).update)
+
+    data = make_data(16)
+    whole = fit(mse, line(), data, optimizer=Pair(), num_steps=1, key=key)
+    halves = lambda: iter(
+        [jax.tree.map(lambda a, i=i: a[8 * i : 8 * i + 8], data) for i in range(2)]
+    )
+    multi = optax.MultiSteps(optax.sgd(0.1), 2)
+    for optimizer in (multi, multi.gradient_transformation()):
+        parts = fit(mse, line(), halves(), optimizer=optimizer, num_steps=2, key=key)
+        np.testing.assert_allclose(parts.model.weight, whole.model.weight, rtol=1e-5)
+
+
+def test_gradients_of_half_precision_do_not_overflow(key):
+    """A gradient of 400 in 9 float16 weights has the norm 1200; its squares overflow."""
+    loss = lambda m, b, k: jnp.sum(400 * m)
+    model = jnp.ones(9, jnp.float16)
+    result = fit(loss, model, jnp.zeros((4, 1)), num_steps=1, key=key)
+    np.testing.assert_allclose(result.history["grad_norm"].values, [1200.0])
+    assert result.history["skipped"].values == [0]
+
+
 # Freezing
 
 
@@ -338,17 +415,6 @@ def test_without_batch_size_the_batch_is_the_whole_array(key):
     np.testing.assert_array_equal(result.history["sum"].values, [45.0, 45.0, 45.0])
 
 
-COMPILED = []
-
-
-def count_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILED.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(count_compilation)
-
-
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_a_second_fit_compiles_nothing(steps_per_call, key):
     def run():
@@ -361,12 +427,127 @@ def test_a_second_fit_compiles_nothing(steps_per_call, key):
         }
         return fit(noisy, line(), make_data(), batch_size=8, key=key, **options)
 
-    first = run()
-    assert COMPILED
-    COMPILED.clear()
-    second = run()
-    assert not COMPILED
+    with compilations() as of_first:
+        first = run()
+    with compilations() as of_second:
+        second = run()
+    assert of_first
+    assert not of_second
     assert_same(first.model, second.model)
+
+
+# Memory of the host
+
+
+def aligned(shape):
+    """An array in pages of its own, as shared memory and rings of buffers have it.
+
+    On a CPU, JAX reads such memory in place.
+    """
+    size = int(np.prod(shape))
+    return np.frombuffer(mmap.mmap(-1, 4 * size), np.float32).reshape(shape)
+
+
+def refilled(buffer):
+    """Batch number i is the one buffer, filled with i."""
+    for i in itertools.count():
+        buffer[...] = i
+        yield {"x": buffer}
+
+
+def seen_mean(model, batch, key):
+    del key
+    # Slow enough that the next batch is asked for before this one was used.
+    slow = jax.lax.fori_loop(0, 20, lambda _, x: jnp.sin(x @ model), jnp.eye(64))
+    return jnp.sum(slow * 1e-9), {"seen": batch["x"].mean()}
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 5])
+def test_a_step_sees_its_batch_whatever_happens_to_the_memory(steps_per_call, key):
+    batches = refilled(aligned((256, 64)))
+    options = {"steps_per_call": steps_per_call, "num_steps": 40, "key": key}
+    seen = fit(seen_mean, jnp.eye(64), batches, **options).history["seen"]
+    np.testing.assert_array_equal(seen.values, np.arange(40))
+
+
+def test_a_loop_of_steps_sees_its_batches(key):
+    step = tr.make_step(seen_mean, ADAM)
+    state = tr.init_state(jnp.eye(64), ADAM, key=key)
+    seen = []
+    for batch, _ in zip(refilled(aligned((256, 64))), range(40), strict=False):
+        state, metrics = step(state, batch)
+        seen.append(metrics["seen"])
+    np.testing.assert_array_equal(seen, np.arange(40))
+
+
+def test_data_and_model_are_those_of_the_call(key):
+    """Memory of data on the device and of weights that is filled again in a callback."""
+    data = aligned((16, 64))
+    weights = aligned((64, 64))
+    data[...] = 1.0
+    weights[...] = 2.0
+
+    def refill(state, step):
+        data[...] = 3.0
+        weights[...] = 4.0
+
+    loss = lambda m, b, k: (jnp.sum(m) * 0.0, {"m": m.mean(), "b": b.mean()})
+    result = fit(loss, weights, data, num_steps=5, callbacks=[refill], key=key)
+    np.testing.assert_array_equal(result.history["b"].values, np.ones(5))
+    np.testing.assert_array_equal(result.history["m"].values, np.full(5, 2.0))
+
+
+def test_a_callback_may_return_the_same_array_again(key):
+    buffer = np.zeros(3)
+
+    def report(state, step):
+        buffer[...] = step
+        return {"buffer": buffer}
+
+    loss = lambda m, b, k: jnp.sum(m)
+    result = fit(
+        loss, jnp.ones(1), jnp.zeros((4, 1)), num_steps=3, callbacks=[report], key=key
+    )
+    np.testing.assert_array_equal(result.history["buffer"].values[:, 0], [0, 1, 2, 3])
+
+
+class Tensor:
+    """What a tensor of another library is to NumPy: iterable, but no array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __iter__(self):
+        return iter(self.array)
+
+
+def test_tensors_are_read_as_arrays(key):
+    data = jax.tree.map(np.asarray, make_data(32))
+    tensors = jax.tree.map(Tensor, data)
+    run = ft.partial(fit, mse, line(), num_steps=4, optimizer=ADAM, key=key)
+    assert_same(run(tensors, batch_size=8).model, run(data, batch_size=8).model)
+    loader = [jax.tree.map(Tensor, batch) for batch in Passes(data)][:4]
+    assert_same(run(itertools.cycle(loader)).model, run(Passes(data)).model)
+
+
+def test_integers_and_numbers_of_numpy(key):
+    """Everything that counts, and float64 data and decays, without a warning."""
+    data = {name: np.asarray(a, np.float64) for name, a in make_data(32).items()}
+    options = {
+        "num_steps": np.int64(4),
+        "steps_per_call": np.int32(2),
+        "batch_size": np.int64(8),
+        "ema_decay": np.float32(0.9),
+        "callbacks": [tr.Every(np.int64(2), lambda state, step: {"i": step})],
+    }
+    result = fit(mse, line(), data, key=key, **options)
+    np.testing.assert_array_equal(result.history["i"].values, [0, 2, 4])
+    batch = jax.tree.map(lambda a: a[:8], data)
+    state = tr.init_state(line(), ADAM, key=key)
+    tr.make_step(mse, ADAM, steps_per_call=np.int64(1))(state, batch)
 
 
 def test_progress_bar(key, capsys):
@@ -418,6 +599,84 @@ def test_callbacks_with_several_steps_per_call(key):
         key=key,
     )
     assert seen == [0, 8, 12, 16, 18]
+
+
+def test_a_callback_is_given_the_metrics_of_the_last_step(key):
+    shown = []
+
+    def show(state, step, metrics):
+        shown.append((step, float(metrics["loss"]), float(metrics["size"])))
+
+    for steps_per_call in (1, 4):
+        shown.clear()
+        result = fit(
+            noisy,
+            line(),
+            make_data(),
+            num_steps=8,
+            steps_per_call=steps_per_call,
+            callbacks=[tr.Every(4, show)],
+            key=key,
+        )
+        history = result.history
+        expected = [
+            (step, history["loss"].values[step - 1], history["size"].values[step - 1])
+            for step in (4, 8)
+        ]
+        np.testing.assert_allclose(shown, expected, rtol=1e-6)
+
+
+def raise_stop(state, step):
+    if step == 6:
+        raise tr.Stop({"why": 1.0})
+
+
+STOPS = {
+    "raised": raise_stop,
+    "returned": lambda state, step: tr.Stop({"why": 1.0}) if step == 6 else None,
+    "the class": lambda state, step: tr.Stop if step == 6 else None,
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
+def test_a_callback_ends_training(stop, key):
+    """The result is that of a run of so many steps; all callbacks are called at the end."""
+    seen = tr.Every(100, lambda state, step: {"seen": step})
+    run = ft.partial(fit, mse, line(), make_data(), optimizer=ADAM, key=key)
+    ended = run(num_steps=20, callbacks=[seen, stop])
+    assert_same(ended.state, run(num_steps=6).state)
+    assert len(ended.history["loss"].values) == 6
+    np.testing.assert_array_equal(ended.history["seen"].values, [0, 6])
+    if stop is not STOPS["the class"]:
+        np.testing.assert_array_equal(ended.history["why"].steps, [6])
+
+
+def test_a_callback_ends_training_before_the_first_step(key):
+    stop = lambda state, step: tr.Stop()
+    result = fit(mse, line(), make_data(), num_steps=5, callbacks=[stop], key=key)
+    assert int(result.state.step) == 0
+
+
+def test_early_stopping(key):
+    """A minimum, a value that improves too little, and two that do not: stop at 40."""
+    losses = {0: 9.0, 10: 5.0, 20: 4.99, 30: np.nan, 40: 6.0, 50: 1.0}
+    validation = tr.EarlyStopping(
+        lambda state: losses[int(state.step)], patience=3, min_improvement=0.1
+    )
+    run = ft.partial(fit, mse, line(), make_data(), num_steps=60, key=key)
+    for _ in range(2):  # the same object serves another run
+        result = run(callbacks=[tr.Every(10, validation)])
+        series = result.history["validation_loss"]
+        np.testing.assert_array_equal(series.steps, [0, 10, 20, 30, 40])
+        np.testing.assert_allclose(series.values, [9.0, 5.0, 4.99, np.nan, 6.0])
+
+
+def test_seconds(key):
+    def wait(state, step):
+        time.sleep(0.05)
+
+    result = fit(mse, line(), make_data(), num_steps=2, callbacks=[wait], key=key)
+    assert 0.15 <= result.seconds < 60
 
 
 def test_a_broken_callback_fails_before_training(key):
@@ -493,6 +752,21 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "first axis",
     ),
     "number": ({"batches": 3}, "`batches` must be"),
+    "list": ({"batches": [DATA["x"][:8], DATA["x"][8:16]]}, "`batches` is a list"),
+    "names": (
+        {"batches": DATA | {"name": np.array(["a"] * 64)}},
+        r"`batches`\['name'\] holds <U1",
+    ),
+    "names in a stream": ({"batches": iter([{"x": "a"}])}, r"`batches`\['x'\] holds"),
+    "objects": ({"batches": (DATA["x"], object())}, r"`batches`\[1\] holds object"),
+    "odd last batch": (
+        {
+            "batches": iter([DATA["x"][:8], DATA["x"][8:12]]),
+            "steps_per_call": 2,
+        },
+        r"`batches` gives .*\(8, 2\) and then .*\(4, 2\)",
+    ),
+    "class of an optimizer": ({"optimizer": optax.MultiSteps}, "`optimizer` is the c"),
     "empty": ({"batches": as_grain(DATA)[:0]}, "empty"),
     "exhausted": ({"batches": iter([DATA])}, "`batches` ended"),
     "exhausted grain": ({"batches": as_grain(DATA).to_iter_dataset()}, "repeat"),

@@ -2,10 +2,15 @@
 
 import functools as ft
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +23,13 @@ import numpy as np
 import optax
 import pytest
 
+import flowkit as fk
 from flowkit import training as tr
+from flowkit.training._checkpoints.describe import describe_static
 
 
 ADAM = optax.adam(1e-2)
+FIXTURES = Path(__file__).parent / "fixtures"
 fit = ft.partial(tr.fit, progress=False)
 DATA = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 
@@ -70,7 +78,8 @@ def run(
             directory, every=every, keep=keep, config=config
         )
     batches = shuffled() if batches is None else batches
-    return fit(loss, build(config), batches, num_steps=num_steps, **options)
+    width = {"width": int(config["width"])}
+    return fit(loss, build(width), batches, num_steps=num_steps, **options)
 
 
 def stop_at(number, action):
@@ -87,6 +96,12 @@ def assert_equal_runs(first, second):
     for name, series in first.history.items():
         np.testing.assert_array_equal(series.steps, second.history[name].steps)
         np.testing.assert_array_equal(series.values, second.history[name].values)
+
+
+def assert_same_leaves(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert not eqx.is_array(one) or np.array_equal(one, two)
 
 
 def steps_in(directory):
@@ -296,6 +311,241 @@ def test_a_model_of_another_shape_without_config(tmp_path):
             key=jr.key(0),
             checkpoints=tr.Checkpoints(tmp_path, every=5),
         )
+
+
+# The static part of a model: what is no array
+
+
+def flow(prediction=fk.Velocity(), path=fk.LinearPath(), activation=jax.nn.silu):
+    network = fk.nn.MLP(2, hidden_sizes=(8,), activation=activation, key=jr.key(3))
+    return fk.Flow(network, path, prediction)
+
+
+def flow_run(directory, model, num_steps=2):
+    return fit(
+        lambda model, batch, key: fk.flow_matching_loss(model, batch, key=key),
+        model,
+        DATA,
+        num_steps=num_steps,
+        batch_size=8,
+        key=jr.key(0),
+        checkpoints=tr.Checkpoints(directory, every=100),
+    )
+
+
+STATIC = {
+    "prediction": ({"prediction": fk.Target()}, "model.prediction is Velocity there"),
+    "path": ({"path": fk.CosinePath()}, "model.path is LinearPath there and CosineP"),
+    "option": ({"path": fk.LinearPath(sigma_min=0.1)}, "model.path.sigma_min is 0 the"),
+    "activation": ({"activation": jax.nn.relu}, "is silu there and relu here"),
+}
+
+
+@pytest.fixture(scope="module")
+def velocity_run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("velocity")
+    return directory, flow_run(directory, flow())
+
+
+@pytest.mark.parametrize(("change", "message"), STATIC.values(), ids=STATIC)
+def test_a_model_that_means_something_else_is_refused(change, message, velocity_run):
+    directory, result = velocity_run
+    with pytest.raises(ValueError, match=message) as error:
+        flow_run(directory, flow(**change), num_steps=3)
+    assert "Nothing was deleted" in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        tr.restore_model(directory, lambda config: flow(**change))
+    restored = tr.restore_model(directory, lambda config: flow())
+    assert_same_leaves(restored, result.ema)
+
+
+class Leafless(eqx.Module):
+    """Whatever a static part may hold."""
+
+    weight: jax.Array
+    function: Any
+    things: Any = eqx.field(static=True, default=None)
+
+    def __call__(self, x):
+        return self.function(self.weight * x)
+
+
+def scaled(x, factor):
+    return factor * x
+
+
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_a_description_is_the_same_in_every_process():
+    """Functions by their names, wherever they were made; numbers by their values."""
+
+    def made_here(x):
+        return x
+
+    def describe(function, things=None):
+        return describe_static(Leafless(jnp.ones(2), function, things))
+
+    def elsewhere():
+        def made_here(x):
+            return x
+
+        return describe(made_here)
+
+    assert describe(made_here) == elsewhere()
+    assert describe(made_here)[".function"] == "made_here"
+    assert describe(lambda x: x)[".function"] == "<lambda>"
+    assert describe(jnp.tanh)[".function"] == describe(jax.nn.tanh)[".function"]
+    half = ft.partial(scaled, factor=0.5)
+    assert describe(half)[".function"] == "partial(scaled, factor=0.5)"
+    assert describe(jax.tree_util.Partial(scaled, 2.0)) != describe(scaled)
+
+    assert describe(scaled, 1) == describe(scaled, 1.0)
+    assert describe(scaled, np.float32(1)) == describe(scaled, np.int64(1))
+    assert describe(scaled, (1, None)) != describe(scaled, (1,))
+    assert describe(scaled, object()) == describe(scaled, object())
+    things = [object(), made_here, {"a": threading.Lock()}, range(3)]
+    assert "0x" not in str(describe(scaled, things))
+    assert describe(scaled, np.arange(3)) == describe(scaled, np.arange(3))
+    assert describe(scaled, np.arange(3)) != describe(scaled, np.ones(3, int))
+    # Neither the values of arrays nor their presence.
+    assert ".weight" not in describe(scaled)
+
+
+def test_an_option_that_a_later_release_adds_is_no_difference(velocity_run):
+    directory, result = velocity_run
+    meta = next((directory / "2" / "meta").glob("metadata"))
+    stored = json.loads(meta.read_text())
+    assert stored["static"].pop(".prediction") == "Velocity"
+    stored["static"][".gone"] = "1"
+    copy = directory.parent / "earlier"
+    shutil.copytree(directory, copy)
+    (copy / "2" / "meta" / "metadata").write_text(json.dumps(stored))
+    restored = tr.restore_model(copy, lambda config: flow())
+    assert_same_leaves(restored, result.ema)
+
+
+# What 0.2.0 wrote
+
+
+@pytest.fixture(scope="module")
+def of_0_2_0(tmp_path_factory):
+    """A run of 20 steps, and what its models gave then.
+
+    `outputs.npz` holds the velocities of the averaged and of the last weights at
+    `times` and `data[0]`, those of the last weights 4 steps later, and all losses.
+    """
+    directory = tmp_path_factory.mktemp("0.2.0")
+    with tarfile.open(FIXTURES / "checkpoint-0.2.0.tar.xz") as archive:
+        archive.extractall(directory, filter="data")
+    return directory / "run", np.load(directory / "outputs.npz")
+
+
+def adaln_flow(config, **options):
+    network = fk.nn.AdaLNMLP(
+        2, 0, width_size=config["width"], depth=1, cond_size=4, key=jr.key(9), **options
+    )
+    return fk.Flow(network)
+
+
+def velocities(model, outputs):
+    at = jax.jit(jax.vmap(model, in_axes=(0, None)))
+    return at(jnp.asarray(outputs["times"]), jnp.asarray(outputs["data"][0]))
+
+
+@pytest.mark.parametrize("name", ["ema", "model"])
+def test_a_model_of_0_2_0_is_restored(name, of_0_2_0):
+    """Also its embedding of the time, whose default has changed since."""
+    directory, outputs = of_0_2_0
+    model = tr.restore_model(directory, adaln_flow, ema=name == "ema")
+    found = velocities(model, outputs)
+    np.testing.assert_allclose(found, outputs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_0_2_0_is_resumed(of_0_2_0):
+    directory, outputs = of_0_2_0
+    config = {"width": 8}
+    embedding = fk.nn.SinusoidalTime(32, scale=1000.0)
+    with pytest.warns(UserWarning, match="0.2.0 or older, which recorded arrays only"):
+        result = fit(
+            lambda model, batch, key: fk.flow_matching_loss(model, batch, key=key),
+            adaln_flow(config, time_embedding=embedding),
+            outputs["data"],
+            batch_size=8,
+            num_steps=24,
+            optimizer=optax.adam(1e-1),
+            checkpoints=tr.Checkpoints(directory, config=config),
+            key=jr.key(1),
+        )
+    losses = result.history["loss"].values
+    np.testing.assert_allclose(losses, outputs["loss"], rtol=1e-3)
+    found = velocities(result.model, outputs)
+    np.testing.assert_allclose(found, outputs["resumed"], rtol=1e-3, atol=1e-3)
+
+
+# What else a checkpoint keeps
+
+
+def test_a_run_that_a_callback_ended_is_complete(tmp_path):
+    """The same command changes nothing; another `num_steps` goes on."""
+    callback = tr.Every(10, lambda state, step: tr.Stop() if step == 30 else None)
+    ended = run(tmp_path, callbacks=[callback])
+    assert steps_in(tmp_path) == [20, 30]
+    assert_equal_runs(run(tmp_path, callbacks=()), ended)
+    longer = run(tmp_path, callbacks=(), num_steps=70)
+    assert_equal_runs(longer, run(callbacks=(), num_steps=70))
+
+
+def test_half_precision_averages_are_kept_and_restored(tmp_path):
+    def half(config):
+        cast = lambda leaf: leaf.astype(jnp.bfloat16)
+        return jax.tree.map(lambda a: cast(a) if eqx.is_array(a) else a, build(config))
+
+    def half_loss(model, batch, key):
+        del key
+        batch = batch.astype(jnp.bfloat16)
+        return jnp.mean((jax.vmap(model)(batch) - batch) ** 2)
+
+    halves = ft.partial(
+        fit, half_loss, half({"width": 8}), DATA, batch_size=8, key=jr.key(0)
+    )
+    checkpoints = tr.Checkpoints(tmp_path, every=5, config={"width": 8})
+    halves(num_steps=5, checkpoints=checkpoints)
+    resumed = halves(num_steps=10, checkpoints=checkpoints)
+    assert_same_leaves(resumed.state.average, halves(num_steps=10).state.average)
+    restored = tr.restore_model(tmp_path, half)
+    assert restored.layers[0].weight.dtype == jnp.bfloat16
+    assert_same_leaves(restored, resumed.ema)
+
+
+def test_numbers_of_numpy(tmp_path):
+    config = {"width": np.int64(8), "rates": np.array([0.5, 1.0])}
+    every, keep = np.int64(20), np.int32(1)
+    run(tmp_path, every=every, keep=keep, config=config, num_steps=np.int64(40))
+    assert tr.stored_config(tmp_path) == {"width": 8, "rates": [0.5, 1.0]}
+    step = np.int64(40)
+    assert tr.restore_model(tmp_path, build, step=step).layers[0].weight.shape[0] == 8
+
+
+def test_seconds_count_from_the_beginning(tmp_path):
+    first = run(tmp_path, stop=stop_at(40, lambda: time.sleep(0.3)))
+    again = run(tmp_path)
+    assert 0.3 <= first.seconds
+    # Those of the last checkpoint, a moment before the end of the run.
+    assert 0.3 <= again.seconds
+    assert run(tmp_path, num_steps=70).seconds > 0.3
+
+
+def test_a_resumed_run_says_so(tmp_path, capsys, caplog):
+    plain = {"callbacks": (), "num_steps": 20}
+    run(tmp_path, progress=True, **plain)
+    assert "Resuming" not in capsys.readouterr().err
+    run(tmp_path, progress=True, **plain | {"num_steps": 40})
+    line = f"Resuming {tmp_path} at step 20 of 40."
+    assert line in capsys.readouterr().err
+    # Without a progress bar nothing is printed: the line goes to the log.
+    with caplog.at_level(logging.INFO, logger="flowkit.training"):
+        run(tmp_path, **plain | {"num_steps": 60})
+    assert f"Resuming {tmp_path} at step 40 of 60." in caplog.messages
+    assert capsys.readouterr().err == ""
 
 
 # Folders

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from flowkit import training as tr
+from flowkit.training._step import Pace
 
 
 ADAM = optax.adam(1e-2)
@@ -126,6 +127,39 @@ def test_step_on_a_mesh_takes_its_own_state_and_traces_once(key):
     for _ in range(3):
         state, _ = step(state, DATA[:8])
     assert len(traces) == 1
+
+
+def slow_loss(model, batch, key):
+    """Takes some milliseconds, far more than its dispatch."""
+    matrix = jax.lax.fori_loop(0, 40, lambda _, x: jnp.sin(x @ x), jnp.ones((128, 128)))
+    return jnp.sum(model) * jnp.mean(batch) + 1e-9 * jnp.sum(matrix)
+
+
+def test_a_loop_of_steps_waits_for_several_cpu_devices(key):
+    """Otherwise devices of different steps wait for each other until XLA gives up."""
+    step = tr.make_step(slow_loss, ADAM, mesh=tr.data_mesh())
+    state = tr.init_state(jnp.ones(2), ADAM, key=key)
+    ready = []
+    for count in range(1, 25):
+        state, metrics = step(state, DATA[:8])
+        if count % 8 == 0:
+            ready.append(metrics["loss"].is_ready())
+    assert ready == [True, True, True]
+
+
+def test_fit_waits_for_several_cpu_devices(key, monkeypatch):
+    ready = []
+
+    class Watched(Pace):
+        def __call__(self, loss):
+            super().__call__(loss)
+            ready.append(loss.is_ready())
+
+    monkeypatch.setattr("flowkit.training._loop.loop.Pace", Watched)
+    fit(slow_loss, jnp.ones(2), DATA, num_steps=24, mesh=tr.data_mesh(), key=key)
+    assert len(ready) == 24
+    assert ready[7::8] == [True, True, True]
+    assert not all(ready)
 
 
 @pytest.mark.parametrize(("lead", "axis"), BATCHES.values(), ids=BATCHES)

@@ -75,12 +75,12 @@ def _children(node: Any) -> list[tuple[str, Any]] | None:
 
 def _registered_children(node: Any) -> list[tuple[str, Any]] | None:
     """Those of any other node that JAX knows, such as `jax.tree_util.Partial`."""
-    leaves, treedef = jax.tree.flatten(node, is_leaf=lambda part: part is not node)
-    if jax.tree_util.treedef_is_leaf(treedef) or node is None:
+    flattened = jax.tree_util.default_registry.flatten_one_level(node)
+    if flattened is None or node is None:
         return None
-    _, auxiliary = treedef.node_data() or (None, None)
-    children = [(f"[{i}]", leaf) for i, leaf in enumerate(leaves)]
-    return [*children, (".static", _text(auxiliary))]
+    children, auxiliary = flattened
+    numbered = [(f"[{i}]", child) for i, child in enumerate(children)]
+    return [*numbered, (".static", _text(auxiliary))]
 
 
 def _text(value: Any) -> str:
