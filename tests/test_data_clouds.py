@@ -350,3 +350,56 @@ def test_images_to_points_has_no_bias_in_wide_images(key):
     points = np.asarray(data.images_to_points(image, NUM, jitter=0.0, key=key))[0, :, 0]
     assert stats.kstest((points + 1) / 2, "uniform").pvalue > 1e-4
     assert jnp.abs(points).max() < 1
+
+
+# ---- units of images and angles
+
+
+UNITS = {
+    "bytes": lambda images: np.round(255 * images).astype(np.uint8),
+    "0 to 255": lambda images: 255 * images,
+    "0 to 16": lambda images: 16 * images,
+    "-1 to 1": lambda images: 2 * images - 1,
+    "NaN": lambda images: np.where(images > 0.9, np.float32(np.nan), images),
+}
+
+
+@pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)
+def test_images_in_other_units_are_refused(units):
+    images = np.random.default_rng(0).random((3, 4, 4)).astype(np.float32)
+    sets = data.Images(units(images), np.arange(3))
+    with pytest.raises(ValueError, match=r"`images` must have intensities in \[0, 1\]"):
+        data.image_clouds(sets, 5, key=jr.key(0))
+    with pytest.raises(ValueError, match=r"`images` must have intensities in \[0, 1\]"):
+        data.scenes(sets, 2, 5, key=jr.key(0))
+
+
+def test_images_of_every_kind_in_unit_range():
+    """Booleans, integers 0 and 1, and float64 draw what float32 does: ink at one pixel."""
+    image = np.zeros((1, 3, 3))
+    image[0, 0, 2] = 1
+    for dtype in (bool, np.uint8, np.int64, np.float64, np.float32):
+        sets = data.Images(image.astype(dtype), np.zeros(1, int))
+        points = data.image_clouds(sets, 7, jitter=0.0, key=jr.key(0)).points
+        np.testing.assert_array_equal(points, np.ones((1, 7, 2)))
+
+
+@pytest.mark.parametrize("threshold", [128, 1, -0.1, np.nan])
+def test_threshold_is_an_intensity(threshold):
+    sets = data.Images(np.ones((1, 2, 2), np.float32), np.zeros(1, int))
+    with pytest.raises(
+        ValueError, match=r"`threshold` must be an intensity in \[0, 1\)"
+    ):
+        data.image_clouds(sets, 5, threshold=threshold, key=jr.key(0))
+
+
+@pytest.mark.parametrize("angles", [(0, 360), (-15, 15)])
+def test_degrees_are_refused(angles):
+    sets = data.Images(np.ones((1, 2, 2), np.float32), np.zeros(1, int))
+    for call in (
+        lambda: data.image_clouds(sets, 5, rotate=angles, key=jr.key(0)),
+        lambda: data.Augment(rotate=angles),
+        lambda: data.AboutAxis(angles=angles),
+    ):
+        with pytest.raises(ValueError, match=r"must be angles in radians.*np\.deg2rad"):
+            call()

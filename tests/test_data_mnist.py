@@ -87,6 +87,33 @@ def test_found_in_the_folder_that_is_named(tmp_path, monkeypatch):
         data.load_mnist(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("unpack", [False, True], ids=["compressed", "unpacked"])
+@pytest.mark.parametrize("rename", [False, True], ids=["gz", "bare"])
+def test_files_as_users_have_them(tmp_path, monkeypatch, unpack, rename):
+    """Unpacked or not, whatever the name says, and in the folder that torchvision makes."""
+    for place in (tmp_path / "a", tmp_path / "b" / "MNIST" / "raw"):
+        for path in list(write(place).iterdir()):
+            content = path.read_bytes()
+            path.unlink()
+            name = path.name.removesuffix(".gz") if rename else path.name
+            content = gzip.decompress(content) if unpack else content
+            (place / name).write_bytes(content)
+    assert_is_written(data.load_mnist(tmp_path / "a"))
+    assert_is_written(data.load_mnist(tmp_path / "b"))
+    monkeypatch.setenv("FLOWKIT_DATA", str(tmp_path / "b"))
+    assert_is_written(data.load_mnist())
+
+
+def test_a_missing_file_says_what_was_looked_for(tmp_path):
+    (write(tmp_path) / NAMES[3]).unlink()
+    bare = NAMES[3].removesuffix(".gz")
+    message = (
+        rf"no {NAMES[3]} or {bare} or .* in `{tmp_path}` or `{tmp_path}/MNIST/raw`"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        data.load_mnist(tmp_path)
+
+
 def test_the_threshold_of_point_clouds_is_that_of_bytes(tmp_path):
     """Brighter than 128 of 255, exactly, after the division in single precision."""
     images = data.load_mnist(write(tmp_path)).train.images
@@ -96,8 +123,11 @@ def test_the_threshold_of_point_clouds_is_that_of_bytes(tmp_path):
 IMAGES, LABELS = arrays("train")
 BAD = {
     "empty": (b"", "it begins with nothing"),
-    "text": (b"not a gzip file", "Not a gzipped file"),
-    "not compressed": (as_idx(IMAGES), "Not a gzipped file"),
+    "text": (b"not a gzip file", "begins with 6e 6f 74 20, where 00 00 08 03"),
+    "cut, not compressed": (
+        as_idx(IMAGES)[:-1],
+        "announces 9408 bytes, but 9407 follow",
+    ),
     "labels": (
         gzip.compress(as_idx(LABELS)),
         "begins with 00 00 08 01, where 00 00 08 03",

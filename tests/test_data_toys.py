@@ -396,3 +396,53 @@ def test_registries_hold_every_sampler(key):
 def test_wrong_use(call, message, key):
     with pytest.raises(ValueError, match=message):
         call(key)
+
+
+# ---- headers and columns of files as users have them
+
+
+POINTS = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+
+
+def write_points(path, header, points=POINTS):
+    lines = [",".join(map(repr, map(float, point))) for point in points]
+    path.write_text("\n".join([header, *lines] if header else lines))
+    return path
+
+
+@pytest.mark.parametrize("header", ["0,1", "2020,2021", "1990, 2020"])
+def test_csv_header_of_numbers(tmp_path, header):
+    path = write_points(tmp_path / "points.csv", header)
+    with pytest.raises(ValueError, match=r"line 1, .* `header=True` or `header=False`"):
+        data.load_csv(path)
+    np.testing.assert_array_equal(data.load_csv(path, header=True), POINTS)
+    first = header.split(",")[1].strip()
+    named = data.load_csv(path, (first,), header=True)
+    np.testing.assert_array_equal(named, POINTS[:, 1:])
+    with_first = data.load_csv(path, header=False)
+    np.testing.assert_array_equal(with_first[1:], POINTS)
+    assert with_first[0].tolist() == [float(number) for number in header.split(",")]
+
+
+@pytest.mark.parametrize(
+    "lines", ["3,1\n0.5,2.5\n", "0,1\n2,3\n", "0.0,1.0\n0.5,2.5\n", "-1,1\n0.5,2.5\n"]
+)
+def test_csv_without_header_is_read_as_it_is(tmp_path, lines):
+    """First lines that name no columns, and whole numbers in every line."""
+    (tmp_path / "points.csv").write_text(lines)
+    expected = [[float(x) for x in line.split(",")] for line in lines.split()]
+    np.testing.assert_array_equal(data.load_csv(tmp_path / "points.csv"), expected)
+
+
+@pytest.mark.parametrize("columns", [(2, 0), ("2", "0"), (np.int64(2), 0)])
+@pytest.mark.parametrize("header", ["", "a,b,c"])
+def test_csv_columns_by_position(tmp_path, columns, header):
+    points = np.concatenate([POINTS, POINTS[:, :1] + 1], axis=1)
+    path = write_points(tmp_path / "points.csv", header, points)
+    np.testing.assert_array_equal(data.load_csv(path, columns), points[:, [2, 0]])
+    with pytest.raises(ValueError, match=r"positions in 0 \.\.\. 2"):
+        data.load_csv(path, (3,))
+    with pytest.raises(ValueError, match=r"positions in 0 \.\.\. 2"):
+        data.load_csv(path, (-1,))
+    with pytest.raises(ValueError, match="`columns` is empty"):
+        data.load_csv(path, ())

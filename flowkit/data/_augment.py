@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.data._poses import check_range, FULL_TURN, in_plane, pose, Range, uniform
+from flowkit.data._poses import (
+    check_angles,
+    check_range,
+    FULL_TURN,
+    in_plane,
+    pose,
+    Range,
+    uniform,
+)
 from flowkit.data._sets import Sets
 
 
@@ -38,7 +46,7 @@ class Augment:
 
     def __post_init__(self):
         if self.rotate is not None and not callable(self.rotate):
-            check_range("rotate", self.rotate)
+            check_angles("rotate", self.rotate)
         if self.scale is not None:
             check_range("scale", self.scale, positive=True)
         if self.translate is not None:

@@ -1,5 +1,7 @@
 """Data sets of point clouds made of images: one image each, or scenes of several."""
 
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.random as jr
@@ -14,16 +16,23 @@ from flowkit.data._images import (
     pixel_normal,
     wide_normal,
 )
-from flowkit.data._poses import check_range, in_plane, pose, Range, uniform
+from flowkit.data._poses import (
+    check_angles,
+    check_range,
+    in_plane,
+    pose,
+    Range,
+    uniform,
+)
 from flowkit.data._sets import PointSets
 
 
 class PosedSets(NamedTuple):
-    """Point clouds of one object each, with what was done to it: `scale (rotation x) + translation`.
+    """Point clouds of one object each, with its pose, `scale (rotation x) + translation`.
 
     - `points`: `(b, n, 2)`.
     - `labels`: `(b,)`, what the object is.
-    - `rotations`: `(b,)`, counter-clockwise angles in radians.
+    - `rotations`: `(b,)`, counterclockwise angles in radians.
     - `scales`: `(b,)`.
     - `translations`: `(b, 2)`.
     - `mask`: `(b, n)`, true where a point is valid; `None` if all are.
@@ -42,16 +51,18 @@ class PosedSets(NamedTuple):
 
 
 class Scenes(NamedTuple):
-    """Point clouds of several objects each, with the object of every point and what was done to the objects.
+    """Point clouds of several objects each, with the pose of every object.
 
-    A scene of `m` objects has them in places 0 to `m - 1` of the axis `k`; the rest of it is `-1` in `digit_labels` and
-    a pose that changes nothing. Points are in the order of their objects.
+    A scene of `m` objects has them at places 0 to `m - 1` of the axis `k`. The rest of
+    this axis is `-1` in `digit_labels` and a pose that changes nothing. Points are in the
+    order of their objects.
 
     - `points`: `(b, n, 2)`.
     - `mask`: `(b, n)`, true where a point is valid.
-    - `object_ids`: `(b, n)`, the object in `0 ... k - 1` that a point belongs to; `-1` where it is not valid.
+    - `object_ids`: `(b, n)`, the object in `0 ... k - 1` that a point belongs to; `-1`
+        where it is not valid.
     - `digit_labels`: `(b, k)`, what the objects are.
-    - `rotations`: `(b, k)`, counter-clockwise angles in radians.
+    - `rotations`: `(b, k)`, counterclockwise angles in radians.
     - `scales`: `(b, k)`.
     - `translations`: `(b, k, 2)`.
     """
@@ -66,11 +77,8 @@ class Scenes(NamedTuple):
 
     def sets(self) -> PointSets:
         """The points and their mask, with the number of objects as labels."""
-        return PointSets(
-            self.points,
-            self.mask,
-            np.asarray(np.sum(self.digit_labels >= 0, axis=1, dtype=np.int32)),
-        )
+        num_objects = np.sum(self.digit_labels >= 0, axis=1, dtype=np.int32)
+        return PointSets(self.points, self.mask, np.asarray(num_objects))
 
 
 def image_clouds(
@@ -88,29 +96,38 @@ def image_clouds(
 ) -> PosedSets:
     """One cloud of each image, in a random pose.
 
-    Points are drawn with replacement from the pixels brighter than `threshold`, then jittered. The centres of the
-    outermost pixels along the longer side lie at -1 and 1, before the cloud is rotated about the origin, scaled and
-    translated.
+    Points are drawn with replacement from the pixels brighter than `threshold`, then
+    jittered. The centers of the outermost pixels along the longer side lie at -1 and 1,
+    before the cloud is rotated about the origin, scaled, and translated.
 
     **Arguments:**
 
-    - `images`: grey images and their labels: `load_mnist`, `load_digits` or your own.
-    - `num_points`: points per image, `n`.
-    - `rotate`: ends of the uniform distribution of the angle; a full turn is `(0, 2 * np.pi)`. `None` for no rotation.
+    - `images`: gray images in `[0, 1]` and their labels: `load_mnist`, `load_digits`, or
+        your own. Divide images in `0 ... 255` by 255.
+    - `num_points`: the number of points per image, `n`.
+    - `rotate`: the ends of the uniform distribution of the angle, in radians; a full turn
+        is `(0, 2 * np.pi)`, and `None` means no rotation.
     - `scale`: the same for the factor.
     - `translate`: the same for each coordinate of the translation.
-    - `threshold`: of the intensity. Only pixels above it are drawn.
-    - `weighted`: whether those are drawn with probability proportional to their intensity, instead of equally likely.
-    - `jitter`: a function `(key, shape, dtype)` that draws offsets in pixels, by default `N(0, 1/12)`, or half the
-        width of a uniform one.
-    - `empty`: a function `(key, shape, dtype)` that draws the points of an image without a pixel above the threshold,
-        by default `N(0, 1/4)`. `None` makes it an error.
+    - `threshold`: an intensity in `[0, 1)`. Only brighter pixels are drawn.
+    - `weighted`: whether these are drawn with probability proportional to their
+        intensity, instead of equally likely.
+    - `jitter`: a function `(key, shape, dtype)` that draws offsets in pixels, by default
+        `N(0, 1/12)`, or half the width of a uniform distribution.
+    - `empty`: a function `(key, shape, dtype)` that draws the points of an image without
+        a pixel above the threshold, by default `N(0, 1/4)`. `None` makes it an error.
     """
     pixels = _candidates(images, threshold, weighted=weighted)
     point_key, pose_key = jr.split(key)
-    poses = _Poses.draw(len(pixels), rotate, scale, translate, pose_key)
-    points = poses.apply(_draw(pixels, num_points, jitter, empty, point_key))
-    return PosedSets(points, np.asarray(images.labels), *poses.values())
+    poses = _draw_poses(len(pixels), rotate, scale, translate, pose_key)
+    points = poses.apply(_draw_points(pixels, num_points, jitter, empty, point_key))
+    return PosedSets(
+        points,
+        np.asarray(images.labels),
+        poses.rotations,
+        poses.scales,
+        poses.translations,
+    )
 
 
 def scenes(
@@ -118,7 +135,7 @@ def scenes(
     num_scenes: int,
     num_points: int = 500,
     *,
-    num_objects: int | tuple[int, int] = (1, 4),
+    num_objects: int | Sequence[int] = (1, 4),
     rotate: Range | None = None,
     scale: Range | None = None,
     translate: Range | None = (-3.0, 3.0),
@@ -130,57 +147,90 @@ def scenes(
 ) -> Scenes:
     """Scenes of several images each, every one in a random pose of its own.
 
-    The number of objects is uniform, and so is the choice of images, with replacement. Each object is a cloud as
-    `image_clouds` makes it, whose further arguments are the same.
+    The number of objects is uniform, and so is the choice of images, with replacement.
+    Each object is a cloud as in `image_clouds`, which explains the other arguments.
 
     **Arguments:**
 
-    - `images`: grey images and their labels.
-    - `num_scenes`: `b`.
-    - `num_points`: points per object; a scene has room for `n`, the largest number of objects times this.
-    - `num_objects`: how many objects, or the smallest and the largest number `(low, high)`.
-    - `rotate`, `scale`, `translate`: ends of uniform distributions, or `None` for no such move.
+    - `images`: gray images in `[0, 1]` and their labels.
+    - `num_scenes`: the number of scenes, `b`.
+    - `num_points`: the number of points per object. A scene has room for `n`, the largest
+        number of objects times this.
+    - `num_objects`: the number of objects, or the smallest and the largest `(low, high)`.
+    - `rotate`, `scale`, `translate`: the ends of uniform distributions, or `None` for no
+        such move.
     """
-    low, high = (
-        (num_objects, num_objects) if isinstance(num_objects, int) else num_objects
-    )
-    if not 1 <= low <= high:
-        raise ValueError(
-            f"`num_objects` must be at least 1, or (low, high) with 1 <= low <= high; got {num_objects}."
-        )
+    low, high = _object_range(num_objects)
     if num_scenes < 1:
         raise ValueError(f"`num_scenes` must be at least 1, got {num_scenes}.")
+
     pixels = _candidates(images, threshold, weighted=weighted)
     choice_key, point_key, pose_key = jr.split(key, 3)
     rng = _generator(choice_key)
-    there = np.arange(high) < rng.integers(low, high, (num_scenes, 1), endpoint=True)
+    counts = rng.integers(low, high, (num_scenes, 1), endpoint=True)
+    there = np.arange(high) < counts
     chosen = rng.integers(0, len(pixels), there.sum())
-    poses = _Poses.draw(len(chosen), rotate, scale, translate, pose_key)
-    points = poses.apply(_draw(pixels[chosen], num_points, jitter, empty, point_key))
-    rotations, scales, translations = poses.values()
+
+    poses = _draw_poses(len(chosen), rotate, scale, translate, pose_key)
+    clouds = _draw_points(pixels[chosen], num_points, jitter, empty, point_key)
+    points = _place(poses.apply(clouds), there, 0)
     ids = np.where(there, np.arange(high, dtype=np.int32), np.int32(-1))
     return Scenes(
-        _place(points, there, 0).reshape(num_scenes, -1, 2),
-        np.repeat(there, num_points, axis=1),
-        np.repeat(ids, num_points, axis=1),
-        _place(np.asarray(images.labels)[chosen], there, -1),
-        _place(rotations, there, 0),
-        _place(scales, there, 1),
-        _place(translations, there, 0),
+        points=points.reshape(num_scenes, -1, 2),
+        mask=np.repeat(there, num_points, axis=1),
+        object_ids=np.repeat(ids, num_points, axis=1),
+        digit_labels=_place(np.asarray(images.labels)[chosen], there, -1),
+        rotations=_place(poses.rotations, there, 0),
+        scales=_place(poses.scales, there, 1),
+        translations=_place(poses.translations, there, 0),
     )
 
 
+def _object_range(num_objects: int | Sequence[int]) -> tuple[int, int]:
+    ends = num_objects if isinstance(num_objects, Sequence) else [num_objects] * 2
+    if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+        raise ValueError(
+            "`num_objects` must be at least 1, or (low, high) with 1 <= low <= high; "
+            f"got {num_objects}."
+        )
+    return operator.index(ends[0]), operator.index(ends[1])
+
+
 def _candidates(images: Images, threshold: Number, *, weighted: bool) -> np.ndarray:
+    """The intensities of pixels above the threshold, or that they are above it."""
     pixels = np.asarray(images.images)
     if len(pixels) != len(images.labels):
         raise ValueError(
-            f"`images` has {len(pixels)} images, but {len(images.labels)} labels; there must be one each."
+            f"`images` has {len(pixels)} images, but {len(images.labels)} labels; give "
+            "one label per image."
         )
+    _check_intensities(pixels)
+    if not 0 <= threshold < 1:
+        raise ValueError(
+            f"`threshold` must be an intensity in [0, 1), got {threshold}; divide one in "
+            "0 ... 255 by 255."
+        )
+
     above = pixels > threshold
     return np.where(above, pixels, 0) if weighted else above
 
 
-def _draw(
+def _check_intensities(pixels: np.ndarray) -> None:
+    """Raises unless they lie in [0, 1]; a millionth above it is rounding."""
+    if pixels.size == 0 or pixels.dtype == bool:
+        return
+
+    low = pixels.min()
+    high = pixels.max()
+    # Not `low < 0`, which NaN would pass.
+    if not (low >= 0 and high <= 1 + 1e-6):
+        raise ValueError(
+            f"`images` must have intensities in [0, 1], these range from {low} to {high}; "
+            "divide images in 0 ... 255 by 255, and shift those with negative entries."
+        )
+
+
+def _draw_points(
     pixels: np.ndarray,
     num_points: int,
     jitter: Scalar | Noise,
@@ -188,57 +238,57 @@ def _draw(
     key: PRNGKey,
 ) -> np.ndarray:
     unit = (max(pixels.shape[1:]) - 1) / 2
-    return np.asarray(
-        images_to_points(
-            pixels, num_points, jitter=jitter, unit=unit, empty=empty, key=key
-        )
+    points = images_to_points(
+        pixels, num_points, jitter=jitter, unit=unit, empty=empty, key=key
     )
+    return np.asarray(points)
 
 
 class _Poses(NamedTuple):
-    """One pose per cloud; `None` is a move that is not made, and costs nothing."""
+    """One pose per cloud, also where nothing moves."""
 
-    num: int
-    rotations: np.ndarray | None
-    scales: np.ndarray | None
-    translations: np.ndarray | None
-
-    @classmethod
-    def draw(
-        cls,
-        num: int,
-        rotate: Range | None,
-        scale: Range | None,
-        translate: Range | None,
-        key: PRNGKey,
-    ):
-        for name, ends in (
-            ("rotate", rotate),
-            ("scale", scale),
-            ("translate", translate),
-        ):
-            if ends is not None:
-                check_range(name, ends, positive=name == "scale")
-        rng = _generator(key)
-        draw = lambda ends, *shape: (
-            None if ends is None else uniform(rng, ends, *shape).astype(np.float32)
-        )
-        return cls(num, draw(rotate, num), draw(scale, num), draw(translate, num, 2))
+    rotations: np.ndarray
+    scales: np.ndarray
+    translations: np.ndarray
+    made: tuple[bool, bool, bool]
+    """Which moves are made; the others would cost time and change nothing."""
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        matrices = None if self.rotations is None else in_plane(self.rotations)
-        return pose(points, matrices, self.scales, self.translations)
-
-    def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Angles, factors and translations, of moves that were not made too."""
-        zero, one = np.float32(0), np.float32(1)
-        return (
-            np.full(self.num, zero) if self.rotations is None else self.rotations,
-            np.full(self.num, one) if self.scales is None else self.scales,
-            np.full((self.num, 2), zero)
-            if self.translations is None
-            else self.translations,
+        rotates, scales, translates = self.made
+        return pose(
+            points,
+            in_plane(self.rotations) if rotates else None,
+            self.scales if scales else None,
+            self.translations if translates else None,
         )
+
+
+def _draw_poses(
+    num: int,
+    rotate: Range | None,
+    scale: Range | None,
+    translate: Range | None,
+    key: PRNGKey,
+) -> _Poses:
+    if rotate is not None:
+        check_angles("rotate", rotate)
+    if scale is not None:
+        check_range("scale", scale, positive=True)
+    if translate is not None:
+        check_range("translate", translate)
+
+    rng = _generator(key)
+    rotations = np.zeros(num, np.float32)
+    scales = np.ones(num, np.float32)
+    translations = np.zeros((num, 2), np.float32)
+    if rotate is not None:
+        rotations = uniform(rng, rotate, num).astype(np.float32)
+    if scale is not None:
+        scales = uniform(rng, scale, num).astype(np.float32)
+    if translate is not None:
+        translations = uniform(rng, translate, num, 2).astype(np.float32)
+    made = (rotate is not None, scale is not None, translate is not None)
+    return _Poses(rotations, scales, translations, made)
 
 
 def _place(objects: np.ndarray, there: np.ndarray, rest: Any) -> np.ndarray:

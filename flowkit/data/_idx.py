@@ -1,4 +1,7 @@
-"""Arrays of bytes in gzip'd IDX files, the format of MNIST: no memory but for bytes that are really there."""
+"""Arrays of bytes in IDX files, the format of MNIST, compressed by gzip or not.
+
+Files are not trusted: memory is taken only for bytes that are really there.
+"""
 
 import gzip
 import math
@@ -6,65 +9,83 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
 _UINT8 = 8
+_GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _LIMIT = 1 << 28
-"""More than five times MNIST. What claims more is refused, however well it compresses."""
+"""More than five times MNIST. A file that claims more is refused, however well it
+compresses."""
 
 
 def read_idx(path: str | os.PathLike, ndim: int) -> np.ndarray:
-    """The array of unsigned bytes with `ndim` axes that a gzip'd IDX file holds.
+    """The array of unsigned bytes with `ndim` axes that an IDX file holds.
 
-    A header of two zeros, the type, the number of axes and their sizes in four bytes each, most significant first; then
-    the entries. The header is compared with what the file can hold before anything is allocated.
+    The file begins with a header: two zeros, the type, the number of axes, and their sizes
+    in four bytes each, most significant first. The entries follow. The header is compared
+    with what the file can hold before anything is allocated. The first two bytes tell
+    whether the file is compressed, whatever its name says.
 
-    **Raises:** `ValueError`, with the file's name and what to do, if the file is anything else or is cut short.
+    **Raises:** `ValueError`, with the file's name and the fix, if the file is anything else
+    or is cut short.
     """
     path = Path(path)
-    fix = (
-        f"replace it by the original {path.name}, or delete it to have that downloaded"
-    )
-    with open(path, "rb") as compressed:
+    with open(path, "rb") as file:
+        compressed = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
         try:
-            with gzip.GzipFile(fileobj=compressed) as file:
-                shape = _read_header(file, ndim)
-                content = _read_content(file, math.prod(shape))
+            if compressed:
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    return _read(unpacked, ndim)
+            return _read(file, ndim)
         except (_Bad, OSError, EOFError, zlib.error) as error:
+            kind = "gzip'd IDX file" if compressed else "IDX file"
             raise ValueError(
-                f"`{path}` is not a whole gzip'd IDX file: {str(error).rstrip('.')}; {fix}."
+                f"`{path}` is not a whole {kind}: {str(error).rstrip('.')}; replace it by "
+                f"the original {path.name}, or delete it to have that downloaded."
             ) from error
-    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 class _Bad(Exception):
     """What is wrong with the content."""
 
 
-def _read_header(file: gzip.GzipFile, ndim: int) -> tuple[int, ...]:
+def _read(file: Any, ndim: int) -> np.ndarray:
+    shape = _read_header(file, ndim)
+    content = _read_content(file, math.prod(shape))
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_header(file: Any, ndim: int) -> tuple[int, ...]:
     magic = file.read(4)
     wanted = bytes([0, 0, _UINT8, ndim])
     if magic != wanted:
+        found = magic.hex(" ") or "nothing"
         raise _Bad(
-            f"it begins with {magic.hex(' ') or 'nothing'}, where {wanted.hex(' ')} is the sign of {ndim} axes"
+            f"it begins with {found}, where {wanted.hex(' ')} is expected, bytes with "
+            f"{ndim} axes"
         )
     sizes = file.read(4 * ndim)
     if len(sizes) != 4 * ndim:
         raise _Bad("it ends within its header")
+
     shape = struct.unpack(f">{ndim}I", sizes)
     if 0 in shape or math.prod(shape) > _LIMIT:
         raise _Bad(
-            f"its header claims the shape {shape}, which is empty or more than {_LIMIT} bytes"
+            f"its header claims the shape {shape}, which is empty or more than "
+            f"{_LIMIT} bytes"
         )
     return shape
 
 
-def _read_content(file: gzip.GzipFile, size: int) -> bytearray:
-    """Grows with the bytes that are really there, and stops after those that the header announced."""
+def _read_content(file: Any, size: int) -> bytearray:
+    """Grows with the bytes that are there, and stops after those that were announced."""
     content = bytearray()
+    # One byte more than announced is asked for, to notice a file that is too long.
     while chunk := file.read(min(_CHUNK, size + 1 - len(content))):
         content += chunk
     if len(content) != size:

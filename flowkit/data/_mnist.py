@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,18 @@ from flowkit.data._sets import Split
 
 
 _SHA256 = {
-    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    "train-images-idx3-ubyte.gz": (
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+    ),
 }
 _MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -24,23 +31,29 @@ _MIRRORS = (
 
 
 def load_mnist(folder: str | os.PathLike | None = None) -> Split:
-    """The 70,000 handwritten digits of 28 x 28 pixels of MNIST, 60,000 to train and 10,000 to test, in their order.
+    """The 70,000 handwritten digits of MNIST, 28 x 28 pixels each.
 
-    Each of the four original files is looked for in `folder`, then in the folder that the environment variable
-    `FLOWKIT_DATA` names and its subfolder `mnist`, then in the user's cache; if it is nowhere, it is downloaded to the
-    cache, 12 MB in all, and its checksum compared. Other data in the same format will do: name their `folder`.
+    There are 60,000 to train and 10,000 to test, in their original order. Each of the four
+    files may be compressed (`train-images-idx3-ubyte.gz`) or not. It is looked for in
+    `folder` and its subfolder `MNIST/raw`, as torchvision has it. Without `folder` these
+    are the folder that the environment variable `FLOWKIT_DATA` names and its subfolder
+    `mnist`, then the user's cache. A file that is nowhere is downloaded to the cache, 12 MB
+    in all, and its checksum compared. Other data in the same format will do: give their
+    `folder`.
 
     **Arguments:**
 
-    - `folder`: where `train-images-idx3-ubyte.gz` and its companions are. No other place is looked at then.
+    - `folder`: the folder of the files. No other place is searched then.
 
     **Returns:** `Split(train, test)` of `Images`.
 
-    **Raises:** `ValueError`, with the file's name and what to do, if a file is damaged or labels do not match their
-    images. `ImportError` if a file has to be downloaded and `pooch` is not there; `OSError` if that fails.
+    **Raises:** `FileNotFoundError`, with all that was looked for, if `folder` lacks a file.
+    `ValueError`, with the file's name and the fix, if a file is damaged or labels do not
+    match their images. `ImportError` if a file has to be downloaded and `pooch` is not
+    installed; `OSError` if the download fails.
 
-    **Reference:** Gradient-based learning applied to document recognition, Y. LeCun et al., Proceedings of the IEEE
-    86, 1998.
+    **Reference:** Gradient-based learning applied to document recognition, Y. LeCun et al.,
+    Proceedings of the IEEE 86, 1998.
     """
     return Split(_load("train", folder), _load("t10k", folder))
 
@@ -48,23 +61,40 @@ def load_mnist(folder: str | os.PathLike | None = None) -> Split:
 def _load(part: str, folder: str | os.PathLike | None) -> Images:
     image_path = _find(f"{part}-images-idx3-ubyte.gz", folder)
     label_path = _find(f"{part}-labels-idx1-ubyte.gz", folder)
-    pixels, labels = read_idx(image_path, 3), read_idx(label_path, 1)
+    pixels = read_idx(image_path, 3)
+    labels = read_idx(label_path, 1)
     if len(pixels) != len(labels):
         raise ValueError(
-            f"`{label_path}` has {len(labels)} labels for the {len(pixels)} images of `{image_path}`; "
-            "replace both by files that belong together."
+            f"`{label_path}` has {len(labels)} labels for the {len(pixels)} images of "
+            f"`{image_path}`; replace both by files that belong together."
         )
     return Images(pixels / np.float32(255), labels.astype(np.int32))
 
 
 def _find(name: str, folder: str | os.PathLike | None) -> Path:
+    """The path of a file, compressed or not; without a folder it is perhaps downloaded."""
     if folder is not None:
-        return Path(folder, name)
-    if root := os.environ.get("FLOWKIT_DATA"):
-        for path in (Path(root, "mnist", name), Path(root, name)):
-            if path.is_file():
-                return path
-    return _download(name)
+        roots = [Path(folder)]
+    elif root := os.environ.get("FLOWKIT_DATA"):
+        roots = [Path(root, "mnist"), Path(root)]
+    else:
+        roots = []
+
+    unpacked = name.removesuffix(".gz")
+    # Some programs that unpack the files write a dot in place of the last hyphen but one.
+    names = [name, unpacked, unpacked.replace("-idx", ".idx")]
+    folders = [path for root in roots for path in (root, root / "MNIST" / "raw")]
+    for path in folders:
+        for candidate in names:
+            if (path / candidate).is_file():
+                return path / candidate
+
+    if folder is None:
+        return _download(name)
+    raise FileNotFoundError(
+        f"no {' or '.join(names)} in {' or '.join(f'`{path}`' for path in folders)}; give "
+        "the folder of the four files of MNIST, or no `folder` to have them downloaded."
+    )
 
 
 def _download(name: str) -> Path:
@@ -73,25 +103,21 @@ def _download(name: str) -> Path:
         import pooch
     except ImportError as error:
         raise ImportError(
-            f'`load_mnist` found no {name} and downloads it with pooch: `pip install "flowkit-jax[download]"`; '
-            "or set the environment variable FLOWKIT_DATA to the folder that has it."
+            f"`load_mnist` found no {name} and downloads it with pooch: "
+            '`pip install "flowkit-jax[download]"`; or set the environment variable '
+            "FLOWKIT_DATA to the folder that has it."
         ) from error
     cache = pooch.os_cache("flowkit") / "mnist"
-    failures: list[Any] = []
+    checksum = f"sha256:{_SHA256[name]}"
+    failures: list[str] = []
     for mirror in _MIRRORS:
+        url = mirror + name
         try:
-            return Path(
-                pooch.retrieve(
-                    mirror + name,
-                    f"sha256:{_SHA256[name]}",
-                    name,
-                    cache,
-                    progressbar=True,
-                )
-            )
+            return Path(pooch.retrieve(url, checksum, name, cache, progressbar=True))
         # A connection that failed, or a file with another checksum.
         except (OSError, ValueError) as error:
-            failures.append(f"{mirror + name} ({error})")
+            failures.append(f"{url} ({error})")
     raise OSError(
-        f"{name} could not be downloaded from {', nor from '.join(failures)}; put it into {cache}/ by hand."
+        f"{name} could not be downloaded from {', nor from '.join(failures)}; put it into "
+        f"{cache}/ by hand."
     )

@@ -1,6 +1,8 @@
-"""Finite sets of points of your own: read, brought to common units, drawn from."""
+"""Your own points: read from a file, brought to common units, drawn from."""
 
 import csv
+import itertools
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,42 +17,48 @@ from flowkit.data._sets import Units
 from flowkit.data._toys import blur, check_draw, sampler
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def load_csv(
     path: str | os.PathLike,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str | int] | None = None,
     *,
     delimiter: str = ",",
+    header: bool | None = None,
 ) -> Float[np.ndarray, "n d"]:
-    """Reads points from a text file of numbers, one point in each line.
+    """Reads points from a text file of numbers, one point per line.
 
-    The first line may name the columns: it is taken for a header if none of its entries is a number. Blank lines are
-    left out.
+    The first line may name the columns. Without `header` it is taken for a header if none
+    of its entries is a number. If it could be either (whole numbers in order, such as the
+    `0, 1` that pandas writes, above lines of other numbers), you have to say which. Blank
+    lines are skipped.
 
     **Arguments:**
 
     - `path`: the file.
-    - `columns`: which columns to read, by the names of the header, in this order; all of them if `None`.
-    - `delimiter`: between the numbers, one character.
+    - `columns`: the columns to read, in this order, by their names in the header or by
+        their positions, which count from 0. `None` reads all of them.
+    - `delimiter`: the character between the numbers.
+    - `header`: whether the first line names the columns.
 
     **Returns:** the points `(n, d)`, float32.
 
-    **Raises:** `ValueError`, with the file, the line and what to do, for entries that are no finite numbers, lines of
-    different lengths, columns that are not there, fewer than two points, and files that hold no text. `OSError` if the
-    file cannot be opened.
+    **Raises:** `ValueError`, with the file, the line, and the fix, for entries that are not
+    finite numbers, lines of different lengths, columns that do not exist, fewer than two
+    points, and files that are not text. `OSError` if the file cannot be opened.
     """
     where = f"`{os.fspath(path)}`"
     rows = read_rows(path, where, delimiter)
-    names = (
-        [name.strip() for name in rows[0][1]]
-        if rows and not any(map(_is_number, rows[0][1]))
-        else None
-    )
-    rows = rows if names is None else rows[1:]
-    chosen = _choose(columns, names, len(rows[0][1]) if rows else 0, where)
-    points = np.array(
-        [[_number(row[i], where, line, i) for i in chosen] for line, row in rows],
-        np.float32,
-    )
+    names = None
+    if rows and _has_header(rows, header, where):
+        names = [name.strip() for name in rows[0][1]]
+        rows = rows[1:]
+
+    width = len(rows[0][1]) if rows else 0
+    chosen = _choose(columns, names, width, where)
+    numbers = [[_number(row[i], where, line, i) for i in chosen] for line, row in rows]
+    points = np.array(numbers, np.float32)
     if len(points) < 2:
         raise ValueError(
             f"{where} has {len(points)} point(s); a distribution needs at least two."
@@ -58,15 +66,49 @@ def load_csv(
     return points
 
 
+def _has_header(
+    rows: list[tuple[int, list[str]]], header: bool | None, where: str
+) -> bool:
+    if header is not None:
+        return header
+
+    line, first = rows[0]
+    if not any(_is_number(entry) for entry in first):
+        return True
+    others = [entries for _, entries in rows[1:]]
+    if _is_count(first) and others and all(map(_is_real, others)):
+        raise ValueError(
+            f"{where}: line {line}, {', '.join(first)}, may name the columns or be a point; "
+            "say which by `header=True` or `header=False`."
+        )
+    return False
+
+
+def _is_real(entries: list[str]) -> bool:
+    """Whether a line holds finite numbers that are not all whole."""
+    if all(entry.strip().isdecimal() for entry in entries):
+        return False
+    return all(_is_number(x) and abs(float(x)) <= _LARGEST for x in entries)
+
+
+def _is_count(entries: list[str]) -> bool:
+    """Whether a line holds whole numbers in increasing order, as names of columns do."""
+    if not all(entry.strip().isdecimal() for entry in entries):
+        return False
+    numbers = [int(entry) for entry in entries]
+    return all(a < b for a, b in itertools.pairwise(numbers))
+
+
 def fit_unit_box(
     points: Float[AnyArray, "n d"],
 ) -> tuple[Float[np.ndarray, "n d"], Units]:
-    """Centres points on their mean and scales them so that the largest coordinate, up to its sign, is one.
+    """Centers points on their mean and scales the largest coordinate, up to sign, to one.
 
-    One scale serves all axes, so proportions are kept. `normalize` does this for whole collections of clouds, to a mean
-    square of one.
+    One scale serves all axes, so proportions are kept. `normalize` does this for whole
+    collections of clouds, to a mean square of one.
 
-    **Returns:** the new points, float32, and the `Units` that map others in the same way, and samples back.
+    **Returns:** the new points, float32, and the `Units` that map other points in the same
+    way, and samples back.
     """
     array = np.asarray(points, np.float64)
     _check_points(array)
@@ -97,7 +139,10 @@ def resample(
 def read_rows(
     path: str | os.PathLike, where: str, delimiter: str
 ) -> list[tuple[int, list[str]]]:
-    """The lines of a text file that are not blank, with their numbers, all with as many entries as the first one."""
+    """The lines of a text file that are not blank, with their line numbers.
+
+    All of them have as many entries as the first one.
+    """
     if len(delimiter) != 1:
         raise ValueError(f"`delimiter` must be one character, got {delimiter!r}.")
     try:
@@ -115,26 +160,45 @@ def read_rows(
     for line, row in rows:
         if len(row) != len(rows[0][1]):
             raise ValueError(
-                f"{where}: line {line} has {len(row)} entries, line {rows[0][0]} has {len(rows[0][1])}; mend it."
+                f"{where}: line {line} has {len(row)} entries, line {rows[0][0]} has "
+                f"{len(rows[0][1])}; fix it."
             )
     return rows
 
 
 def _choose(
-    columns: Sequence[str] | None, names: list[str] | None, width: int, where: str
+    columns: Sequence[str | int] | None, names: list[str] | None, width: int, where: str
 ) -> list[int]:
+    """The positions of the columns to read."""
     if columns is None:
         return list(range(width))
+    if not columns:
+        raise ValueError(f"`columns` is empty; {where} has {width}, name one of them.")
+    return [_position(column, names, width, where) for column in columns]
+
+
+def _position(
+    column: str | int, names: list[str] | None, width: int, where: str
+) -> int:
+    if isinstance(column, str):
+        if names is not None and column in names:
+            return names.index(column)
+        # Positions come as text from a command line.
+        position = int(column) if column.isdecimal() else -1
+    else:
+        position = operator.index(column)
+    if 0 <= position < width:
+        return position
+
     if names is None:
         raise ValueError(
-            f"{where} has no header to find {list(columns)} in; leave out `columns`."
+            f"{where} has no header to find {column!r} in; `columns` must be positions in "
+            f"0 ... {width - 1}, or left out."
         )
-    missing = [name for name in columns if name not in names]
-    if missing or not columns:
-        raise ValueError(
-            f"`columns` must be among {names} of {where}, got {list(columns)}."
-        )
-    return [names.index(name) for name in columns]
+    raise ValueError(
+        f"`columns` must be among {names} of {where}, or positions in 0 ... {width - 1}; "
+        f"got {column!r}."
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -148,13 +212,15 @@ def _is_number(text: str) -> bool:
 def _number(text: str, where: str, line: int, column: int) -> float:
     if not _is_number(text):
         raise ValueError(
-            f"{where}: {text!r} in line {line}, column {column + 1} is not a number; choose `columns`, name the "
-            "`delimiter`, or mend the file."
+            f"{where}: {text!r} in line {line}, column {column + 1} is not a number; choose "
+            "`columns`, name the `delimiter`, or fix the file."
         )
     number = float(text)
-    if not abs(number) <= float(np.finfo(np.float32).max):
+    # Not `>`, which NaN would pass.
+    if not abs(number) <= _LARGEST:
         raise ValueError(
-            f"{where}: {text!r} in line {line}, column {column + 1} is not finite; remove the line."
+            f"{where}: {text!r} in line {line}, column {column + 1} is not finite; remove the "
+            "line."
         )
     return number
 
@@ -171,4 +237,5 @@ def _check_points(points: Any) -> None:
 @sampler
 def _resample(num: int, points: Array, noise: Array, key: PRNGKey):
     index_key, noise_key = jr.split(key)
-    return blur(points[jr.randint(index_key, (num,), 0, len(points))], noise, noise_key)
+    chosen = jr.randint(index_key, (num,), 0, len(points))
+    return blur(points[chosen], noise, noise_key)

@@ -1,4 +1,4 @@
-"""Rotations, scales and translations of point clouds, drawn at random and applied in this order."""
+"""Rotations, scales and translations of point clouds, applied in this order."""
 
 import dataclasses
 from typing import TypeAlias
@@ -19,15 +19,15 @@ FULL_TURN = (0.0, 2 * np.pi)
 class AboutAxis:
     """Random rotations of space about one axis, for `Augment(rotate=...)`.
 
-    - `axis`: its direction, of any length.
-    - `angles`: ends of the uniform distribution of the angle, in radians.
+    - `axis`: the direction of the axis, of any length.
+    - `angles`: the ends of the uniform distribution of the angle, in radians.
     """
 
     axis: tuple[Number, Number, Number] = (0.0, 1.0, 0.0)
     angles: Range = FULL_TURN
 
     def __post_init__(self):
-        check_range("angles", self.angles)
+        check_angles("angles", self.angles)
         if not 0 < np.linalg.norm(np.array(self.axis, float)) < np.inf:
             raise ValueError(
                 f"`axis` must be a direction, not zero and finite; got {self.axis}."
@@ -44,20 +44,21 @@ class AboutAxis:
                 f"`fk.data.AboutAxis` rotates points in 3 dimensions, got {dim}."
             )
         axis = np.array(self.axis, float)
-        return Rotation.from_rotvec(
-            uniform(rng, self.angles, num, 1) * axis / np.linalg.norm(axis)
-        ).as_matrix()
+        direction = axis / np.linalg.norm(axis)
+        angles = uniform(rng, self.angles, num, 1)
+        return Rotation.from_rotvec(angles * direction).as_matrix()
 
 
 def any_rotation(
     rng: np.random.Generator, num: int, dim: int
 ) -> Float[np.ndarray, "{num} {dim} {dim}"]:
-    """Uniform random rotations in any dimension, the Haar measure of SO(d), for `Augment(rotate=...)`.
+    """Uniform random rotations in any dimension, for `Augment(rotate=...)`.
 
-    QR decompositions of Gaussian matrices, whose signs are made unique, and one reflection where that left SO(d).
+    They follow the Haar measure of SO(d): QR decompositions of Gaussian matrices, made
+    unique by their signs, with one axis reflected where the determinant is -1.
 
-    **Reference:** How to generate random matrices from the classical compact groups, F. Mezzadri, 2006,
-    arXiv math-ph/0609050.
+    **Reference:** How to generate random matrices from the classical compact groups,
+    F. Mezzadri, 2006, arXiv math-ph/0609050.
     """
     orthogonal, upper = np.linalg.qr(rng.standard_normal((num, dim, dim)))
     orthogonal *= np.sign(np.diagonal(upper, axis1=1, axis2=2))[:, None]
@@ -66,11 +67,11 @@ def any_rotation(
 
 
 def in_plane(angles: Float[np.ndarray, " b"]) -> Float[np.ndarray, "b 2 2"]:
-    """Counter-clockwise rotation matrices."""
-    cos, sin = np.cos(angles), np.sin(angles)
-    return np.stack(
-        [np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2
-    )
+    """Counterclockwise rotation matrices."""
+    cos = np.cos(angles)
+    sin = np.sin(angles)
+    rows = [np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)]
+    return np.stack(rows, axis=-2)
 
 
 def pose(
@@ -80,20 +81,23 @@ def pose(
     translations: Float[AnyArray, "b d"] | None = None,
     mask: Bool[AnyArray, "b n"] | None = None,
 ) -> Float[np.ndarray, "b n d"]:
-    """`scale (rotation x) + translation` for the valid points of each cloud; others become zero."""
+    """`scale (rotation x) + translation` of valid points; the others become zero."""
     dtype = points.dtype
     if mask is not None:
+        # What they hold may be infinite, and would spread in the product.
         points = np.where(mask[..., None], points, dtype.type(0))
+
     if rotations is not None:
         points = points @ np.swapaxes(rotations, 1, 2).astype(dtype)
     if scales is not None:
         points = points * scales[:, None, None].astype(dtype)
-    if translations is not None:
-        points = points + translations[:, None].astype(dtype)
-        points = (
-            points if mask is None else np.where(mask[..., None], points, dtype.type(0))
-        )
-    return points
+    if translations is None:
+        return points
+
+    points = points + translations[:, None].astype(dtype)
+    if mask is None:
+        return points
+    return np.where(mask[..., None], points, dtype.type(0))
 
 
 def uniform(rng: np.random.Generator, ends: Range, *shape: int) -> np.ndarray:
@@ -101,9 +105,20 @@ def uniform(rng: np.random.Generator, ends: Range, *shape: int) -> np.ndarray:
 
 
 def check_range(name: str, ends: Range, *, positive: bool = False) -> None:
+    """Raises unless the ends of a distribution are finite and in order."""
     low, high = ends
     if not -np.inf < low <= high < np.inf or (positive and low <= 0):
         wanted = "0 < low <= high" if positive else "low <= high"
         raise ValueError(
             f"`{name}` must be two finite numbers (low, high) with {wanted}, got {ends}."
+        )
+
+
+def check_angles(name: str, ends: Range) -> None:
+    """Raises for what is no range of angles, or one of more than a turn: degrees."""
+    check_range(name, ends)
+    if max(abs(float(end)) for end in ends) > 2 * np.pi + 1e-3:
+        raise ValueError(
+            f"`{name}` must be angles in radians, within a full turn of 2 pi; got {ends}. "
+            "Convert degrees with `np.deg2rad`."
         )
