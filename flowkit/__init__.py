@@ -85,6 +85,7 @@ from flowkit._solve import (
     sample as sample,
     sample_and_log_prob as sample_and_log_prob,
     Samples as Samples,
+    SamplesAndLogProbs as SamplesAndLogProbs,
     Stats as Stats,
 )
 from flowkit.guidance import drop_condition as drop_condition, guided as guided

@@ -1,6 +1,8 @@
 """Checks of arguments that several entry points share: wrong use is said before any long work starts."""
 
+import operator
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,16 @@ def check_folder(argument: str, folder: Path) -> None:
         raise ValueError(
             f"`{argument}`: the folder {folder} cannot be written to ({error.strerror}); name another one."
         ) from error
+
+
+def as_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape as Python integers, which can be a constant of a program."""
+    return tuple(operator.index(size) for size in shape)
+
+
+def as_size(name: str, size: int) -> int:
+    """A size as a Python integer, which can be a constant of a program."""
+    size = operator.index(size)
+    if size < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {size}.")
+    return size

@@ -79,3 +79,15 @@ def sum_dtype(dtype: Any) -> Any:
 def summation_dtype(dtype: Any) -> Any:
     """The type in which values of a floating-point type are summed: at least 32 bits."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def numbers_as_arrays(tree: Any) -> Any:
+    """`tree` with its Python numbers as arrays: as numbers they would be constants of a
+    compiled program, and every new value would compile it again. Booleans stay as they are:
+    they switch between two programs."""
+
+    def convert(leaf):
+        number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
+        return jnp.asarray(leaf) if number else leaf
+
+    return jax.tree.map(convert, tree)

@@ -3,14 +3,16 @@
 from flowkit._solve.likelihood import (
     log_prob as log_prob,
     sample_and_log_prob as sample_and_log_prob,
+    SamplesAndLogProbs as SamplesAndLogProbs,
 )
 from flowkit._solve.ode import (
     encode as encode,
     integrate as integrate,
 )
 from flowkit._solve.options import (
-    DEFAULT_CONTROLLER as DEFAULT_CONTROLLER,
+    DEFAULT_ADJOINT as DEFAULT_ADJOINT,
     DEFAULT_SOLVER as DEFAULT_SOLVER,
+    resolve as resolve,
 )
 from flowkit._solve.sample import (
     sample as sample,

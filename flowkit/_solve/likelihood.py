@@ -1,13 +1,15 @@
 r"""Log-probabilities by the instantaneous change of variables.
 
-Along the ODE, $\frac{d}{dt} \log p_t(x_t) = -\nabla \cdot v(t, x_t)$. Running it backwards from the data together
-with $\dot\ell = \nabla \cdot v$ from $\ell(1) = 0$ gives $\log p_1(x_1) = \log p_0(x_0) + \ell(0)$.
+Along the ODE, $\frac{d}{dt} \log p_t(x_t) = -\nabla \cdot v(t, x_t)$. Running it backwards from
+the data together with $\dot\ell = \nabla \cdot v$ from $\ell(1) = 0$ gives
+$\log p_1(x_1) = \log p_0(x_0) + \ell(0)$.
 
-**Reference:** Chen et al., Neural Ordinary Differential Equations (2018), arXiv 1806.07366; Grathwohl et al., FFJORD
-(2019), arXiv 1810.01367; Hutchinson, A stochastic estimator of the trace (1990).
+**Reference:** Chen et al., Neural Ordinary Differential Equations (2018), arXiv 1806.07366;
+Grathwohl et al., FFJORD (2019), arXiv 1810.01367; Hutchinson, A stochastic estimator of the trace
+(1990).
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import diffrax as dfx
 import equinox as eqx
@@ -16,16 +18,23 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._checks import check_example, check_sampling
+from flowkit._checks import as_size, check_example
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._masks import zero_masked
-from flowkit._solve.ode import end_of, end_state, jump_to_data, MaskedVelocity, solve
-from flowkit._solve.options import DEFAULT_CONTROLLER, DEFAULT_SOLVER, solver_options
+from flowkit._solve.ode import end_of, end_state, solve, solve_back, with_mask
+from flowkit._solve.options import (
+    compiled,
+    DEFAULT_ADJOINT,
+    DEFAULT_SOLVER,
+    resolve,
+)
+from flowkit._solve.sample import as_batch, jump_to_data, statistics, Stats
 from flowkit._types import (
     AnyArray,
     Cond,
     FloatArray,
     Mask,
+    numbers_as_arrays,
     PRNGKey,
     Scalar,
     VelocityField,
@@ -43,44 +52,75 @@ def log_prob(
     mask: Mask | None = None,
     solver: dfx.AbstractSolver = DEFAULT_SOLVER,
     num_steps: int | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
+    adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
+    throw: bool = True,
 ) -> Float[Array, ""]:
     r"""The log-density in nats that the flow gives to one example.
 
-    Exact trace without a key, $d$ derivatives per evaluation; with a key Hutchinson's estimate
-    $\nabla \cdot v \approx \mathrm{mean}_k\, \epsilon_k^\top J \epsilon_k$ with random signs $\epsilon_k$ that stay
-    fixed along the trajectory, one derivative per probe: unbiased for the integral.
+    Without a key the trace is exact, at the cost of $d$ derivatives per evaluation. With a key it
+    is Hutchinson's estimate $\nabla \cdot v \approx \mathrm{mean}_k\, \epsilon_k^\top J \epsilon_k$
+    with random signs $\epsilon_k$ that stay fixed along the trajectory, one derivative per probe:
+    unbiased for the integral.
 
-    For a point cloud this is the joint density of its points, over all valid entries. Vectorise with `jax.vmap`: each
-    example keeps its own step sizes, so its value does not depend on its neighbours.
+    For a point cloud this is the joint density of its points, over all valid entries. Vectorize
+    with `jax.vmap`: each example keeps its own step sizes, so its value does not depend on its
+    neighbors. For second derivatives, such as `jax.hessian`, give
+    `adjoint=diffrax.DirectAdjoint()`.
 
     **Arguments:**
 
-    - `flow`: a `fk.Flow` or any velocity field. A flow whose velocity ends before `t = 1` (see `fk.Flow`) gives the
-      density at its last time.
+    - `flow`: a `fk.Flow` or any velocity field. A flow whose velocity ends before `t = 1` (see
+        `fk.Flow`) keeps its last velocity from there on.
     - `x1`: one example.
-    - `cond`: handed to the velocity.
-    - `key`: for the probes; `None` for the exact trace.
-    - `num_probes`: how many probes, 1 if `None`.
-    - `source`: the law of the noise, the one of training.
-    - `mask`: `(n,)`, the valid points.
-    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`: as in `fk.integrate`.
+    - `cond`: the condition, passed to the velocity.
+    - `key`: the random seed of the probes; `None` for the exact trace.
+    - `num_probes`: the number of probes, 1 if `None`.
+    - `source`: the distribution of the noise, the one of training.
+    - `mask`: the valid points, `(n,)`.
+    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in
+        `fk.integrate`.
     """
-    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
+    options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
     if num_probes is not None and (num_probes < 1 or key is None):
         raise ValueError(
             f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}."
         )
+    num_probes = 1 if num_probes is None else as_size("num_probes", num_probes)
+
     _check_source(source, mask)
     x1 = jnp.asarray(x1)
     check_example("x1", x1, mask)
-    return _log_prob(flow, x1, cond, key, num_probes or 1, source, mask, options)
+    shape = (num_probes, *x1.shape)
+    probes = None if key is None else jr.rademacher(key, shape, x1.dtype)
+    velocity = _WithDivergence(flow, mask, probes)
+    return _log_prob(velocity, x1, numbers_as_arrays(cond), source, options)
+
+
+class SamplesAndLogProbs(eqx.Module):
+    """Samples, their log-densities and their statistics.
+
+    It unpacks into two: `values, log_probs = fk.sample_and_log_prob(...)`.
+    """
+
+    values: Float[Array, "batch ..."]
+    log_probs: Float[Array, " batch"]
+    stats: Stats
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.values, self.log_probs))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Array:
+        return (self.values, self.log_probs)[index]
 
 
 def sample_and_log_prob(
     flow: VelocityField,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     *,
     num_samples: int,
     key: PRNGKey,
@@ -91,77 +131,73 @@ def sample_and_log_prob(
     mask: Bool[AnyArray, "batch n"] | None = None,
     solver: dfx.AbstractSolver = DEFAULT_SOLVER,
     num_steps: int | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
-) -> tuple[Float[Array, "batch ..."], Float[Array, " batch"]]:
+    adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
+    throw: bool = True,
+) -> SamplesAndLogProbs:
     """Samples with their log-densities in nats, from one solve.
 
-    A flow whose velocity ends before `t = 1` (see `fk.Flow`) finishes with the jump to the data; the density is the one
-    before the jump.
+    ```python
+    values, log_probs = fk.sample_and_log_prob(flow, (2,), num_samples=1000, key=key)
+    ```
 
-    Arguments as in `fk.sample`, and `num_probes`: Hutchinson probes per sample; `None` for the exact trace.
+    A flow whose velocity ends before `t = 1` (see `fk.Flow`) finishes with the jump to the data,
+    and its last velocity is kept for the density.
 
-    **Returns:** values `(num_samples, *shape)` and log-densities `(num_samples,)`.
+    Arguments as in `fk.sample`, and `num_probes`: the number of Hutchinson probes per sample;
+    `None` for the exact trace.
+
+    **Returns:** values `(num_samples, *shape)` and log-densities `(num_samples,)`, to unpack; the
+    result's `stats` are those of `fk.sample`.
     """
-    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
-    check_sampling(shape, num_samples, cond, cond_axes, mask)
-    _check_source(source, mask)
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(
-            f"`num_probes` must be at least 1, or None for the exact trace, got {num_probes}."
-        )
-    return _sample_and_log_prob(
-        flow,
-        shape,
-        num_samples,
-        key,
-        num_probes,
-        cond,
-        cond_axes,
-        source,
-        mask,
-        options,
+    options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    batch = as_batch(
+        shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
+    _check_source(source, mask)
+    if num_probes is not None:
+        num_probes = as_size("num_probes", num_probes)
+    return _sample_and_log_prob(flow, batch, key, num_probes, options)
 
 
 class _WithDivergence(eqx.Module):
-    """The velocity of `(x, l)`, where `l` integrates the divergence; exact if there are no probes."""
+    """The velocity of `(x, l)`, where `l` integrates the divergence; exact without probes."""
 
-    velocity: VelocityField
+    flow: VelocityField
+    mask: Mask | None
     probes: Float[Array, "probes ..."] | None
 
     def __call__(
         self, t: Scalar, state: tuple[Array, Array], cond: Cond = None
     ) -> tuple[Array, Array]:
         x, _ = state
-        v, derivative = jax.linearize(lambda x: self.velocity(t, x, cond), x)
+        velocity = with_mask(self.flow, self.mask)
+        v, derivative = jax.linearize(lambda x: velocity(t, x, cond), x)
+
         probes = _basis(x) if self.probes is None else self.probes
         terms = jax.vmap(lambda probe: jnp.vdot(probe, derivative(probe)))(probes)
         return v, jnp.sum(terms) if self.probes is None else jnp.mean(terms)
+
+    def start(self, x: Array) -> tuple[Array, Array]:
+        """The state from which the divergence is counted."""
+        x = x if self.mask is None else zero_masked(x, self.mask)
+        return x, jnp.zeros((), x.dtype)
 
 
 def _basis(x: Array) -> Float[Array, "size ..."]:
     return jnp.reshape(jnp.eye(x.size, dtype=x.dtype), (x.size, *x.shape))
 
 
-def _with_divergence(
-    flow: VelocityField, x: Array, mask, key, num_probes
-) -> _WithDivergence:
-    velocity = flow if mask is None else MaskedVelocity(flow, mask)
-    probes = (
-        None if key is None else jr.rademacher(key, (num_probes, *x.shape), x.dtype)
-    )
-    return _WithDivergence(velocity, probes)
-
-
-def _check_source(source: AbstractDistribution, mask: Any) -> None:
-    if (
-        mask is not None
-        and isinstance(source, Normal)
-        and max(jnp.ndim(source.mean), jnp.ndim(source.std)) > 1
-    ):
+def _check_source(
+    source: AbstractDistribution, mask: Bool[AnyArray, "..."] | None
+) -> None:
+    if mask is None or not isinstance(source, Normal):
+        return
+    if max(jnp.ndim(source.mean), jnp.ndim(source.std)) > 1:
         raise ValueError(
-            "`source` must be the same for all points if there is a `mask`: `mean` and `std` () or (d,)."
+            "`source` must be the same for all points if there is a `mask`: `mean` and `std` "
+            "() or (d,)."
         )
 
 
@@ -173,35 +209,39 @@ def _source_log_prob(
     return jnp.sum(jnp.where(mask, jax.vmap(source.log_prob)(x), 0))
 
 
-@eqx.filter_jit
-def _log_prob(flow, x1, cond, key, num_probes, source, mask, options):
-    velocity = _with_divergence(flow, x1, mask, key, num_probes)
-    x1 = x1 if mask is None else zero_masked(x1, mask)
-    t0, t1 = jnp.asarray(end_of(flow), x1.dtype), jnp.zeros((), x1.dtype)
-    start = x1, jnp.zeros((), x1.dtype)
-    solution = solve(velocity, start, cond, t0, t1, options)
-    x0, change = end_state(solution)
-    return _source_log_prob(source, x0, mask) + change
+@compiled
+def _log_prob(velocity, x1, cond, source, options):
+    velocity = eqx.nn.inference_mode(velocity)
+    x0, change = solve_back(
+        velocity, velocity.start(x1), cond, end_of(velocity.flow), options
+    )
+    return _source_log_prob(source, x0, velocity.mask) + change
 
 
-@eqx.filter_jit
-def _sample_and_log_prob(
-    flow, shape, num_samples, key, num_probes, cond, cond_axes, source, mask, options
-):
+@compiled
+def _sample_and_log_prob(flow, batch, key, num_probes, options):
     flow = eqx.nn.inference_mode(flow)
     skey, pkey = jr.split(key)
-    x0 = source.sample((num_samples, *shape), key=skey)
-    keys = None if num_probes is None else jr.split(pkey, num_samples)
+    x0 = batch.starts(skey)
+    keys = None if num_probes is None else jr.split(pkey, batch.num_samples)
 
     def one(x0, cond, mask, key):
-        velocity = _with_divergence(flow, x0, mask, key, num_probes)
-        x0 = x0 if mask is None else zero_masked(x0, mask)
-        t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
-        start = x0, jnp.zeros((), x0.dtype)
-        solution = solve(velocity, start, cond, t0, t1, options)
-        x1, change = end_state(solution)
-        return jump_to_data(flow, x1, cond, mask), _source_log_prob(
-            source, x0, mask
-        ) - change
+        shape = (num_probes, *x0.shape)
+        probes = None if key is None else jr.rademacher(key, shape, x0.dtype)
+        velocity = _WithDivergence(flow, mask, probes)
+        t1 = jnp.asarray(end_of(flow), x0.dtype)
+        times = jnp.zeros((), x0.dtype), t1
+        start = velocity.start(x0)
+        solution = solve(velocity, start, cond, times, options)
 
-    return eqx.filter_vmap(one, in_axes=(0, cond_axes, 0, 0))(x0, cond, mask, keys)
+        x, change = end_state(solution)
+        if end_of(flow) < 1:
+            # The jump to the data is an Euler step at the last velocity.
+            change += (1 - end_of(flow)) * velocity(t1, (x, change), cond)[1]
+        value = jump_to_data(flow, x, cond, mask)
+        log_prob = _source_log_prob(batch.source, start[0], mask) - change
+        return value, log_prob, statistics(solution, options.solver)
+
+    in_axes = (0, batch.cond_axes, 0, 0)
+    outputs = eqx.filter_vmap(one, in_axes=in_axes)(x0, batch.cond, batch.mask, keys)
+    return SamplesAndLogProbs(*outputs)

@@ -1,8 +1,12 @@
-"""How an ODE is solved: solver, steps, and their limit."""
+"""How an ODE is solved: the solver, its steps, their limit and the adjoint, in one record."""
 
-from typing import Any, NamedTuple
+import functools as ft
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,65 +14,96 @@ import numpy as np
 
 DEFAULT_SOLVER = dfx.Tsit5()
 
+DEFAULT_ADJOINT = dfx.RecursiveCheckpointAdjoint()
 
-DEFAULT_CONTROLLER = dfx.PIDController(rtol=1e-5, atol=1e-5)
 
-
-class SolverOptions(NamedTuple):
-    """How to solve, checked by `solver_options`."""
+class Solve(eqx.Module):
+    """How to solve, made and checked by `resolve`."""
 
     solver: dfx.AbstractSolver
-    num_steps: int | None
-    controller: dfx.AbstractStepSizeController
-    max_steps: int
+    controller: dfx.AbstractStepSizeController | None
+    """The controller of the steps; `None` for a uniform grid of `num_steps`."""
+    adjoint: dfx.AbstractAdjoint
+    num_steps: int | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+    throw: bool = eqx.field(static=True)
 
 
-def solver_options(
+def resolve(
     solver: dfx.AbstractSolver,
     num_steps: int | None,
-    controller: dfx.AbstractStepSizeController,
+    controller: dfx.AbstractStepSizeController | None,
     max_steps: int,
-) -> SolverOptions:
-    """Checks that solver and steps can do what is asked for, and makes tolerances arrays."""
+    adjoint: dfx.AbstractAdjoint,
+    throw: bool,
+) -> Solve:
+    """Checks that solver, steps and adjoint fit together, and fills in the default."""
     if num_steps is not None:
-        if num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-        if controller is not DEFAULT_CONTROLLER:
-            raise ValueError(
-                "give `num_steps` or `stepsize_controller`, not both; `num_steps` is a uniform grid."
-            )
-    elif isinstance(controller, dfx.ConstantStepSize):
+        num_steps = operator.index(num_steps)
+        _check_grid(num_steps, controller, adjoint)
+    else:
+        if controller is None:
+            controller = dfx.PIDController(rtol=1e-5, atol=1e-5)
+        _check_controller(controller, solver)
+
+    max_steps = operator.index(max_steps)
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    return Solve(
+        solver, _with_traced_numbers(controller), adjoint, num_steps, max_steps, throw
+    )
+
+
+def _check_grid(
+    num_steps: int,
+    controller: dfx.AbstractStepSizeController | None,
+    adjoint: dfx.AbstractAdjoint,
+) -> None:
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    if controller is not None:
         raise ValueError(
-            "give `num_steps` for constant steps, in place of `stepsize_controller=ConstantStepSize()`."
+            "give `num_steps` or `stepsize_controller`, not both; `num_steps` is a "
+            "uniform grid."
         )
-    elif isinstance(
-        controller, dfx.AbstractAdaptiveStepSizeController
-    ) and not has_error_estimate(solver):
+    if (
+        isinstance(adjoint, dfx.BacksolveAdjoint)
+        and "stepsize_controller" not in adjoint.kwargs
+    ):
         raise ValueError(
-            f"`solver` {type(solver).__name__} has no error estimate, so an adaptive `stepsize_controller` would "
-            "accept every step; give `num_steps`, or a solver such as `diffrax.Tsit5()`."
-        )
-    return SolverOptions(solver, num_steps, _traced_tolerances(controller), max_steps)
-
-
-def _traced_tolerances(controller: Any) -> Any:
-    """The controller with its tolerances as arrays: a Python number would be a constant of the program."""
-
-    def convert(path, leaf):
-        named = path and getattr(path[-1], "name", None) in (
-            "rtol",
-            "atol",
-            "dtmin",
-            "dtmax",
-        )
-        # From a Python float, so that it takes the type of the state.
-        return (
-            jnp.asarray(float(leaf))
-            if named and isinstance(leaf, float | int)
-            else leaf
+            "`adjoint=BacksolveAdjoint()` cannot walk the grid of `num_steps` backwards; "
+            "give it steps of its own, such as "
+            "`diffrax.BacksolveAdjoint(solver=diffrax.Tsit5(), stepsize_controller="
+            "diffrax.PIDController(rtol=1e-5, atol=1e-5))`, or leave `adjoint` out."
         )
 
-    return jax.tree_util.tree_map_with_path(convert, controller)
+
+def _check_controller(
+    controller: dfx.AbstractStepSizeController, solver: dfx.AbstractSolver
+) -> None:
+    if isinstance(controller, dfx.ConstantStepSize):
+        raise ValueError(
+            "give `num_steps` for constant steps, in place of "
+            "`stepsize_controller=ConstantStepSize()`."
+        )
+    adaptive = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
+    if adaptive and not has_error_estimate(solver):
+        raise ValueError(
+            f"`solver` {type(solver).__name__} has no error estimate, so an adaptive "
+            "`stepsize_controller` would accept every step; give `num_steps`, or a solver "
+            "such as `diffrax.Tsit5()`."
+        )
+
+
+def _with_traced_numbers(controller: Any) -> Any:
+    """The controller with its floats as arrays, so that another tolerance compiles nothing."""
+
+    def convert(leaf):
+        # A Python float keeps its weak type, so the state keeps its own. Integers and
+        # booleans stay: Diffrax leaves out the terms whose coefficient is the number 0.
+        return jnp.asarray(float(leaf)) if isinstance(leaf, float) else leaf
+
+    return jax.tree.map(convert, controller)
 
 
 def has_error_estimate(solver: dfx.AbstractSolver) -> bool:
@@ -78,3 +113,26 @@ def has_error_estimate(solver: dfx.AbstractSolver) -> bool:
         return bool(np.any(tableau.b_error))
 
     return isinstance(solver, dfx.AbstractAdaptiveSolver)
+
+
+def compiled(fn: Callable) -> Callable:
+    """`eqx.filter_jit(fn)`, with a remedy where the adjoint has no forward mode."""
+    jitted = eqx.filter_jit(fn)
+
+    @ft.wraps(fn)
+    def call(*args):
+        try:
+            return jitted(*args)
+        except TypeError as error:
+            # JAX names neither the argument nor a remedy. If it changes its wording,
+            # only this hint is lost.
+            if "custom_vjp" not in str(error):
+                raise
+            raise ValueError(
+                "the default `adjoint` has reverse mode only; give "
+                "`adjoint=diffrax.ForwardMode()` for `jax.jvp` and `jax.jacfwd`, or "
+                "`adjoint=diffrax.DirectAdjoint()` with a small `max_steps` for second "
+                "derivatives such as `jax.hessian`."
+            ) from error
+
+    return call

@@ -1,23 +1,40 @@
 """Batches of samples, with what they cost."""
 
+from collections.abc import Sequence
+
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flowkit._checks import check_sampling
+from flowkit._checks import as_shape, as_size, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
+from flowkit._flow import Target
 from flowkit._masks import zero_masked
-from flowkit._solve.ode import end_of, end_state, jump_to_data, MaskedVelocity, solve
-from flowkit._solve.options import DEFAULT_CONTROLLER, DEFAULT_SOLVER, solver_options
-from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
+from flowkit._solve.ode import end_of, end_state, solve, with_mask
+from flowkit._solve.options import (
+    compiled,
+    DEFAULT_ADJOINT,
+    DEFAULT_SOLVER,
+    resolve,
+)
+from flowkit._types import (
+    AnyArray,
+    Cond,
+    FloatArray,
+    Mask,
+    numbers_as_arrays,
+    PRNGKey,
+    VelocityField,
+)
 
 
 class Stats(eqx.Module):
     """What each sample cost; every field has one entry per sample."""
 
     evaluations: Int[Array, "*batch"] | None
-    """Evaluations of the velocity field, counted from the solver's stages; `None` for solvers without a tableau."""
+    """Evaluations of the velocity field, counted from the solver's stages; `None` for solvers
+    without a tableau."""
     accepted: Int[Array, "*batch"]
     """Accepted steps."""
     rejected: Int[Array, "*batch"]
@@ -35,7 +52,7 @@ class Samples(eqx.Module):
 
 def sample(
     flow: VelocityField,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     *,
     num_samples: int,
     key: PRNGKey,
@@ -45,14 +62,16 @@ def sample(
     mask: Bool[AnyArray, "batch n"] | None = None,
     solver: dfx.AbstractSolver = DEFAULT_SOLVER,
     num_steps: int | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
+    adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
     throw: bool = True,
 ) -> Samples:
-    """Draws samples: noise from the source, carried to `t = 1` by the flow, in inference mode.
+    """Draws samples: noise from the source, carried to `t = 1` by the flow.
 
-    Every sample has its own step sizes, so none depends on its neighbours in the batch. A flow whose velocity ends
-    before `t = 1` (see `fk.Flow`) finishes with the jump to its prediction of the data.
+    The network runs in inference mode. Every sample has its own step sizes, so none depends on
+    its neighbors in the batch. A flow whose velocity ends before `t = 1` (see `fk.Flow`)
+    finishes with the jump to its prediction of the data.
 
     ```python
     samples = fk.sample(flow, (2,), num_samples=1000, key=key)
@@ -62,40 +81,82 @@ def sample(
     **Arguments:**
 
     - `flow`: a `fk.Flow`, or any velocity field `(t, x, cond)`.
-    - `shape`: of one sample.
-    - `num_samples`: how many.
-    - `cond`: a pytree with leading axis `num_samples`, or, with `cond_axes=None`, one shared by all.
-    - `source`: the law of the noise, the one of training.
-    - `mask`: `(num_samples, n)`, the valid points of each cloud; the others are zero in the result.
-    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `throw`: as in `fk.integrate`.
+    - `shape`: the shape of one sample.
+    - `num_samples`: the number of samples.
+    - `key`: the random seed of the noise.
+    - `cond`: a pytree with leading axis `num_samples`, or, with `cond_axes=None`, one condition
+        shared by all samples.
+    - `source`: the distribution of the noise, the one of training.
+    - `mask`: the valid points of each cloud, `(num_samples, n)`; all others are zero in the
+        result.
+    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in
+        `fk.integrate`.
 
     **Returns:** `fk.Samples(values, stats)`, `values` of shape `(num_samples, *shape)`.
     """
-    options = solver_options(solver, num_steps, stepsize_controller, max_steps)
-    check_sampling(shape, num_samples, cond, cond_axes, mask)
-    return _sample(
-        flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw
+    options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    batch = as_batch(
+        shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
+    return _sample(flow, batch, key, options)
 
 
-@eqx.filter_jit
-def _sample(
-    flow, shape, num_samples, key, cond, cond_axes, source, mask, options, throw
-):
+class Batch(eqx.Module):
+    """What a batch of samples is drawn from, made and checked by `as_batch`."""
+
+    source: AbstractDistribution
+    cond: Cond
+    mask: Bool[Array, "batch n"] | None
+    shape: tuple[int, ...] = eqx.field(static=True)
+    num_samples: int = eqx.field(static=True)
+    cond_axes: int | None = eqx.field(static=True)
+
+    def starts(self, key: PRNGKey) -> Float[Array, "batch ..."]:
+        """Where the samples start."""
+        return self.source.sample((self.num_samples, *self.shape), key=key)
+
+
+def as_batch(
+    shape: Sequence[int],
+    num_samples: int,
+    *,
+    cond: Cond,
+    cond_axes: int | None,
+    source: AbstractDistribution,
+    mask: Bool[AnyArray, "batch n"] | None,
+) -> Batch:
+    """Checks what a batch of samples is drawn from."""
+    shape = as_shape(shape)
+    num_samples = as_size("num_samples", num_samples)
+    check_sampling(shape, num_samples, cond, cond_axes, mask)
+    mask = None if mask is None else jnp.asarray(mask)
+    return Batch(source, numbers_as_arrays(cond), mask, shape, num_samples, cond_axes)
+
+
+@compiled
+def _sample(flow, batch, key, options):
     flow = eqx.nn.inference_mode(flow)
-    x0 = source.sample((num_samples, *shape), key=key)
 
     def one(x0, cond, mask):
-        velocity = flow if mask is None else MaskedVelocity(flow, mask)
         x0 = x0 if mask is None else zero_masked(x0, mask)
-        t0, t1 = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
-        solution = solve(velocity, x0, cond, t0, t1, options, throw=throw)
-        return jump_to_data(flow, end_state(solution), cond, mask), statistics(
-            solution, options.solver
-        )
+        times = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
+        solution = solve(with_mask(flow, mask), x0, cond, times, options)
+        value = jump_to_data(flow, end_state(solution), cond, mask)
+        return value, statistics(solution, options.solver)
 
-    values, stats = eqx.filter_vmap(one, in_axes=(0, cond_axes, 0))(x0, cond, mask)
+    values, stats = eqx.filter_vmap(one, in_axes=(0, batch.cond_axes, 0))(
+        batch.starts(key), batch.cond, batch.mask
+    )
     return Samples(values, stats)
+
+
+def jump_to_data(
+    velocity: VelocityField, x: FloatArray, cond: Cond, mask: Mask | None
+) -> Float[Array, "..."]:
+    """From the last time of a flow to its prediction of the data, if that is before `t = 1`."""
+    if end_of(velocity) == 1:
+        return x
+    return velocity.predict(Target(), velocity.t_end, x, cond, mask=mask)
 
 
 def statistics(solution: dfx.Solution, solver: dfx.AbstractSolver) -> Stats:
@@ -110,11 +171,16 @@ def statistics(solution: dfx.Solution, solver: dfx.AbstractSolver) -> Stats:
 
 
 def _evaluations(solver: dfx.AbstractSolver, attempted: Array) -> Array | None:
+    """The evaluations in that many attempted steps, if the solver's stages are known."""
     if isinstance(solver, dfx.Euler):
         return attempted
+
     tableau = solver.tableau if isinstance(solver, dfx.AbstractERK) else None
     if not isinstance(tableau, dfx.ButcherTableau):
         return None
+
     stages = len(tableau.b_sol)
-    # The last stage of a first-same-as-last method is the first one of the next step.
-    return (stages - 1) * attempted + 1 if tableau.fsal else stages * attempted
+    if tableau.fsal:
+        # The last stage of a first-same-as-last method is the first one of the next step.
+        return (stages - 1) * attempted + 1
+    return stages * attempted

@@ -11,11 +11,18 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._checks import check_example, check_sampling
+from flowkit._checks import as_shape, check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import LinearPath
 from flowkit._masks import zero_masked
-from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey
+from flowkit._types import (
+    AnyArray,
+    Cond,
+    FloatArray,
+    Mask,
+    numbers_as_arrays,
+    PRNGKey,
+)
 from flowkit.few_step._flow_map import expanded_interval, FlowMap, jump
 
 
@@ -58,7 +65,7 @@ def sample(
     **Raises:** `ValueError` for a grid that does not increase from 0 to 1, and for several
     steps without `renoise` of a map with `times=expanded_interval`.
     """
-    shape = tuple(operator.index(size) for size in shape)
+    shape = as_shape(shape)
     num_samples = operator.index(num_samples)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
     times = _grid(num_steps, grid)
@@ -67,6 +74,7 @@ def sample(
             "`flow_map` has `times=expanded_interval` and jumps to t = 1 only: give "
             "`renoise=True` for several steps, or sample `velocity_of(flow_map)`."
         )
+    cond = numbers_as_arrays(cond)
     start = _Start((num_samples, *shape), source, cond, cond_axes, mask)
     return _sample(flow_map, start, times, renoise, key)
 
@@ -143,6 +151,7 @@ def encode(
             "`flow_map` has `times=expanded_interval` and cannot encode; build it with "
             "`both_times`."
         )
+    cond = numbers_as_arrays(cond)
     return _encode(flow_map, x, cond, _grid(num_steps, grid)[::-1], mask)
 
 

@@ -4,6 +4,7 @@ A prior is conditional if its `sample` and `log_prob` take a `cond`, such as the
 """
 
 import math
+import operator
 from typing import Any
 
 import diffrax as dfx
@@ -17,7 +18,7 @@ from flowkit._distributions import AbstractDistribution, GaussianMixture, Normal
 from flowkit._flow import Flow
 from flowkit._losses import flow_matching_loss
 from flowkit._masks import has_parameter
-from flowkit._solve import DEFAULT_CONTROLLER, DEFAULT_SOLVER, log_prob, sample
+from flowkit._solve import DEFAULT_ADJOINT, DEFAULT_SOLVER, log_prob, resolve, sample
 from flowkit._types import AnyArray, Cond, FloatArray, PRNGKey
 
 
@@ -34,15 +35,19 @@ class FlowPrior(AbstractDistribution):
       is equivariant under permutations of the `k` rows makes it blind to their order, as sets of slots need it, which
       a `fk.nn.MLP` over all entries is not.
     - `size`: `c`.
-    - `solver`, `num_steps`, `stepsize_controller`: for sampling and densities, as in `fk.sample`.
+    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: for sampling
+      and densities, as in `fk.sample`.
     """
 
     flow: Flow
     mean: Float[Array, " c"]
     log_std: Float[Array, " c"]
     solver: dfx.AbstractSolver
-    stepsize_controller: dfx.AbstractStepSizeController
+    stepsize_controller: dfx.AbstractStepSizeController | None
+    adjoint: dfx.AbstractAdjoint
     num_steps: int | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+    throw: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -51,20 +56,31 @@ class FlowPrior(AbstractDistribution):
         *,
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
         num_steps: int | None = None,
-        stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+        stepsize_controller: dfx.AbstractStepSizeController | None = None,
+        max_steps: int = 4096,
+        adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
+        throw: bool = True,
     ):
         self.flow = flow
         self.mean = jnp.zeros(size)
         self.log_std = jnp.zeros(size)
         self.solver = solver
         self.stepsize_controller = stepsize_controller
-        self.num_steps = num_steps
+        self.adjoint = adjoint
+        self.num_steps = None if num_steps is None else operator.index(num_steps)
+        self.max_steps = operator.index(max_steps)
+        self.throw = throw
+        # Misuse is reported here, not at the first sample.
+        resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
 
     def _options(self) -> dict[str, Any]:
         return {
             "solver": self.solver,
             "num_steps": self.num_steps,
             "stepsize_controller": self.stepsize_controller,
+            "max_steps": self.max_steps,
+            "adjoint": self.adjoint,
+            "throw": self.throw,
         }
 
     def sample(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from flowkit._checks import check_mask, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow
-from flowkit._solve import DEFAULT_CONTROLLER, DEFAULT_SOLVER, sample, Samples
+from flowkit._solve import DEFAULT_ADJOINT, DEFAULT_SOLVER, sample, Samples
 from flowkit._types import AnyArray, Cond, Mask, Points, PRNGKey
 from flowkit.latent._priors import prior_keywords
 
@@ -112,7 +112,10 @@ class SetFlow(eqx.Module):
         source: AbstractDistribution = Normal(),
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
         num_steps: int | None = None,
-        stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+        stepsize_controller: dfx.AbstractStepSizeController | None = None,
+        max_steps: int = 4096,
+        adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
+        throw: bool = True,
     ) -> Float[Array, "m d"]:
         """A new cloud from the latents of one cloud.
 
@@ -121,7 +124,8 @@ class SetFlow(eqx.Module):
         - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen. With an encoder that has a latent for
           each point, what is drawn in masked rows means nothing.
         - `num_points`: how many points to draw, `n` if `None`.
-        - `source`, `solver`, `num_steps`, `stepsize_controller`: as in `fk.sample`.
+        - `source`, `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`:
+          as in `fk.sample`.
         """
         shape = (points.shape[0] if num_points is None else num_points, self.in_size)
         samples = sample(
@@ -135,6 +139,9 @@ class SetFlow(eqx.Module):
             solver=solver,
             num_steps=num_steps,
             stepsize_controller=stepsize_controller,
+            max_steps=max_steps,
+            adjoint=adjoint,
+            throw=throw,
         )
         return samples.values[0]
 
@@ -150,7 +157,10 @@ class SetFlow(eqx.Module):
         source: AbstractDistribution = Normal(),
         solver: dfx.AbstractSolver = DEFAULT_SOLVER,
         num_steps: int | None = None,
-        stepsize_controller: dfx.AbstractStepSizeController = DEFAULT_CONTROLLER,
+        stepsize_controller: dfx.AbstractStepSizeController | None = None,
+        max_steps: int = 4096,
+        adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
+        throw: bool = True,
     ) -> Samples:
         """New clouds from the prior: `fk.Samples` with values `(num_samples, num_points, d)`.
 
@@ -161,7 +171,8 @@ class SetFlow(eqx.Module):
         - `num_points`, `num_samples`: how many points in how many clouds.
         - `cond`: the condition of the prior, arrays with leading axis `num_samples`, or, with `cond_axes=None`, one
           shared by all. A prior that takes none is a `ValueError`.
-        - `mask`, `source`, `solver`, `num_steps`, `stepsize_controller`: as in `fk.sample`, for the points.
+        - `mask`, `source`, `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`,
+          `throw`: as in `fk.sample`, for the points.
         """
         shape = (num_points, self.in_size)
         check_sampling(shape, num_samples, cond, cond_axes, mask)
@@ -187,6 +198,9 @@ class SetFlow(eqx.Module):
             solver=solver,
             num_steps=num_steps,
             stepsize_controller=stepsize_controller,
+            max_steps=max_steps,
+            adjoint=adjoint,
+            throw=throw,
         )
 
 
