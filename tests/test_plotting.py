@@ -49,13 +49,13 @@ PATHS = plotting.Paths(
 
 # Every figure once: the call, and how many panels it has.
 FIGURES = {
-    "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 36, 20, 2), **k), 36),
+    "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 4, 20, 2), **k), 4),
     "point_clouds_3d": (lambda **k: plotting.point_clouds(normal(0, 3, 20, 3), **k), 3),
     "reconstructions": (
         lambda **k: plotting.reconstructions(
-            normal(0, 7, 20, 2), normal(1, 7, 20, 2), **k
+            normal(0, 2, 20, 2), normal(1, 2, 20, 2), **k
         ),
-        14,
+        4,
     ),
     "reconstructions_3d": (
         lambda **k: plotting.reconstructions(
@@ -172,18 +172,106 @@ def offsets(axes):
     )
 
 
+# Styles of users, each of which would spoil a part of a figure that does not fix it.
+STYLES = [
+    "ggplot",
+    "dark_background",
+    {
+        "font.size": 20,
+        "lines.linewidth": 5,
+        "xtick.top": True,
+        "text.usetex": True,
+        "savefig.bbox": "tight",
+        "figure.autolayout": True,
+        "legend.framealpha": 1,
+    },
+]
+
+
+def picture(figure, **options):
+    source = io.BytesIO()
+    figure.savefig(source, format="png", **options)
+    return plt.imread(io.BytesIO(source.getvalue()))
+
+
 @pytest.mark.parametrize(("make", "panels"), FIGURES.values(), ids=FIGURES)
 def test_figure_is_made_and_saved(make, panels, tmp_path):
-    assert len(make().axes) == panels
+    """The same picture under every style of the user, made and drawn or only drawn under it."""
     path = tmp_path / "new" / "folder" / "figure.png"
-    figure = make(path=path)
-    assert isinstance(figure, Figure)
+    with plt.style.context(STYLES):
+        styled = make(path=path)
+    assert isinstance(styled, Figure)
+    assert len(styled.axes) == panels
     image = plt.imread(path)
     np.testing.assert_allclose(
-        image.shape[:2], figure.get_size_inches()[::-1] * 150, atol=1
+        image.shape[:2], styled.get_size_inches()[::-1] * 150, atol=1
     )
     assert image[..., :3].std() > 0.01
+    np.testing.assert_array_equal(image, picture(make(), dpi=150))
     assert plt.get_fignums() == []
+
+
+def test_frames_have_one_look():
+    frames = lambda: plotting.comparison_frames(
+        [("a", {"flow": PATHS}), ("b", {"flow": PATHS})], limits=(-4, 4), dpi=40
+    )
+    with plt.style.context(STYLES):
+        styled = [np.asarray(frame.image) for frame in frames()]
+        assert plt.rcParams["font.size"] == 20
+    plain = [np.asarray(frame.image) for frame in frames()]
+    np.testing.assert_array_equal(styled, plain)
+
+
+def test_notebooks_show_figures():
+    """IPython shows what `_repr_png_` returns; other hooks would show a figure twice."""
+    figure = plotting.point_clouds(normal(0, 1, 20, 2))
+    with plt.style.context(STYLES):
+        data = figure._repr_png_()  # pyright: ignore
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "PNG"
+        np.testing.assert_allclose(np.asarray(image) / 255, picture(figure), atol=1e-6)
+        size = figure.get_size_inches() * figure.dpi
+        np.testing.assert_allclose(image.size, size, atol=1)
+    assert plt.get_fignums() == []
+    hooks = [name for name in dir(figure) if name.startswith("_repr_")]
+    shown = [name for name in hooks if getattr(figure, name)() is not None]
+    assert shown == ["_repr_png_"]
+
+
+def never(*_):
+    raise AssertionError("work was done before the path was looked at")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: plotting.vector_field(never, path=path),
+        lambda path: plotting.density_2d(normal(0, 9, 2), never, path=path),
+        lambda path: plotting.point_clouds(normal(0, 1, 9, 2), path=path),
+        lambda path: plotting.animate((never() for _ in range(2)), path),
+    ],
+    ids=["vector_field", "density_2d", "point_clouds", "animate"],
+)
+def test_files_that_cannot_be_written(draw, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.gif").mkdir()
+    for path, message in (
+        (
+            tmp_path / "file" / "figure.gif",
+            "`path`: the folder .*file cannot be written to",
+        ),
+        (tmp_path / "folder.gif", "`path` is .*folder.gif, which is a folder"),
+        (tmp_path / "figure.mp4", "`path` is .*figure.mp4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_animations_are_gifs(tmp_path):
+    for name in ("flow.mp4", "flow.png", "flow"):
+        with pytest.raises(ValueError, match="must end in .gif"):
+            plotting.animate((never() for _ in range(2)), tmp_path / name)
 
 
 def test_colors_are_frozen():
@@ -332,6 +420,22 @@ def test_cells_in_space_are_drawn_behind_the_points():
     ]
     # Three faces of 3 + 3 lines; the three edges that two faces share are counted once.
     assert len(lines.get_segments()) == 15
+
+
+def test_grids_are_nearly_square():
+    figure = plotting.point_clouds(normal(0, 36, 5, 2))
+    grids = {a.get_subplotspec().get_gridspec().get_geometry() for a in figure.axes}
+    assert grids == {(6, 6)}
+    assert len(figure.axes) == 36
+
+
+def test_colors_of_clouds():
+    shades = ["#123456", plotting.colors["data_x"]]
+    figure = plotting.point_clouds(normal(0, 2, 5, 2), color=shades)
+    for axes, shade in zip(axes_of(figure), shades, strict=True):
+        np.testing.assert_allclose(rgb(axes), np.tile(to_rgb(shade), (5, 1)))
+    default = axes_of(plotting.point_clouds(normal(0, 1, 5, 2)))[0]
+    np.testing.assert_allclose(rgb(default), np.tile(SAMPLES, (5, 1)))
 
 
 def test_point_labels_color_the_points():
@@ -762,6 +866,77 @@ def test_snapshots_take_evenly_spaced_steps():
         )
 
 
+def test_roles_have_one_color():
+    """Noise, data, paths, one step and samples of flows, in every figure of them."""
+    ends = normal(1, 7, 2)
+    flow = plotting.Paths(
+        TIMES, normal(0, 7, 5, 2), normal(1, 9, 2), ends, (ends, ends)
+    )
+    roles = {
+        "data": "data_x",
+        "target": "data_x",
+        "generated": "output_x_hat",
+        "start": "prior_z",
+        "end": "output_x_hat",
+        "one step": "one_step",
+        "paths": "coupling_infer",
+        "training pairs": "coupling_train",
+    }
+    seen = set()
+    for figure in (
+        plotting.trajectories(**flow._asdict()),
+        plotting.comparison({"line": PATHS, "again": PATHS}),
+        plotting.samples_2d(few, many),
+    ):
+        for artist in (c for axes in axes_of(figure) for c in axes.collections):
+            label = artist.get_label()
+            if label.startswith("_"):
+                continue
+            seen.add(label)
+            dots = isinstance(artist, PathCollection)
+            color = artist.get_facecolor() if dots else artist.get_color()
+            if not len(color):  # crosses have no faces
+                color = artist.get_edgecolor()
+            assert to_hex(color[0]) == plotting.colors[roles[label]], label
+    assert seen == set(roles)
+    behind = [
+        axes.collections[0]
+        for axes in axes_of(
+            plotting.snapshots(TIMES, flow.points, target=flow.target, num=3)
+        )
+    ]
+    field = plotting.vector_field(lambda t, x: x, times=(0.0,), points=flow.target)
+    for artist in (*behind, axes_of(field)[0].collections[0]):
+        assert to_hex(artist.get_facecolor()[0]) == plotting.colors["data_x"]
+
+
+def test_snapshots_are_noise_then_paths_then_samples():
+    for size in (1, 2):
+        figure = plotting.snapshots(TIMES, normal(0, 7, 5, size), num=3)
+        for axes, role in zip(
+            axes_of(figure), ("prior_z", "coupling_infer", "output_x_hat"), strict=True
+        ):
+            artist = (axes.patches if size == 1 else axes.collections)[-1]
+            shade = np.reshape(artist.get_facecolor(), (-1, 4))[0]
+            assert to_hex(shade) == plotting.colors[role]
+
+
+def test_curvature_of_parabolas():
+    """x = a t^2 / 2 has the second derivative a, which differences give exactly at any times."""
+    times = np.asarray([0, 0.1, 0.4, 0.5, 1])
+    slopes = normal(0, 6, 3).astype(np.float64)
+    bends = normal(1, 6, 3).astype(np.float64)
+    paths = slopes[:, None] * times[:, None] + bends[:, None] * times[:, None] ** 2 / 2
+    broken = np.concatenate([paths, np.full_like(paths[:1], np.nan)])
+    straight = slopes[:, None] * times[:, None]
+    axes = axes_of(plotting.curvature(times, {"bent": broken, "straight": straight}))[0]
+    bent, zero = (line.get_ydata() for line in axes.lines)
+    expected = np.linalg.norm(bends, axis=-1).mean()
+    np.testing.assert_allclose(bent, np.full(3, expected), rtol=1e-6)
+    np.testing.assert_allclose(zero, np.zeros(3), atol=1e-9)
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), times[1:-1])
+
+
 def area_under(patch):
     corners = patch.get_path().vertices
     return abs(
@@ -1039,6 +1214,26 @@ def test_density_has_unit_mass():
         (
             lambda: plotting.latent_map(plotting.LatentMap(infer=pairs(0, 1, size=3))),
             "all must have 1 or all 2",
+        ),
+        (
+            lambda: plotting.loss_trajectory({"a": HISTORY, "b": ([1], [2.0])}),
+            "`history` mixes curves and stages",
+        ),
+        (
+            lambda: plotting.loss_trajectory({"a": {"loss": ([1, 2], [1.0])}}),
+            r"`history\['a'\]\['loss'\]` has steps",
+        ),
+        (
+            lambda: plotting.point_clouds(normal(0, 2, 5, 2), color=["red"]),
+            "`color` must have one entry",
+        ),
+        (
+            lambda: plotting.curvature(TIMES[:2], normal(0, 7, 2, 2)),
+            "three or more increasing times, got 2",
+        ),
+        (
+            lambda: plotting.curvature(TIMES, normal(0, 7, 4, 2)),
+            r"must be \(n, 5, d\), and not empty",
         ),
         (lambda: plotting.snapshots(TIMES, normal(0, 7, 5, 2)), "`num` is 6"),
         (

@@ -29,22 +29,26 @@ def animate(
     fk.plotting.animate(frames, "flow.gif")
     ```
 
-    Figures are drawn one at a time, so a generator of them needs little memory. Give them equal `limits`.
+    Figures are drawn one at a time, so a generator of them needs little memory. Give
+    them equal `limits`.
 
     **Arguments:**
 
     - `frames`: figures, or the paths of pictures, all of one size.
-    - `path`: the file, which ends in `.gif`; its folder is created if it does not exist.
-    - `fps`: frames in a second, at most 50. GIFs count in hundredths of a second, so it is rounded.
+    - `path`: the file, which ends in `.gif`; its folder is created if it does not
+      exist.
+    - `fps`: frames in a second, at most 50. GIFs count in hundredths of a second, so it
+      is rounded.
     - `dpi`: dots per inch of the figures.
 
     **Returns:** the path.
 
-    **Raises:** `ValueError`, before any frame is drawn, for a path with another ending and for a folder that cannot be
-    written to; later for frames of different sizes.
+    **Raises:** `ValueError`, before any frame is drawn, for a path with another ending
+    and for a folder that cannot be written to; later for frames of different sizes.
     """
     require(0 < fps <= 50, f"`fps` is {fps}; it must be positive and at most 50.")
     require(dpi > 0, f"`dpi` is {dpi}; it must be positive.")
+
     path = Path(path)
     require(
         path.suffix.lower() == ".gif",
@@ -57,10 +61,13 @@ def animate(
         images.append(_image(frame, dpi))
         require(
             images[-1].size == images[0].size,
-            f"`frames` must have one size, but frame {len(images) - 1} has {images[-1].size} pixels "
-            f"and the first one {images[0].size}; give figures equal panels and limits.",
+            f"`frames` must have one size, but frame {len(images) - 1} "
+            f"has {images[-1].size} pixels and the first one {images[0].size}; "
+            "give figures equal panels and limits.",
         )
     require(bool(images), "`frames` is empty; an animation needs at least one.")
+
+    # GIFs count hundredths of a second, and zero loops are without end.
     milliseconds = 10 * round(100 / fps)
     images[0].save(
         path,

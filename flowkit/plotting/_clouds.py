@@ -57,20 +57,23 @@ def point_clouds(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """A grid of point clouds, one panel each, all with the same limits and dots; 36 clouds make 6 x 6.
+    """A grid of point clouds with the same limits and dots; 36 clouds make 6 x 6.
 
-    Clouds in space are seen without perspective; far points are pale and covered by near ones.
+    Clouds in space are seen without perspective; far points are pale and covered by
+    near ones.
 
     **Arguments:**
 
-    - `clouds`: `(b, n, 2)` or `(b, n, 3)`, or a list of `(n_i, d)`. The y axis points up. Points that are not finite
-      are left out.
+    - `clouds`: `(b, n, 2)` or `(b, n, 3)`, or a list of `(n_i, d)`. The y axis points
+      up. Points that are not finite are left out.
     - `masks`: which points are valid; others are not drawn.
     - `titles`: a short text for each panel.
     - `weights`: one number per point, light for the smallest and dark for the largest.
-    - `point_labels`: one integer per point, such as the object or the slot it belongs to. The same label has the same
-      color in all panels, and negative ones are gray. Excludes `weights`.
-    - `limits`: `(low, high)` of every axis; by default the smallest square around all points as they are seen.
+    - `point_labels`: one integer per point, such as the object or the slot it belongs
+      to. The same label has the same color in all panels, and negative ones are gray.
+      Excludes `weights`.
+    - `limits`: `(low, high)` of every axis; by default the smallest square around all
+      points as they are seen.
     - `columns`: panels in a row, by default as many as make the grid nearly square.
     - `color`: one color, or one for each cloud. The default is that of samples; use
       `fk.plotting.colors["data_x"]` for data.
@@ -79,6 +82,7 @@ def point_clouds(
     """
     number = len(clouds)
     require(number > 0, "`clouds` is empty; there is nothing to draw.")
+
     shades = [color] * number if isinstance(color, str) else list(color)
     values = {"masks": masks, "titles": titles, "weights": weights}
     check_lengths(number, **values, point_labels=point_labels, color=shades)
@@ -86,6 +90,7 @@ def point_clouds(
         weights is None or point_labels is None,
         "`weights` and `point_labels` both color the points; give one.",
     )
+
     columns = math.ceil(math.sqrt(number)) if columns is None else columns
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
 
@@ -99,6 +104,7 @@ def point_clouds(
         ]
     else:
         rgb = [plain(shades[i], len(points[i])) for i in range(number)]
+
     texts = [""] * number if titles is None else titles
     panels = [Panel(*panel) for panel in zip(points, rgb, texts, strict=True)]
     return draw_panels(panels, columns, limits, Camera(up, view), path)
@@ -112,7 +118,7 @@ def samples_2d(
     limits: Limits = None,
     path: PathLike = None,
 ) -> Figure:
-    """Three panels of samples in two or three dimensions: data, generated samples, and both.
+    """Three panels of points in two or three dimensions: data, samples, and both.
 
     **Arguments:**
 
@@ -124,6 +130,7 @@ def samples_2d(
         len(target) > 0 and len(generated) > 0,
         "`target` and `generated` need at least one point each.",
     )
+
     points = {
         "target": as_points("target", target),
         "generated": as_points("generated", generated),
@@ -138,14 +145,15 @@ def samples_2d(
     for i, title in enumerate(("target", "generated", "overlay")):
         axes = figure.add_subplot(1, 3, i + 1, projection=projection)
         style_axes(axes, title)
-        alpha = 0.45 if title == "overlay" else 0.7
         for name, xs in points.items():
             if title in (name, "overlay"):
+                alpha = 0.45 if title == "overlay" and name == "target" else 0.7
                 style = {"color": colors[roles[name]], "label": name, "linewidths": 0}
                 axes.scatter(*xs.T, s=area, alpha=alpha, **style)
         style_space(axes, lows, highs)
         if title == "overlay":
             style_legend(axes, loc="upper right")
+
     return finish(figure, path)
 
 
@@ -159,7 +167,7 @@ def _colors_by_id(clouds: Clouds, masks: Masks, point_labels: Ids) -> list[np.nd
 
 
 def _colors_by_weight(cloud: Any, mask: Any, weights: Any, color: str) -> np.ndarray:
-    """From nearly white for the smallest weight to a dark shade of the color for the largest."""
+    """Nearly white for the smallest weight, a dark shade for the largest."""
     kept = drawn("weights", cloud, mask, np.asarray(weights, np.float64))
     spread = np.ptp(kept) if len(kept) else 0.0
     strength = np.ones(len(kept))

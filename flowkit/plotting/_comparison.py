@@ -41,7 +41,9 @@ from flowkit.plotting._trajectories import (
 
 
 class _Drawing(NamedTuple):
-    """Panels as arrays, by name, their dimension, and the sizes of dots that all of them share."""
+    """Panels as arrays by name, their dimension, and the dots that all of them
+    share.
+    """
 
     panels: dict[str, Any]
     size: int
@@ -57,24 +59,29 @@ def comparison(
     title: str = "",
     path: PathLike = None,
 ) -> Figure:
-    """Models side by side, a panel each, with the same limits and dots and one legend for all.
+    """Models side by side, a panel each, with the same limits and one legend.
 
     **Arguments:**
 
-    - `panels`: name -> `Paths` of a flow or `LatentMap` of a decoder, all in one dimension or all in two.
+    - `panels`: name -> `Paths` of a flow or `LatentMap` of a decoder, all in one
+      dimension or all in two.
     - `columns`: panels in a row, by default at most four.
-    - `limits`: `(low, high)` of every spatial axis; give them for the frames of an animation.
+    - `limits`: `(low, high)` of every spatial axis; give them for the frames of an
+      animation.
     - `title`: the title of the figure.
     """
     require(len(panels) > 0, "`panels` is empty; there is nothing to draw.")
+
     columns = min(len(panels), 4) if columns is None else columns
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
+
     drawing = _drawing(panels)
     places = [place for panel in drawing.panels.values() for place in _places(panel)]
     lows, highs = box(places, drawing.size, limits, padding=0.1)
 
     rows = math.ceil(len(panels) / columns)
     height = 2.9 if drawing.size == 1 else 3.15
+
     figure = new_figure(2.8 * columns, height * rows + 0.6)
     for i, (name, panel) in enumerate(drawing.panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -83,11 +90,14 @@ def comparison(
     _shared_legend(figure, 2 * columns)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
+
     return finish(figure, path)
 
 
 class Frame(NamedTuple):
-    """A picture of `comparison_frames`, and its panels cut out of it, with their titles and axes."""
+    """A picture of `comparison_frames`, and the panels cut out of it with their
+    axes.
+    """
 
     image: Image.Image
     panels: dict[str, Image.Image]
@@ -100,7 +110,8 @@ def comparison_frames(
     columns: int | None = None,
     dpi: Number = 100,
 ) -> Iterator[Frame]:
-    """The pictures of an animation of `comparison`, with the same axes and legend, which are drawn once.
+    """The pictures of an animation of `comparison`, whose axes and legend are drawn
+    once.
 
     ```python
     steps = (
@@ -120,7 +131,8 @@ def comparison_frames(
     - `columns`: as in `comparison`.
     - `dpi`: dots per inch.
 
-    **Raises:** `ValueError` for frames with other panels than the first one, and for what `comparison` refuses.
+    **Raises:** `ValueError` for frames with other panels than the first one, and for
+    what `comparison` refuses.
     """
     require(dpi > 0, f"`dpi` is {dpi}; it must be positive.")
     rest = iter(frames)
@@ -134,7 +146,7 @@ def comparison_frames(
 
 
 class _Background:
-    """A figure of which only what moves is drawn again: its background is kept as a picture."""
+    """A figure whose background is drawn once and kept as a picture."""
 
     @own_look()
     def __init__(
@@ -164,6 +176,7 @@ class _Background:
             list(panels) == self._names,
             f"frame {number} of `frames` has the panels {list(panels)}, the first {self._names}.",
         )
+
         drawing = _drawing(panels)
         lows, highs = box([], drawing.size, self._limits)
         self._canvas.restore_region(self._empty)
@@ -180,6 +193,7 @@ class _Background:
             self._heading.set_text(title)
             self._figure.draw_artist(self._heading)
             image = self._picture()
+
         return Frame(image, parts)
 
     def _picture(self) -> Image.Image:
@@ -190,7 +204,9 @@ class _Background:
 def _cut(
     axes: Any, canvas: FigureCanvasAgg, margin: int = 3
 ) -> tuple[int, int, int, int]:
-    """The place of axes with title and labels in the picture, in pixels: left, top, right, bottom."""
+    """Left, top, right and bottom of axes with their labels in the picture, in
+    pixels.
+    """
     width, height = canvas.get_width_height()
     extent = axes.get_tightbbox(canvas.get_renderer())
     left = math.floor(extent.x0) - margin
@@ -223,6 +239,7 @@ def _drawing(panels: Mapping[str, Paths | LatentMap]) -> _Drawing:
         else:
             arrays[name] = as_pairs(name, panel)
             sizes[name] = size_of(arrays[name])
+
     size = max(sizes.values())
     require(
         size < 3 and set(sizes.values()) == {size},

@@ -39,7 +39,8 @@ def density_1d(
     limits: Limits = None,
     path: PathLike = None,
 ) -> Figure:
-    """Histograms of samples on the line, scaled to densities, with an exact density on top.
+    """Histograms of samples on the line, scaled to densities, with an exact density on
+    top.
 
     **Arguments:**
 
@@ -50,6 +51,7 @@ def density_1d(
     """
     finite = _finite(samples, 1)
     lows, highs = box(finite.values(), 1, limits)
+
     figure = new_figure(5.6, 3.5)
     axes = figure.add_subplot()
     style_axes(axes, "", "x", "density")
@@ -66,6 +68,7 @@ def density_1d(
             f"`density` has shapes {x.shape} and {p.shape}; both are (k,).",
         )
         axes.plot(x, p, color=INK, linewidth=1.6, label="exact")
+
     axes.set_ylim(bottom=0)
     style_legend(axes)
     return finish(figure, path)
@@ -80,12 +83,16 @@ def density_2d(
     limits: Limits = None,
     path: PathLike = None,
 ) -> Figure:
-    """Densities in the plane as heat maps with the same colors, a panel each: of samples, and the exact one.
+    """Densities in the plane as heat maps: of samples, and the exact one.
+
+    All panels have the same colors.
 
     **Arguments:**
 
-    - `samples (n, 2)`, or name -> `(n, 2)` for several: drawn as histograms that are scaled to densities.
-    - `log_prob`: `x (2,) -> ()`, such as that of `fk.GaussianMixture`; it is vmapped and compiled here.
+    - `samples (n, 2)`, or name -> `(n, 2)` for several: drawn as histograms that are
+      scaled to densities.
+    - `log_prob`: `x (2,) -> ()`, such as that of `fk.GaussianMixture`; it is vmapped
+      and compiled here.
     - `resolution`: the number of cells along each axis.
     - `limits`: `(low, high)` of both axes.
     """
@@ -95,6 +102,7 @@ def density_2d(
         f"`resolution` is {resolution}; a heat map needs at least two cells along each axis.",
     )
     check_path(path)
+
     lows, highs = box(named.values(), 2, limits)
     sides = zip(lows, highs, strict=True)
     edges = [np.linspace(low, high, resolution + 1) for low, high in sides]
@@ -112,6 +120,7 @@ def density_2d(
         axes.grid(False)
         drawn = axes.imshow(density, extent=extent, **style)
         style_space(axes, lows, highs)
+
     color_bar(figure, list(panels), drawn, "density")
     return finish(figure, path)
 
@@ -158,6 +167,7 @@ def _finite(samples: Any, size: int) -> dict[str, np.ndarray]:
         any(len(values) > 0 for values in finite.values()),
         "`samples` holds no finite value; there is nothing to draw.",
     )
+
     return finite
 
 
@@ -169,7 +179,9 @@ def histogram(
     bins: int = 60,
     **style: Any,
 ) -> None:
-    """A histogram of values `(n, 1)`, scaled to a density: the mass outside the limits is missing."""
+    """A histogram of values `(n, 1)`, scaled to a density: the mass outside the limits
+    is missing.
+    """
     edges = np.linspace(lows[0], highs[0], bins + 1)
     weights = np.full(len(values), 1 / (max(len(values), 1) * (edges[1] - edges[0])))
     axes.hist(values[:, 0], edges, weights=weights, histtype="stepfilled", **style)

@@ -1,4 +1,4 @@
-"""A page in HTML that shows flows in one and two dimensions, over their time and over a training."""
+"""A page in HTML that shows flows in one and two dimensions at any time."""
 
 import base64
 import html
@@ -14,11 +14,18 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from matplotlib.colors import to_hex, to_rgb
 
 from flowkit._types import AnyArray
 from flowkit.plotting._flows import on_grid
-from flowkit.plotting._style import box, check_path, colors, INK, Limits, require
+from flowkit.plotting._style import (
+    box,
+    check_path,
+    colors,
+    INK,
+    Limits,
+    require,
+    tint,
+)
 
 
 _FIELD_TIMES = np.linspace(0, 1, 21, dtype=np.float32)
@@ -27,17 +34,11 @@ _BANDWIDTH = 0.025
 _NUM_PATHS = 100
 
 
-def _tint(color: str, strength: float) -> str:
-    """A color mixed with white."""
-    rgb = strength * np.asarray(to_rgb(color)) + (1 - strength)
-    return to_hex(rgb)
-
-
 _COLORS = {
     "particles": colors["coupling_infer"],
     "paths": colors["coupling_infer"],
     "field": INK,
-    "density": _tint(colors["coupling_infer"], 0.5),
+    "density": tint(colors["coupling_infer"], 0.5),
     "target": colors["data_x"],
 }
 
@@ -45,8 +46,9 @@ _COLORS = {
 class ExplorerStage(NamedTuple):
     """What the explorer shows of one model, such as a saved checkpoint of a training.
 
-    For a flow the times and points are those of a vmapped `fk.integrate` with `saveat=diffrax.SaveAt(ts=times)`. For a
-    flow map of a few steps they are the times between which it steps, and the points there.
+    For a flow the times and points are those of a vmapped `fk.integrate` with
+    `saveat=diffrax.SaveAt(ts=times)`. For a flow map of a few steps they are the times
+    between which it steps, and the points there.
     """
 
     label: str
@@ -56,8 +58,9 @@ class ExplorerStage(NamedTuple):
     points: Float[AnyArray, "n t d"]
     """The particles at these times; `d` is 1 or 2."""
     velocity: Callable[..., Any] | None = None
-    """`(t, x) -> dx` for one point `x (d,)`, such as a flow; vmapped and compiled by the explorer, in
-    inference mode."""
+    """`(t, x) -> dx` for one point `x (d,)`, such as a flow.
+
+    The explorer evaluates it in inference mode."""
 
 
 def explorer(
@@ -68,34 +71,43 @@ def explorer(
     title: str = "flow",
     path: str | os.PathLike[str],
 ) -> Path:
-    r"""Writes one HTML page that shows particles, paths, velocity field and density of a flow, at any time.
+    r"""Writes one HTML page with particles, paths, velocity and density of a flow.
 
-    One slider sets the time of the flow, another one the stage of a training. The page holds all it needs and opens
-    from the disk, without a server and without a network.
+    One slider sets the time of the flow, another one the stage of a training. The page
+    holds all it needs and opens from the disk, without a server and without a network.
 
-    - Particles lie on straight lines between the times of their stage. The paths are those of the first 100.
-    - The velocity is evaluated at 21 times, on 20 points along each axis, and is linear in time between them. In two
-      dimensions an arrow is as long as a cell of this grid at the 95th percentile of the speeds of all stages, shorter
-      for lower speeds and not longer for higher ones. In one dimension the dashes are slopes of paths over time.
-    - The density is an estimate from the particles, $\frac1n\sum_i \mathcal N(x; x_i, h^2)$, with $h$ one fortieth of
-      the width that is shown. In one dimension the same estimate is drawn for `target`.
+    - Particles lie on straight lines between the times of their stage. The paths are
+      those of the first 100.
+    - The velocity is evaluated at 21 times, on 20 points along each axis, and is linear
+      in time between them. In two dimensions an arrow is as long as a cell of this grid
+      at the 95th percentile of the speeds of all stages, shorter for lower speeds and
+      not longer for higher ones. In one dimension the dashes are slopes of paths over
+      time.
+    - The density is an estimate from the particles,
+      $\frac1n\sum_i \mathcal N(x; x_i, h^2)$, with $h$ one fortieth of the width that
+      is shown. In one dimension the same estimate is drawn for `target`.
 
     **Arguments:**
 
-    - `stages`: in the order of the slider; the page opens with the last one. A particle takes 5 bytes for each time
-      and dimension, the velocity 0.1 MB for each stage, and the program of plotly, which is part of the page, 5 MB.
+    - `stages`: in the order of the slider; the page opens with the last one. A particle
+      takes 5 bytes for each time and dimension, the velocity 0.1 MB for each stage, and
+      the program of plotly, which is part of the page, 5 MB.
     - `target (m, d)`: data to draw behind the particles.
-    - `limits`: `(low, high)` of every spatial axis; by default the smallest square around all that is drawn.
+    - `limits`: `(low, high)` of every spatial axis; by default the smallest square
+      around all that is drawn.
     - `title`: the title of the page.
-    - `path`: the file, which ends in `.html`; its folder is created if it does not exist.
+    - `path`: the file, which ends in `.html`; its folder is created if it does not
+      exist.
 
     **Returns:** the path.
 
-    **Raises:** `ValueError` for stages that cannot be drawn, such as flows in more than two dimensions, and for a path
-    that cannot be written; `ImportError` if plotly is not installed.
+    **Raises:** `ValueError` for stages that cannot be drawn, such as flows in more than
+    two dimensions, and for a path that cannot be written; `ImportError` if plotly is
+    not installed.
     """
     _check(stages, target)
     check_path(path, [".html", ".htm"])
+
     plotly = _plotly_script()
     points = [np.asarray(stage.points, np.float32) for stage in stages]
     size = points[0].shape[-1]
@@ -148,6 +160,7 @@ def _filled(page: dict[str, Any], title: str, plotly: str) -> str:
 
 def _check(stages: Sequence[ExplorerStage], target: Any) -> None:
     require(len(stages) > 0, "`stages` is empty; pass at least one `ExplorerStage`.")
+
     size = np.shape(stages[0].points)[-1:]
     for i, stage in enumerate(stages):
         times = np.asarray(stage.times)
@@ -173,6 +186,7 @@ def _check(stages: Sequence[ExplorerStage], target: Any) -> None:
             f"`stages[{i}].times` must be two or more increasing times in [0, 1] "
             f"(0 is noise, 1 is data), got {times}.",
         )
+
     if target is not None and (len(target) == 0 or target.shape[1:] != size):
         raise ValueError(
             f"`target` has shape {target.shape}; "
@@ -191,7 +205,7 @@ def _plotly_script() -> str:
 
 
 def _fields(stages, lows, highs) -> tuple[list[np.ndarray | None], np.ndarray]:
-    """The velocity of each stage that has one, `(times, points, d)`, and the grid `(points, d)`."""
+    """The velocity of each stage, `(times, points, d)`, and the grid, `(points, d)`."""
     # Without the ends: an arrow there would begin on the frame.
     sides = [side[1:-1] for side in np.linspace(lows, highs, _RESOLUTION + 2, axis=1)]
     grid = np.stack(np.meshgrid(*sides), -1).reshape(-1, len(sides)).astype(np.float32)
@@ -210,6 +224,7 @@ def _fields(stages, lows, highs) -> tuple[list[np.ndarray | None], np.ndarray]:
             f"not {grid.shape[1:]}.",
         )
         fields.append(field)
+
     return fields, grid
 
 
@@ -225,7 +240,7 @@ def _usual_speed(fields: Sequence[np.ndarray | None]) -> float:
 
 
 def _encoded(array: Any) -> dict[str, Any] | None:
-    """The shape, and the values as little-endian float32: exact, and half as long as decimal digits."""
+    """The shape, and the values as little-endian float32: exact and short."""
     if array is None:
         return None
     values = np.ascontiguousarray(array, "<f4")

@@ -40,13 +40,14 @@ def vector_field(
     resolution: int = 20,
     path: PathLike = None,
 ) -> Figure:
-    """Arrows of a velocity field in the plane on a grid, one panel per time, colored by speed.
+    """Arrows of a velocity field in the plane, colored by speed, a panel per time.
 
     All panels have the same scales of arrows and colors.
 
     **Arguments:**
 
-    - `velocity`: `(t, x) -> dx` for one point `x (2,)`; it is vmapped and compiled here.
+    - `velocity`: `(t, x) -> dx` for one point `x (2,)`; it is vmapped and compiled
+      here.
     - `limits`: `(low, high)` of both axes.
     - `times`: the time of each panel.
     - `points (n, 2)`: data to draw behind the arrows.
@@ -58,6 +59,7 @@ def vector_field(
         f"`resolution` is {resolution}; a grid needs at least two arrows along each axis.",
     )
     check_path(path)
+
     lows, highs = box([], 2, limits)
     side = np.linspace(lows[0], highs[0], resolution + 2)[1:-1]
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
@@ -66,6 +68,7 @@ def vector_field(
         arrows.shape == (len(times), len(grid), 2),
         f"`velocity` gives shape {arrows.shape[2:]}, not (2,).",
     )
+
     speeds = np.linalg.norm(arrows, axis=-1)
     fastest = float(np.nanmax(speeds, initial=1e-12, where=np.isfinite(speeds)))
     # The longest arrow of all spans one and a half cells of the grid.
@@ -82,6 +85,7 @@ def vector_field(
         drawn = axes.quiver(*grid.T, *arrows[i].T, speeds[i], cmap="viridis", **style)
         drawn.set_clim(0, fastest)
         style_space(axes, lows, highs)
+
     color_bar(figure, list(panels), drawn, "speed")
     return finish(figure, path)
 
@@ -97,14 +101,15 @@ def snapshots(
     limits: Limits = None,
     path: PathLike = None,
 ) -> Figure:
-    """A cloud of points at some evenly spaced times on its way from noise to data, a panel each.
+    """A cloud of points at evenly spaced times on its way from noise to data.
 
-    In one dimension the panels are histograms, in the plane they show the points. Noise at time 0, samples at time 1
-    and points between them have the colors of their roles.
+    In one dimension the panels are histograms, in the plane they show the points. Noise
+    at time 0, samples at time 1 and points between them have the colors of their roles.
 
     **Arguments:**
 
-    - `times (t,)` and `points (n, t, d)`: paths as a vmapped solve saves them, with `d` at most 2.
+    - `times (t,)` and `points (n, t, d)`: paths as a vmapped solve saves them, with `d`
+      at most 2.
     - `target (m, d)`: data to draw faintly behind the points.
     - `num`: the number of panels, including the first and the last time.
     - `columns`: panels in a row.
@@ -119,6 +124,7 @@ def snapshots(
         f"`num` is {num}; it must lie between 2 and the number of times, {len(ts)}.",
     )
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
+
     data = np.zeros((0, size)) if target is None else np.asarray(target, np.float64)
     chosen = np.round(np.linspace(0, len(ts) - 1, num)).astype(int)
     moving = [
@@ -128,6 +134,7 @@ def snapshots(
     area = point_area([len(cloud) for cloud in (data, *moving)], 2.2, 0.08)
 
     rows = math.ceil(num / columns)
+
     figure = new_figure(2.6 * columns, 2.8 * rows)
     for i, (t, cloud) in enumerate(zip(ts[chosen], moving, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -140,6 +147,7 @@ def snapshots(
             _draw_points(axes, data, "data_x", area, alpha=0.3)
             _draw_points(axes, cloud, role, area, alpha=0.7)
             style_space(axes, lows, highs)
+
     return finish(figure, path)
 
 

@@ -25,9 +25,12 @@ from flowkit.plotting._trajectories import Dots, dots_for
 
 
 class LatentMap(NamedTuple):
-    """Pairs of latents and examples, each a tuple of two arrays `(n, d)` of the same size: one panel of `comparison`.
+    """Pairs of latents and examples, a panel of `comparison`.
 
-    - `train`: `(z, x)`, latents of the prior and the data they were paired with in training.
+    Each pair is a tuple of two arrays of one shape `(n, d)`.
+
+    - `train`: `(z, x)`, latents of the prior and the data they were paired with in
+      training.
     - `infer`: `(z, output)`, latents of the prior and what the decoder makes of them.
     - `encode`: `(x, latents)`, data and its latents.
     - `decode`: `(latents, output)`, these latents and what the decoder makes of them.
@@ -40,7 +43,7 @@ class LatentMap(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """Roles of the line, the latents and the examples of one kind of pair, each with its label in the legend."""
+    """Roles and labels of the line, the latents and the examples of a kind of pair."""
 
     line: tuple[str, str]
     latents: tuple[str, str]
@@ -63,10 +66,10 @@ _LOOKS = {
 def latent_map(
     panel: LatentMap, *, limits: Limits = None, title: str = "", path: PathLike = None
 ) -> Figure:
-    """What a decoder or an autoencoder maps to what, for latents and data of one dimension, or of two.
+    """What a decoder or an autoencoder maps to what, in one or two dimensions.
 
-    In one dimension latents are the left column and examples the right one, with lines between them. In two dimensions
-    both lie in the same axes.
+    In one dimension latents are the left column and examples the right one, with lines
+    between them. In two dimensions both lie in the same axes.
 
     **Arguments:**
 
@@ -88,7 +91,7 @@ def latent_map(
 
 
 def as_pairs(name: str, panel: LatentMap) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Latents and examples of each kind of pair, in this order; pairs that are not finite are left out."""
+    """The finite pairs of each kind, latents first and examples second."""
     pairs = {}
     for kind, pair in panel._asdict().items():
         if pair is None:
@@ -104,6 +107,7 @@ def as_pairs(name: str, panel: LatentMap) -> dict[str, tuple[np.ndarray, np.ndar
         if kind == "encode":
             pairs[kind] = (second[keep], first[keep])
     require(bool(pairs), f"`{name}` has no pairs; there is nothing to draw.")
+
     return pairs
 
 
@@ -127,7 +131,7 @@ def draw_map(
 ) -> None:
     """Draws lines between the pairs, and dots at their ends."""
     on_line = len(lows) == 1
-    # The columns are widened, so that points of equal value are seen, the same way in every frame.
+    # Columns are widened to show points of equal value, the same way in every frame.
     jitter = np.random.default_rng(0)
     for kind, (latents, examples) in pairs.items():
         look = _LOOKS[kind]

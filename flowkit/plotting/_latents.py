@@ -35,9 +35,10 @@ def embedding(
     title: str = "",
     path: PathLike = None,
 ) -> Figure:
-    """Points of a map of latents in the plane, such as t-SNE or two principal components, colored by class.
+    """A map of latents in the plane, such as t-SNE, colored by class.
 
-    The axes carry no numbers, since those of such a map have no meaning. Points that are not finite are left out.
+    The axes carry no numbers, since those of such a map have no meaning. Points that
+    are not finite are left out.
 
     **Arguments:**
 
@@ -48,6 +49,7 @@ def embedding(
     """
     points = np.asarray(xy, np.float64)
     require(len(points) > 0, "`xy` is empty; there is nothing to draw.")
+
     # Shuffled, so that no class covers another because of its number.
     finite = np.flatnonzero(np.isfinite(points).all(1))
     order = np.random.default_rng(0).permutation(finite)
@@ -70,6 +72,7 @@ def embedding(
         names is None or len(names) >= number,
         f"`names` must name all {number} classes.",
     )
+
     names = [str(k) for k in range(number)] if names is None else names
     palette = class_colors(number)
     axes.scatter(*points[order].T, c=palette[ids[order]], **style)
@@ -82,7 +85,7 @@ def embedding(
 
 
 class _Table(NamedTuple):
-    """A heat map of one value per class and latent entry: the values, the title, and the colors with their limits."""
+    """A heat map with a row for each class and a column for each latent entry."""
 
     values: np.ndarray
     title: str
@@ -101,17 +104,19 @@ def latent_statistics(
     names: Sequence[str] | None = None,
     path: PathLike = None,
 ) -> Figure:
-    """Moments of every latent dimension: mean and standard deviation of all examples, and of each class.
+    """Mean and standard deviation of every latent dimension, overall and by class.
 
-    The bars at the top reach from `mean - std` to `mean + std`. Below them, a table shows how far
-    the mean of each class is from the mean of all, in units of the standard deviation of all: a
-    dimension with a strong column separates classes. Another table shows the standard deviation
-    within each class in the same unit: it is 1 if the class explains nothing.
+    The bars at the top reach from `mean - std` to `mean + std`. Below them, a table
+    shows how far the mean of each class is from the mean of all, in units of the
+    standard deviation of all: a dimension with a strong column separates classes.
+    Another table shows the standard deviation within each class in the same unit: it is
+    1 if the class explains nothing.
 
     **Arguments:** the fields of `fk.metrics.LatentStatistics`.
 
     - `mean`, `std`: arrays of one shape `(...)`, which are flattened.
-    - `class_mean`, `class_std`: shape `(num_classes, ...)`, NaN for a class without examples.
+    - `class_mean`, `class_std`: shape `(num_classes, ...)`, NaN for a class without
+      examples.
     - `names`: the names of the classes, by default their numbers.
     """
     mean = np.asarray(mean, np.float64).reshape(-1)
@@ -124,6 +129,7 @@ def latent_statistics(
         (class_mean is None) == (class_std is None),
         "`class_mean` and `class_std` belong together: give both.",
     )
+
     tables = []
     number = 0
     if class_mean is not None:
@@ -133,10 +139,12 @@ def latent_statistics(
         names is None or len(names) == number,
         f"`names` must name all {number} classes.",
     )
+
     names = [str(k) for k in range(number)] if names is None else names
 
     heights = [2.2] + [max(1.4, 0.22 * number + 0.5)] * len(tables)
     width = float(np.clip(2 + 0.16 * len(mean), 6.5, 14))
+
     figure = new_figure(width, sum(heights))
     shape = {"nrows": len(heights), "height_ratios": heights}
     panels = figure.subplots(**shape, sharex=True, squeeze=False)[:, 0]

@@ -48,10 +48,13 @@ def reconstructions(
 
     **Arguments:**
 
-    - `inputs`, `samples`: equal numbers of clouds. A sample may have another number of points than its input.
-    - `input_masks`: which points of the inputs the encoder saw; hidden ones are drawn black.
-    - `masks`: which points of both are valid; others are not drawn. If inputs and samples have different numbers of
-      points, pass lists of the valid points as `inputs`.
+    - `inputs`, `samples`: equal numbers of clouds. A sample may have another number of
+      points than its input.
+    - `input_masks`: which points of the inputs the encoder saw; hidden ones are drawn
+      black.
+    - `masks`: which points of both are valid; others are not drawn. If inputs and
+      samples have different numbers of points, pass lists of the valid points as
+      `inputs`.
     - `columns`: pairs in a row.
     - `limits`, `up`, `view`: as in `point_clouds`.
     """
@@ -61,6 +64,7 @@ def reconstructions(
         f"`samples` has {len(samples)} clouds and `inputs` has {number}; they are pairs.",
     )
     _check("inputs", number, columns, input_masks=input_masks, masks=masks)
+
     panels = []
     for i in range(number):
         titles = ("input", "sample") if i < columns else ("", "")
@@ -75,6 +79,7 @@ def reconstructions(
         panels.append(
             Panel(points, plain(colors["output_x_hat"], len(points)), titles[1])
         )
+
     return draw_panels(panels, 2 * min(columns, number), limits, Camera(up, view), path)
 
 
@@ -91,17 +96,18 @@ def masked_examples(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """What a mask leaves of a cloud: pairs of panels, the cloud and the same cloud with its hidden points black.
+    """What a mask leaves of clouds: pairs of panels, without and with the mask.
 
-    The title counts the visible points.
+    Hidden points are black. The title counts the visible ones.
 
     **Arguments:**
 
     - `clouds`: the clouds before the mask.
     - `visible_masks`: which of their points the encoder may see.
     - `masks`: which points are valid; others are neither drawn nor counted.
-    - `grid_size`: the number of cells along each axis of a cloud's bounding box, if whole cells were hidden. Their
-      borders are dashed; in space only those behind the points are drawn.
+    - `grid_size`: the number of cells along each axis of a cloud's bounding box, if
+      whole cells were hidden. Their borders are dashed; in space only those behind the
+      points are drawn.
     - `limits`, `up`, `view`: as in `point_clouds`.
     - `columns`: pairs in a row.
     """
@@ -115,6 +121,7 @@ def masked_examples(
         grid_size is None or grid_size > 0,
         f"`grid_size` is {grid_size}; there must be at least one cell.",
     )
+
     camera = Camera(up, view)
     panels = []
     for i in range(number):
@@ -125,6 +132,7 @@ def masked_examples(
         lines = None if grid_size is None else cell_borders(points, grid_size, camera)
         panels.append(Panel(points, plain(colors["data_x"], len(points)), "original"))
         panels.append(Panel(points, _seen_and_hidden(seen), title, lines))
+
     return draw_panels(panels, 2 * min(columns, number), limits, camera, path)
 
 
@@ -141,21 +149,24 @@ def segmentations(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """Pairs of panels: points in the color of the object they belong to, and of the slot that was found for them.
+    """Pairs of panels: points colored by their true objects, and by the slots found.
 
-    Slots have no order of their own. The assignment of slots to objects that agrees at most points gives each slot the
-    color of its object, and slots that are left over get colors of their own.
+    Slots have no order of their own. The assignment of slots to objects that agrees at
+    most points gives each slot the color of its object, and slots that are left over
+    get colors of their own.
 
     **Arguments:**
 
     - `clouds`: the points.
-    - `objects`, `slots`: one integer per point. Points with a negative one belong to none and are gray. From weights
-      of attention `(n, k)` take `jnp.argmax(weights, axis=1)`.
+    - `objects`, `slots`: one integer per point. Points with a negative one belong to
+      none and are gray. From weights of attention `(n, k)` take `jnp.argmax(weights,
+      axis=1)`.
     - `masks`: which points are valid; others are not drawn.
     - `limits`, `columns`, `up`, `view`: as in `masked_examples`.
     """
     number = len(clouds)
     _check("clouds", number, columns, objects=objects, slots=slots, masks=masks)
+
     points = []
     true = []
     found = []
@@ -165,6 +176,7 @@ def segmentations(
         true.append(drawn("objects", cloud, valid, objects[i]))
         ids = drawn("slots", cloud, valid, slots[i])
         found.append(match_ids(ids, true[i]))
+
     largest = max((int(ids.max()) for ids in (*true, *found) if len(ids)), default=0)
 
     panels = []
@@ -174,11 +186,14 @@ def segmentations(
         right = id_colors(found[i], largest + 1)
         panels.append(Panel(points[i], left, titles[0]))
         panels.append(Panel(points[i], right, titles[1]))
+
     return draw_panels(panels, 2 * min(columns, number), limits, Camera(up, view), path)
 
 
 def match_ids(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The found ids, renamed so that they agree with the true ones at as many points as possible."""
+    """The found ids, renamed so that they agree with the true ones at as many points as
+    possible.
+    """
     found_names = np.unique(found[found >= 0])
     true_names = np.unique(true[true >= 0])
 
@@ -190,11 +205,13 @@ def match_ids(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     pairs = zip(found_names[rows].tolist(), true_names[columns].tolist(), strict=True)
     renamed = dict(pairs)
 
+    # Slots without an object get the first numbers that no object has.
     candidates = range(len(found_names) + len(true_names))
     unused = (i for i in candidates if i not in true_names)
     for name in found_names.tolist():
         if name not in renamed:
             renamed[name] = next(unused)
+
     return np.asarray([renamed.get(i, -1) for i in found.tolist()], int)
 
 
@@ -216,6 +233,7 @@ def _visible(name: str, cloud: Any, valid: Any, seen: Any) -> np.ndarray:
     seen = np.asarray(seen)
     require(
         seen.shape == (len(cloud),) and seen.dtype == bool,
-        f"`{name}` has a mask of shape {seen.shape} and dtype {seen.dtype} for {len(cloud)} points.",
+        f"`{name}` has a mask of shape {seen.shape} and dtype {seen.dtype} "
+        f"for {len(cloud)} points.",
     )
     return drawn(name, cloud, valid, seen)

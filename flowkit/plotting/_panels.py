@@ -1,4 +1,4 @@
-"""Grids of panels with one cloud each, in the plane or in space, which all figures of clouds are made of."""
+"""Grids of panels with one cloud each, of which all figures of clouds are made."""
 
 import itertools
 import math
@@ -39,7 +39,9 @@ Ids: TypeAlias = Int[AnyArray, "_ _"] | Sequence[Int[AnyArray, " _"]]
 
 
 class Panel(NamedTuple):
-    """Points `(n, d)`, their colors `(n, 3)`, a title, and segments `(s, 2, d)` behind them."""
+    """Points `(n, d)`, their colors `(n, 3)`, a title, and segments `(s, 2, d)` behind
+    them.
+    """
 
     points: np.ndarray
     rgb: np.ndarray
@@ -48,15 +50,19 @@ class Panel(NamedTuple):
 
 
 class Camera:
-    """How space is seen, without perspective: the axis that points up, elevation and azimuth in degrees."""
+    """How space is seen, without perspective.
+
+    **Arguments:** the axis that points up; elevation and azimuth of the eye in degrees.
+    """
 
     def __init__(self, up: int, view: tuple[Number, Number]):
         require(up in (0, 1, 2), f"`up` is {up}; the axes of space are 0, 1 and 2.")
+
         elevation, azimuth = np.radians(view)
         sine = np.sin(elevation)
         cosine = np.cos(elevation)
 
-        # With the third axis up: to the right, upward, and toward the eye on the screen.
+        # To the right and upward on the screen, and toward the eye, with the third axis up.
         right = [-np.sin(azimuth), np.cos(azimuth), 0]
         upward = [-sine * np.cos(azimuth), -sine * np.sin(azimuth), cosine]
         directions = [right, upward, np.cross(right, upward)]
@@ -68,7 +74,9 @@ class Camera:
         return self._directions[2]
 
     def flat(self, points: np.ndarray) -> np.ndarray:
-        """Points `(..., 3)` as they are seen, `(..., 2)`; points of a plane stay as they are."""
+        """Points `(..., 3)` as they are seen, `(..., 2)`; points of a plane stay as
+        they are.
+        """
         if points.shape[-1] == 2:
             return points
         return points @ self._directions[:2].T
@@ -84,12 +92,15 @@ class Camera:
 def draw_panels(
     panels: list[Panel], columns: int, limits: Limits, camera: Camera, path: PathLike
 ) -> Figure:
-    """A figure of equal square panels with the same limits and dots, in rows of `columns`."""
+    """A figure of equal square panels with the same limits and dots, in rows of
+    `columns`.
+    """
     size = panels[0].points.shape[1]
     require(
         all(panel.points.shape[1] == size for panel in panels),
         "all clouds of a figure must have the same dimension.",
     )
+
     lines = [
         panel.lines.reshape(-1, size) for panel in panels if panel.lines is not None
     ]
@@ -100,18 +111,20 @@ def draw_panels(
     rows = math.ceil(len(panels) / columns)
     titles = [panel.title for panel in panels]
     title_rows = sum(any(titles[i * columns : (i + 1) * columns]) for i in range(rows))
+
     figure = new_figure(columns * PANEL, rows * PANEL + 0.2 * title_rows)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         style_space(axes, lows, highs, ticks=False)
         _draw(axes, panel, camera, area)
+
     return finish(figure, path)
 
 
 def _limits(
     clouds: list[np.ndarray], size: int, limits: Limits, camera: Camera
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the square that is shown; limits of space become those of the cube as it is seen."""
+    """Corners of the square that is shown; limits of space are seen as a cube."""
     if size == 2 or limits is None:
         return box([camera.flat(points) for points in clouds], 2, limits)
     lows, highs = box([], 3, limits)
@@ -127,6 +140,7 @@ def _draw(axes: Any, panel: Panel, camera: Camera, area: float) -> None:
         axes.add_collection(LineCollection(segments, zorder=0.5, **style))
 
     nearness = camera.nearness(panel.points)
+    # Far points fade into the paper, which replaces perspective.
     haze = (HAZE * (1 - nearness))[:, None]
     rgb = haze + (1 - haze) * panel.rgb
     # Far points first, so that near ones cover them.
@@ -138,7 +152,7 @@ def _draw(axes: Any, panel: Panel, camera: Camera, area: float) -> None:
 
 
 def cell_borders(points: np.ndarray, cells: int, camera: Camera) -> np.ndarray:
-    """The borders `(s, 2, d)` of `cells` equal cells along each axis of the points' bounding box.
+    """The borders `(s, 2, d)` of a grid of `cells` along each axis of the bounding box.
 
     In space only those on the three faces behind the points.
     """
@@ -151,17 +165,21 @@ def cell_borders(points: np.ndarray, cells: int, camera: Camera) -> np.ndarray:
     segments = []
     for axis in range(size):
         others = [a for a in range(size) if a != axis]
+        # A border along this axis starts at a node of the other ones.
         for index in itertools.product(range(cells + 1), repeat=size - 1):
             behind = any(i == back[a] for i, a in zip(index, others, strict=True))
             if size == 2 or behind:
                 segment = np.stack([ticks[0], ticks[-1]])
                 segment[:, others] = ticks[list(index), others]
                 segments.append(segment)
+
     return np.asarray(segments)
 
 
 def class_colors(number: int) -> np.ndarray:
-    """Colors `(number, 3)` of classes: the first ten of `tab10`, twenty of `tab20`, more from a rainbow."""
+    """Colors of classes, `(number, 3)`: `tab10`, `tab20`, or a rainbow for more than
+    20.
+    """
     if number <= 10:
         return np.asarray(colormaps["tab10"].colors)[:number]  # pyright: ignore
     if number <= 20:
@@ -170,7 +188,9 @@ def class_colors(number: int) -> np.ndarray:
 
 
 def id_colors(ids: np.ndarray, number: int) -> np.ndarray:
-    """A color for every point, `(n, 3)`; gray for a negative id, which stands for none."""
+    """A color for every point, `(n, 3)`; gray for a negative id, which stands for
+    none.
+    """
     palette = np.concatenate([class_colors(max(number, 1)), [to_rgb(NO_CLASS)]])
     return palette[np.where(ids < 0, -1, ids)]
 

@@ -1,4 +1,4 @@
-"""What all figures share: colors, axes, dots, limits, and how a figure is shown and saved."""
+"""What all figures share: colors, axes, dots, limits, and how they are shown."""
 
 import contextlib
 import io
@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -48,10 +49,11 @@ colors: Mapping[str, str] = MappingProxyType(
 | `one_step` | cyan | what a map in one step makes |
 | `hidden_x` | black | points of the data that a mask hides from an encoder |
 
-Classes, slots and named curves have no role. They are numbered, and each number has its color.
+Classes, slots and named curves have no role. They are numbered, and each number has its
+color.
 """
 
-# Text, the grid, the frames of axes, lines at a fixed value, and what belongs to no class.
+# Text, the grid, frames of axes, lines at a fixed value, what belongs to no class.
 INK = "#333333"
 GRID = "#e9e9e9"
 FAINT = "#d9d9d9"
@@ -67,15 +69,19 @@ Limits: TypeAlias = tuple[Number, Number] | None
 
 @contextlib.contextmanager
 def own_look() -> Iterator[None]:
-    """Matplotlib's defaults, whatever style the user has chosen: half a dark style would be unreadable."""
+    """Matplotlib's defaults, whatever style the user has chosen.
+
+    Half of the look is fixed here, and the other half of a dark style would be
+    unreadable.
+    """
     with matplotlib.style.context("default"):
         yield
 
 
 class StyledFigure(Figure):
-    """A figure that pyplot does not know, that keeps its look, and that a notebook shows."""
+    """A figure without pyplot that keeps its look and shows itself in a notebook."""
 
-    # Ticks and other artists are made, or read the style, only when the figure is drawn.
+    # Some artists, such as ticks, read the style only when the figure is drawn.
     @own_look()
     def draw(self, renderer: Any) -> None:
         super().draw(renderer)
@@ -84,6 +90,8 @@ class StyledFigure(Figure):
     def savefig(self, fname: Any, **options: Any) -> None:
         super().savefig(fname, **options)
 
+    # The hook of IPython. Its inline backend brings its own for `Figure`, which then
+    # takes the place of this one, so a figure is never shown twice.
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
@@ -98,7 +106,8 @@ def new_figure(width: Number, height: Number) -> Figure:
 def check_path(path: PathLike, endings: Iterable[str] | None = None) -> None:
     """Raises for a file that cannot be written, and makes its folder.
 
-    **Arguments:** `endings`: the endings that are allowed, by default those of matplotlib.
+    **Arguments:** `endings`: the endings that are allowed, by default those of
+    matplotlib.
     """
     if path is None:
         return
@@ -107,6 +116,7 @@ def check_path(path: PathLike, endings: Iterable[str] | None = None) -> None:
         not path.is_dir(),
         f"`path` is {path}, which is a folder; name a file in it.",
     )
+
     if endings is None:
         endings = [f".{name}" for name in FigureCanvasBase.get_supported_filetypes()]
     ending = path.suffix.lower()
@@ -116,6 +126,7 @@ def check_path(path: PathLike, endings: Iterable[str] | None = None) -> None:
         f"`path` is {path}; a file that ends in {ending!r} cannot be written, "
         f"only {', '.join(sorted(endings))}.",
     )
+
     check_folder("path", path.parent)
 
 
@@ -128,9 +139,14 @@ def finish(figure: Figure, path: PathLike) -> Figure:
 
 
 def series_color(number: int) -> Any:
-    """The color of a curve that has no role, by its number; none of them is the color of a role."""
+    """The color of a curve without a role, by its number; no role has one of these."""
     palette = colormaps["Dark2"].colors  # pyright: ignore
     return palette[number % len(palette)]
+
+
+def tint(color: Any, strength: float) -> str:
+    """A color mixed with white, which is strength 0."""
+    return to_hex(strength * np.asarray(to_rgb(color)) + (1 - strength))
 
 
 def style_axes(axes: Any, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
@@ -148,7 +164,7 @@ def style_axes(axes: Any, title: str = "", xlabel: str = "", ylabel: str = "") -
 
 
 def style_legend(axes: Any, **options: Any) -> None:
-    """A legend without a box, if there is anything to name; its markers and lines are opaque and of one size."""
+    """A legend without a box, if there is anything to name."""
     if not axes.get_legend_handles_labels()[1]:
         return
     style_handles(axes.legend(fontsize=8, frameon=False, labelcolor=INK, **options))
@@ -168,7 +184,7 @@ def style_handles(legend: Any) -> None:
 def style_space(
     axes: Any, lows: np.ndarray, highs: np.ndarray, *, ticks: bool = True
 ) -> None:
-    """Equal aspect within a box, in two or three dimensions; without ticks only a thin frame remains."""
+    """Equal aspect within a box; without ticks only a thin frame remains."""
     axes.set_xlim(lows[0], highs[0])
     axes.set_ylim(lows[1], highs[1])
     if len(lows) == 3:
@@ -192,12 +208,13 @@ def style_space(
 
 
 def as_points(name: str, cloud: Any, mask: Any = None) -> np.ndarray:
-    """The valid, finite points of a cloud as a NumPy array `(n, d)`; generated points may have diverged."""
+    """The valid, finite points of a cloud, `(n, d)`."""
     points = np.asarray(cloud, np.float64)
     if points.ndim != 2 or points.shape[1] not in (2, 3):
         raise ValueError(
             f"`{name}` has a cloud of shape {points.shape}; (n, 2) or (n, 3) can be drawn."
         )
+    # Generated points may have diverged.
     keep = np.isfinite(points).all(1)
     if mask is not None:
         valid = np.asarray(mask)
@@ -207,6 +224,7 @@ def as_points(name: str, cloud: Any, mask: Any = None) -> np.ndarray:
                 f"its cloud needs booleans of shape {keep.shape}."
             )
         keep &= valid
+
     return points[keep]
 
 
@@ -216,7 +234,7 @@ def box(
     limits: Limits = None,
     padding: Number = 0.06,
 ) -> tuple[Any, Any]:
-    """Corners of the smallest padded cube around all points, or the cube that the caller asks for."""
+    """Corners of the smallest padded cube around all points, or those asked for."""
     if limits is not None:
         low, high = limits
         if not low < high:
@@ -237,8 +255,8 @@ def box(
 def point_area(counts: Iterable[int], inches: Number, coverage: Number = 0.12) -> float:
     """One area of a dot, in square points, for all panels of a figure.
 
-    The dots of the panel with most points cover the given fraction of it. A size for each panel
-    would make a cloud of few points look bolder than one of many.
+    The dots of the panel with most points cover the given fraction of it. A size for
+    each panel would make a cloud of few points look bolder than one of many.
 
     **Arguments:**
 

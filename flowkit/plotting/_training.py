@@ -1,4 +1,4 @@
-"""Figures of a training run: its curves over the steps, and what it explains over the time of the flow."""
+"""Figures of a training run: its curves, and the velocity that a model explains."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from flowkit.plotting._style import (
     series_color,
     style_axes,
     style_legend,
+    tint,
 )
 
 
@@ -38,10 +39,16 @@ History: TypeAlias = Mapping[str, tuple[Any, Any]]
 
 
 class _Run(NamedTuple):
-    """Curves by name, each a list with one `(steps, values)` per stage, and the step at which each stage begins."""
+    """The curves of all stages on one axis of steps.
+
+    - `curves`: name -> `(steps, values)` of each stage that has this curve.
+    - `starts`: stage -> the step at which it begins.
+    - `end`: the last step.
+    """
 
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]]
     starts: dict[str, float]
+    end: float
 
 
 @own_look()
@@ -54,31 +61,38 @@ def loss_trajectory(
 ) -> Figure:
     """The curves of a training run, of one stage or of several.
 
-    The panels are the total loss, its components on a logarithmic axis, metrics, the components on a linear axis, and
-    the explained velocity. A panel that would be empty is left out.
+    The panels are the total loss, its components on a logarithmic axis, metrics, the
+    components on a linear axis, and the explained velocity. A panel that would be empty
+    is left out.
 
-    A long noisy curve is drawn faint, with its running mean on top, and a short one with markers. Several stages follow
-    one another on one axis of steps; a dashed line with the name of the stage marks where it begins.
+    A long noisy curve is drawn faint, with its running mean on top, and a short one
+    with markers. Several stages follow one another on one axis of steps; a dashed line
+    with the name of the stage marks where it begins.
 
     ```python
     results = fk.training.fit_stages(stages, model, key=key)
-    fk.plotting.loss_trajectory({name: result.history for name, result in results.items()})
+    histories = {name: result.history for name, result in results.items()}
+    fk.plotting.loss_trajectory(histories)
     ```
 
     **Arguments:**
 
-    - `history`: name -> `(steps, values)`, as `fk.training.fit` returns it, or stage -> such a history. `loss` or
-      `total` is the total. Names that contain `explained` or `r2`, or the name of a distance such as `chamfer` or
-      `emd`, go to their own panels. `grad_norm`, `skipped`, `seconds`, and values that are not scalars are left out.
-      All other curves are components.
-    - `panels`: title -> names, in place of these rules. A title that contains "log" asks for a logarithmic axis.
-    - `smoothing`: the window of the running mean as a fraction of the curve; 0 turns smoothing off.
+    - `history`: name -> `(steps, values)`, as `fk.training.fit` returns it, or stage ->
+      such a history. `loss` or `total` is the total. Names that contain `explained` or
+      `r2`, or the name of a distance such as `chamfer` or `emd`, go to their own
+      panels. `grad_norm`, `skipped`, `seconds`, and values that are not scalars are
+      left out. All other curves are components.
+    - `panels`: title -> names, in place of these rules. A title that contains "log"
+      asks for a logarithmic axis.
+    - `smoothing`: the window of the running mean as a fraction of the curve; 0 turns
+      smoothing off.
     """
     require(len(history) > 0, "`history` is empty; pass name -> (steps, values).")
     require(
         0 <= smoothing < 1,
         f"`smoothing` is {smoothing}; it is a fraction of the curve, at least 0 and below 1.",
     )
+
     run = _as_run(history)
     groups = _default_panels(run) if panels is None else panels
     for name in (n for names in groups.values() for n in names):
@@ -87,6 +101,7 @@ def loss_trajectory(
             f"`panels` names {name!r}, which is not in `history`: {sorted(run.curves)}.",
         )
         _check_scalar(name, run)
+
     shown = {title: names for title, names in groups.items() if names}
     require(
         len(shown) > 0,
@@ -95,12 +110,14 @@ def loss_trajectory(
 
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
+
     figure = new_figure(5.2 * columns, 3.3 * rows)
     for i, (title, names) in enumerate(shown.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         style_axes(axes, title, "step")
         _draw_curves(axes, title, list(names), run, smoothing)
-        _mark_stages(axes, run.starts)
+        _mark_stages(axes, run)
+
     return finish(figure, path)
 
 
@@ -112,20 +129,22 @@ def explained_velocity(
     title: str = "explained velocity",
     path: PathLike = None,
 ) -> Figure:
-    """The fraction of the velocity's variance that a model explains, over the time of the flow.
+    """The fraction of the velocity's variance that a model explains, over the time of
+    the flow.
 
-    One is perfect and zero is no better than the mean. Unlike the loss, this number has a meaning by itself: low values
-    show the times at which the model is still poor.
+    One is perfect and zero is no better than the mean. Unlike the loss, this number has
+    a meaning by itself: low values show the times at which the model is still poor.
 
     **Arguments:**
 
     - `times (bins,)`: the centers of the bins.
-    - `r2 (bins,)`: the values there, or name -> `(bins,)` for several curves, such as those of several steps of a run,
-      which are drawn from light to dark.
+    - `r2 (bins,)`: the values there, or name -> `(bins,)` for several curves, such as
+      those of several steps of a run, which are drawn from light to dark.
     - `title`: the title of the figure.
     """
     curves = dict(r2) if isinstance(r2, Mapping) else {"": r2}
     require(len(curves) > 0, "`r2` is empty; pass an array, or name -> array.")
+
     for name, values in curves.items():
         require(
             len(values) == len(times),
@@ -141,11 +160,11 @@ def explained_velocity(
     color = series_color(0)
     xs = np.asarray(times, np.float64)
     arrays = {name: np.asarray(values, np.float64) for name, values in curves.items()}
-    # The last curve, or the only one, is opaque.
-    alphas = np.linspace(1, 0.3, len(arrays))[::-1]
-    style = {"color": color, "linewidth": 1.8, "marker": "o", "markersize": 4}
-    for alpha, (name, values) in zip(alphas, arrays.items(), strict=True):
-        axes.plot(xs, values, label=name or None, alpha=alpha, **style)
+    # The last curve, or the only one, has the full color.
+    strengths = np.linspace(1, 0.3, len(arrays))[::-1]
+    style = {"linewidth": 1.8, "marker": "o", "markersize": 4}
+    for strength, (name, values) in zip(strengths, arrays.items(), strict=True):
+        axes.plot(xs, values, label=name or None, color=tint(color, strength), **style)
     if len(arrays) == 1:
         (values,) = arrays.values()
         axes.fill_between(xs, 0, values, color=color, alpha=0.12, linewidth=0)
@@ -159,25 +178,30 @@ def explained_velocity(
 
 
 def _as_run(history: History | Mapping[str, History]) -> _Run:
-    """The curves of all stages, with the steps of each stage counted from the end of the one before."""
+    """The curves of all stages, with the steps of each stage counted from the end of
+    the one before.
+    """
     nested = [isinstance(value, Mapping) for value in history.values()]
     require(
         all(nested) or not any(nested),
-        "`history` mixes curves and stages; pass name -> (steps, values), or stage -> such a history.",
+        "`history` mixes curves and stages; "
+        "pass name -> (steps, values), or stage -> such a history.",
     )
+
     stages: Any = history if all(nested) else {"": history}
-    run = _Run({}, {})
-    start = 0.0
-    for stage, curves in stages.items():
-        run.starts[stage] = start
-        end = start
-        for name, pair in curves.items():
-            label = f"history[{stage!r}][{name!r}]" if stage else f"history[{name!r}]"
-            steps, values = _curve(label, *pair)
-            run.curves.setdefault(name, []).append((start + steps, values))
-            end = max(end, start + float(steps.max()))
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    starts = {}
+    end = 0.0
+    for stage, series in stages.items():
         start = end
-    return run
+        starts[stage] = start
+        place = f"history[{stage!r}]" if stage else "history"
+        for name, pair in series.items():
+            steps, values = _curve(f"{place}[{name!r}]", *pair)
+            curves.setdefault(name, []).append((start + steps, values))
+            end = max(end, start + float(steps.max()))
+
+    return _Run(curves, starts, end)
 
 
 def _curve(label: str, steps: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +223,8 @@ def _check_scalar(name: str, run: _Run) -> None:
     shapes = [values.shape for _, values in run.curves[name]]
     require(
         _is_scalar(name, run),
-        f"`panels` names {name!r}, whose values have shape {shapes[0]}; only scalars (k,) can be drawn.",
+        f"`panels` names {name!r}, whose values have shape {shapes[0]}; "
+        "only scalars (k,) can be drawn.",
     )
 
 
@@ -214,6 +239,7 @@ def _default_panels(run: _Run) -> dict[str, list[str]]:
     for name in run.curves:
         if name not in _BOOKKEEPING and _is_scalar(name, run):
             groups[_kind(name)].append(name)
+
     return {
         "loss": groups["total"],
         "components (log scale)": groups["other"],
@@ -244,7 +270,9 @@ def _draw_curves(
         for steps, values in run.curves[name]:
             _draw_curve(axes, steps, values, smoothing, color=color, label=label)
             every.append(values)
+            # The pieces of a curve have one entry in the legend.
             label = None
+
     _scale(axes, title, np.concatenate(every))
     if [name.replace("_", " ") for name in names] != [title]:
         style_legend(axes)
@@ -264,7 +292,9 @@ def _draw_curve(
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the finite values in a centered window, which is cut off at the ends."""
+    """The mean of the finite values in a centered window, which is cut off at the
+    ends.
+    """
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -276,11 +306,14 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def _mark_stages(axes: Any, starts: Mapping[str, float]) -> None:
+def _mark_stages(axes: Any, run: _Run) -> None:
     """A dashed line and a name where each of several stages begins."""
-    if len(starts) < 2:
+    if len(run.starts) < 2:
         return
-    for name, start in starts.items():
+    # The names stand between the axes and the title.
+    axes.set_title(axes.get_title(), fontsize=10, color=INK, pad=14)
+    axes.set_xlim(-0.02 * run.end, 1.02 * run.end)
+    for name, start in run.starts.items():
         if start > 0:
             axes.axvline(start, color=LEVEL, linewidth=0.8, linestyle=_DASHES, zorder=1)
         # The x coordinate is a step and the y coordinate a fraction of the axes.
@@ -290,7 +323,9 @@ def _mark_stages(axes: Any, starts: Mapping[str, float]) -> None:
 
 
 def _scale(axes: Any, title: str, values: np.ndarray) -> None:
-    """A logarithmic axis if the title asks for it or a total spans more than a decade; R2 ends at one."""
+    """A logarithmic axis if the title asks for it or a total spans more than a decade;
+    R2 ends at one.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return

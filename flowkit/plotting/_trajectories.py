@@ -30,13 +30,15 @@ from flowkit.plotting._style import (
 
 
 class Paths(NamedTuple):
-    """Paths of points from noise to data: one panel of `comparison`, or the arguments of `trajectories`.
+    """Paths of points from noise to data, a panel of `comparison`.
 
     - `times`: shape `(t,)`.
-    - `points`: shape `(n, t, d)`, as a vmapped solve saves them. Paths of a map in one step have two times.
+    - `points`: shape `(n, t, d)`, as a vmapped solve saves them. Paths of a map in one
+      step have two times.
     - `target`: data to draw behind the paths, shape `(m, d)`.
     - `one_step`: what a map in one step makes of the same starts, shape `(n, d)`.
-    - `coupling`: pairs `(x0, x1)` that the model was trained on, each of shape `(k, d)`.
+    - `coupling`: pairs `(x0, x1)` that the model was trained on, each of shape `(k,
+      d)`.
     """
 
     times: Float[AnyArray, " t"]
@@ -47,7 +49,7 @@ class Paths(NamedTuple):
 
 
 class Dots(NamedTuple):
-    """Areas of dots, the same in all panels of a figure: of the data, and of what is drawn on top."""
+    """Areas of dots, of data and of what is drawn on top, in all panels of a figure."""
 
     data: float
     front: float
@@ -65,15 +67,18 @@ def trajectories(
     title: str = "",
     path: PathLike = None,
 ) -> Figure:
-    """Paths of points from noise to data: over time in one dimension, else in the plane or in space.
+    """Paths of points from noise to data.
+
+    In one dimension they are drawn over time, else in the plane or in space.
 
     **Arguments:**
 
-    - `times (t,)` and `points (n, t, d)`: paths as a vmapped solve saves them, with `d` at most 3. Steps that are not
-      finite are left out. Paths of a map in one step have two times.
+    - `times (t,)` and `points (n, t, d)`: paths as a vmapped solve saves them, with `d`
+      at most 3. Steps that are not finite are left out. Paths of a map in one step have
+      two times.
     - `target (m, d)`: data to draw behind the paths.
-    - `one_step (n, d)`: what a map in one step makes of the same starts. Its distance from the ends of the paths is
-      written into the figure.
+    - `one_step (n, d)`: what a map in one step makes of the same starts. Its distance
+      from the ends of the paths is written into the figure.
     - `coupling`: pairs `(x0, x1)` of the training, each `(k, d)`.
     - `limits`: `(low, high)` of every spatial axis.
     - `title`: the title of the figure.
@@ -98,14 +103,17 @@ def curvature(
     *,
     path: PathLike = None,
 ) -> Figure:
-    r"""How curved paths are: the mean over the paths of $\|\mathrm d^2 x / \mathrm dt^2\|$, over time.
+    r"""How curved paths are: the mean over the paths of $\|\mathrm d^2 x / \mathrm
+    dt^2\|$, over time.
 
-    It is zero for straight paths at constant speed, which a single Euler step follows exactly.
+    It is zero for straight paths at constant speed, which a single Euler step follows
+    exactly.
 
     **Arguments:**
 
     - `times (t,)`: increasing, at least three.
-    - `paths (n, t, d)`, or name -> `(n, t, d)` for several models. Paths that are not finite are left out.
+    - `paths (n, t, d)`, or name -> `(n, t, d)` for several models. Paths that are not
+      finite are left out.
 
     **Raises:** `ValueError` for times and paths that do not fit together.
     """
@@ -116,6 +124,7 @@ def curvature(
         len(ts) > 2 and bool(np.all(np.diff(ts) > 0)),
         f"`times` must hold three or more increasing times, got {len(ts)}.",
     )
+
     for name, points in named.items():
         require(
             points.shape[1] == len(ts) and len(points) > 0,
@@ -137,7 +146,9 @@ def curvature(
 
 
 def _second_derivative(times: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Its mean length at the inner times, by differences of the slopes on both sides."""
+    """Its mean length at the inner times, by differences of the slopes on both
+    sides.
+    """
     finite = points[np.isfinite(points).all((1, 2))]
     steps = np.diff(times)[:, None]
     slopes = np.diff(finite, axis=1) / steps
@@ -147,7 +158,9 @@ def _second_derivative(times: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def as_arrays(panel: Paths) -> Paths:
-    """The same panel as NumPy arrays with shapes that fit together; what is missing becomes an empty array."""
+    """The same panel as NumPy arrays that fit together, empty ones for what is
+    missing.
+    """
     times = np.asarray(panel.times, np.float64)
     points = np.asarray(panel.points, np.float64)
     number, num_times, size = points.shape
@@ -173,6 +186,7 @@ def as_arrays(panel: Paths) -> Paths:
         f"`one_step` must have one end for each of the {number} paths.",
     )
     require(len(x0) == len(x1), f"`coupling` has {len(x0)} starts and {len(x1)} ends.")
+
     return Paths(times, points, target, one_step, (x0, x1))
 
 
@@ -195,7 +209,9 @@ def finite_points(panel: Any) -> list[np.ndarray]:
 
 
 def dots_for(panels: Iterable[Any], inches: float, more: Iterable[int] = ()) -> Dots:
-    """The areas for panels of arrays, and for `more` clouds of which the numbers of points are given."""
+    """The areas for panels of arrays, and for more clouds with these numbers of
+    points.
+    """
     panels = list(panels)
     data = point_area([len(panel.target) for panel in panels], inches, 0.05)
     counts = [len(panel.points) for panel in panels]
@@ -205,7 +221,9 @@ def dots_for(panels: Iterable[Any], inches: float, more: Iterable[int] = ()) -> 
 def draw_paths(
     axes: Any, panel: Any, lows: np.ndarray, highs: np.ndarray, dots: Dots
 ) -> None:
-    """Draws, from the back to the front: pairs, data, paths, one-step ends, starts, ends."""
+    """Draws, from the back to the front: pairs, data, paths, one-step ends, starts,
+    ends.
+    """
     if panel.points.shape[-1] == 1:
         _draw_over_time(axes, panel, dots)
         axes.set_ylim(lows[0], highs[0])
@@ -238,6 +256,7 @@ def _draw_over_time(axes: Any, panel: Any, dots: Dots) -> None:
         _add_lines(axes, jumps, "one_step", "one step")
         square = _dot(dots, "one_step") | {"marker": "s"}
         axes.scatter(ends, panel.one_step[:, 0], **square)
+
     axes.scatter(starts, paths[:, 0], label="start", **_dot(dots, "prior_z"))
     axes.scatter(ends, paths[:, -1], label="end", **_dot(dots, "output_x_hat"))
     axes.set_xlabel("time  (0 noise, 1 data)", fontsize=9, color=INK)
@@ -285,7 +304,7 @@ def _add_lines(
 
 
 def _write_gap(axes: Any, panel: Any) -> None:
-    """The distance between the ends of the paths and those of one step: mean and standard deviation."""
+    """The distance between paths and one step at their ends: mean and deviation."""
     gap = np.linalg.norm(panel.points[:, -1] - panel.one_step, axis=-1)
     text = f"|path - one step|\n{gap.mean():.3f} ± {gap.std():.3f}"
     paper = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 1.5}
