@@ -11,9 +11,7 @@ reconstructions of held-out digits over that of two draws of the same digit. Res
 
 import dataclasses
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import _report
@@ -27,11 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import flowkit as fk
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from point_cloud_models import build, ModelConfig
+from flowkit.pipelines import SetFlowConfig
 
 
 GLOBAL, STRUCTURED, LOCAL = "(1, c)", "(k, c)", "(n, c)"
@@ -89,8 +83,12 @@ def combinations():
                 chosen = "auto" if attends else conditioner
                 yield (
                     names,
-                    ModelConfig(
-                        **options, backbone=backbone, conditioner=chosen, prior="normal"
+                    SetFlowConfig(
+                        in_size=2,
+                        **options,
+                        backbone=backbone,
+                        conditioner=chosen,
+                        prior="normal",
                     ),
                 )
 
@@ -202,7 +200,7 @@ def main(config: Config) -> None:
     for names, model_config in combinations():
         if config.only.lower() not in " ".join(names).lower():
             continue
-        model = build(model_config, key=jr.key(config.seed))
+        model = model_config.build(key=jr.key(config.seed))
         row = dict(
             zip(("encoder", "latents", "conditioner", "backbone"), names, strict=True)
         )

@@ -10,11 +10,13 @@ two draws of one image, class accuracy beside that of the classifier on test clo
 
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import _report
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -25,37 +27,27 @@ import tyro
 import flowkit as fk
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import point_clouds
-from point_cloud_models import class_condition, ModelConfig
-
-
 NUM_POINTS = 256
 """Points of every cloud that is scored and of every cloud that the classifier sees."""
 
 GUIDANCE = 2.0
 """Scale of the guidance, where there is any."""
 
+CHAMFER = jax.jit(jax.vmap(fk.metrics.chamfer))
+"""The distances between the clouds of two lists, pair by pair."""
+
 SOLVER = {"solver": fk.RK4(), "num_steps": 5}
 """20 evaluations per sample."""
 
-DEFAULT = point_clouds.Config(
-    data="mnist",
-    class_conditional=True,
-    stages="two-stage",
-    num_points=128,
-    num_steps=5000,
-    prior_steps=7000,
-    batch_size=64,
-    block=8,
-    optimizer="muon",
-    learning_rate=5e-3,
-    times="late",
-    checkpoint_every=2000,
-    output="artifacts/set_mnist",
-    model=ModelConfig(latent_size=64, features=True, prior_width=256),
-)
+EXAMPLE = Path(__file__).parents[1] / "examples" / "point_clouds.py"
+RUN = "artifacts/set_mnist"
+OPTIONS = """
+    --data mnist --class-conditional --stages two-stage --num-points 128
+    --num-steps 5000 --prior-steps 7000 --batch-size 64 --optimizer muon
+    --learning-rate 5e-3 --times late --checkpoint-every 2000
+    --model.latent-size 64 --model.features --model.prior-width 256
+"""
+"""The run that is scored by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +63,15 @@ class Config:
     classifier_steps: int = 4000
     """Training steps of the classifier, 64 clouds each."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
 
 
 def main(config: Config) -> None:
     if config.run is None:
-        point_clouds.main(DEFAULT)
-    folder = Path(config.run or DEFAULT.output)
-    model, run = point_clouds.final_model(folder)
+        command = [sys.executable, str(EXAMPLE), *OPTIONS.split(), "--output", RUN]
+        subprocess.run(command, check=True)
+    folder = Path(config.run or RUN)
+    model, run = fk.pipelines.load_set_flow(folder)
     trained = json.loads((folder / "metrics.json").read_text())
     images = fk.data.load_mnist()
     tkey, hkey, gkey, ckey, rkey, skey = jr.split(jr.key(config.seed), 6)
@@ -86,7 +79,9 @@ def main(config: Config) -> None:
     test = fk.data.image_clouds(images.test, 2 * NUM_POINTS, key=hkey)
     labels = jr.choice(ckey, images.train.labels, (config.num_chamfer,))
     generated = generate(model, run, labels, key=gkey)
-    guided = generate(point_clouds.guide(model, GUIDANCE), run, labels, key=gkey)
+    flow = fk.guided(model.prior.flow, GUIDANCE)
+    guided_model = eqx.tree_at(lambda model: model.prior.flow, model, flow)
+    guided = generate(guided_model, run, labels, key=gkey)
     picture(guided, np.asarray(labels))
 
     steps = {f"{stage}_steps": steps for stage, steps in trained["steps"].items()}
@@ -114,9 +109,7 @@ def main(config: Config) -> None:
         "Set-MNIST",
         [{"number": name, "value": value} for name, value in results.items()],
     )
-    _report.save(
-        "set_mnist", config.seed, run=point_clouds.stored(run), results=results
-    )
+    _report.save("set_mnist", config.seed, run=run, results=results)
 
 
 def scores(model, run, train, test, generated, labels, rkey, skey, config: Config):
@@ -133,7 +126,8 @@ def scores(model, run, train, test, generated, labels, rkey, skey, config: Confi
 def generate(
     model, run, labels, *, key, num_points: int = NUM_POINTS, mask=None
 ) -> np.ndarray:
-    cond = class_condition(labels, run.model)
+    num_classes = run["model"]["num_classes"]
+    cond = jax.nn.one_hot(labels, num_classes)[:, None] if num_classes else None
     options = {"num_samples": len(labels), "cond": cond, "mask": mask, "key": key}
     return np.asarray(model.sample(num_points, **options, **SOLVER).values)
 
@@ -144,13 +138,13 @@ def reconstruction(model, run, clouds: np.ndarray, *, key) -> dict:
     The encoder sees as many points as in training; what is compared has more and more of them.
     """
     seen, other = np.split(clouds, 2, axis=1)
-    latents = point_clouds.encode(model, seen[:, : run.num_points], None)
+    latents = fk.latent.encode_sets(model, seen[:, : run["num_points"]])
     options = {"num_samples": len(seen), "cond": latents, "key": key, **SOLVER}
     rebuilt = fk.sample(model.flow, seen.shape[1:], **options).values
     results = {}
     for n in (64, 128, NUM_POINTS):
         value, floor = (
-            float(jnp.mean(point_clouds.CHAMFER(points[:, :n], other[:, :n])))
+            float(jnp.mean(CHAMFER(points[:, :n], other[:, :n])))
             for points in (rebuilt, seen)
         )
         results |= {

@@ -1,11 +1,11 @@
-"""Look at the latents of a trained model of point clouds: moments by dimension and class, and a map by t-SNE.
+"""Look at the latents of a trained model of point clouds: moments, classes, and a map.
 
     python examples/point_clouds.py
     python examples/analyze_latents.py
     python examples/analyze_latents.py --model artifacts/point_clouds --pooling mean
 
-Encodes the held-out clouds of the run and writes to the folder `latents` within the run's: `statistics.txt`,
-`statistics.json`, `statistics.png` and `t_sne.png`.
+Encodes the held-out clouds of a run and writes to the folder `latents` within the run's:
+`statistics.txt`, `statistics.json`, `statistics.png`, and `t_sne.png`.
 """
 
 import dataclasses
@@ -13,11 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import equinox as eqx
-import jax
 import numpy as np
-import point_clouds
-import tyro
 from sklearn.manifold import TSNE
 
 import flowkit as fk
@@ -25,62 +21,89 @@ import flowkit as fk
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Analyse the latents of the held-out clouds."""
+    """Analyze the latents of held-out clouds."""
 
     model: str = "artifacts/point_clouds"
-    """Folder of a run of `point_clouds.py`, with its checkpoints."""
+    """Folder of a run of `point_clouds.py`, with its checkpoints and held-out clouds."""
+    data: str | None = None
+    """An .npz file with other clouds to encode, in the units of training."""
     pooling: Literal["auto", "flatten", "mean"] = "auto"
-    """How the latents of a cloud become one vector. Flatten: one after the other. Mean: over the latents, which suits
-    slots, as they have no order. Auto: the mean where every point has a latent, flattened otherwise."""
+    """How the latents of a cloud become one vector. Flatten: one after the other. Mean: over
+    the latents, which suits slots, since they have no order. Auto: the mean if every point
+    has a latent, flattened otherwise."""
     perplexity: float = 30.0
-    """Of the t-SNE; about how many neighbours count. At most a third of the number of clouds is used."""
+    """Perplexity of the t-SNE: about how many neighbors count. The maximum is a third of the
+    number of clouds."""
     num_iterations: int = 1000
-    """Of the t-SNE."""
+    """Iterations of the t-SNE, at least 250."""
     seed: int = 42
-    """Of the t-SNE."""
+    """Random seed of the t-SNE."""
+
+    def __post_init__(self):
+        if self.perplexity <= 0:
+            raise ValueError(f"`perplexity` must be positive, got {self.perplexity}.")
+        if self.num_iterations < 250:
+            raise ValueError(
+                f"`num_iterations` must be at least 250, got {self.num_iterations}."
+            )
 
 
 def main(config: Config) -> None:
-    folder = Path(config.model) / "latents"
-    model, run = point_clouds.final_model(Path(config.model))
-    points, mask, labels = point_clouds.load(run).seen
-    latents = encode(model, points, mask)
-    vectors, rule = as_vectors(latents, points.shape[1], mask, config.pooling)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    heading = f"{len(latents)} held-out clouds, latents {latents.shape[1:]}, {rule}: {vectors.shape[1]} numbers each"
-    numbers = statistics(vectors, labels)
-    (folder / "statistics.json").write_text(
-        json.dumps({"latents": heading, **numbers}, indent=1) + "\n"
+    run = Path(config.model)
+    model, _ = fk.pipelines.load_set_flow(run)
+    points, mask, labels = load(config)
+    latents = fk.latent.encode_sets(model, points, mask=mask)
+    vectors, rule = as_vectors(
+        np.asarray(latents), points.shape[1], mask, config.pooling
     )
+    perplexity = largest_perplexity(config, len(vectors))
+
+    folder = run / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    heading = (
+        f"{len(latents)} held-out clouds, latents {latents.shape[1:]}, {rule}: "
+        f"{vectors.shape[1]} numbers each"
+    )
+    numbers = statistics(vectors, labels)
+    text = json.dumps({"latents": heading, **numbers}, indent=1)
+    (folder / "statistics.json").write_text(text + "\n")
     text = f"{heading}\n\n{report(numbers)}"
     (folder / "statistics.txt").write_text(text)
     draw_statistics(numbers, folder / "statistics.png")
-    xy = t_sne(vectors, config)
-    fk.plotting.embedding(
-        xy, labels, title="t-SNE of the latents", path=folder / "t_sne.png"
-    )
+
+    xy = t_sne(vectors, config, perplexity)
+    title = "t-SNE of the latents"
+    fk.plotting.embedding(xy, labels, title=title, path=folder / "t_sne.png")
     print(f"{text}\nFigures and statistics are in {folder}/.")
 
 
-def encode(
-    model: fk.latent.SetFlow,
-    points: np.ndarray,
-    mask: np.ndarray | None,
-    size: int = 256,
-) -> np.ndarray:
-    """The latents `(b, k, c)` of all clouds, some at a time."""
-    some = eqx.filter_jit(lambda points, mask: jax.vmap(model.encode)(points, mask))
-    parts = [slice(start, start + size) for start in range(0, len(points), size)]
-    return np.concatenate(
-        [np.asarray(some(points[p], None if mask is None else mask[p])) for p in parts]
-    )
+def load(config: Config) -> fk.data.PointSets:
+    """The clouds that the run held out, or those that were asked for."""
+    if config.data is not None:
+        return fk.data.load_npz(config.data)
+    path = Path(config.model) / "held_out.npz"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: give the same command of point_clouds.py again, which writes "
+            "it and trains nothing further, or name clouds with --data."
+        )
+    return fk.data.load_npz(path)
+
+
+def largest_perplexity(config: Config, number: int) -> float:
+    """The perplexity that was asked for; its default value gives way to few clouds."""
+    most = max(1.0, (number - 1) / 3)
+    if config.perplexity != Config.perplexity and config.perplexity > most:
+        raise ValueError(
+            f"`perplexity` is {config.perplexity:g}, but at most {most:g} for {number} clouds."
+        )
+    return min(config.perplexity, most)
 
 
 def as_vectors(
     latents: np.ndarray, num_points: int, mask: np.ndarray | None, pooling: str
 ) -> tuple[np.ndarray, str]:
-    """One vector for every cloud, and how it was made. Latents of points that are masked out do not count."""
+    """One vector for every cloud, and how it was made. Latents of masked points do not count."""
     number = latents.shape[1]
     local = number == num_points and number > 1
     if pooling == "flatten" or (pooling == "auto" and not local):
@@ -92,20 +115,16 @@ def as_vectors(
 
 
 def statistics(vectors: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
-    """Moments of every dimension, overall and by class, and the fraction of the variance that is between classes."""
-    as_lists = lambda moments: {
-        name: np.asarray(values).tolist() for name, values in moments._asdict().items()
-    }
+    """Moments of every dimension, and the fraction of the variance between classes."""
     overall = fk.metrics.latent_statistics(vectors)
     if labels is None:
         return {"overall": as_lists(overall), "classes": None, "between": None}
+
     classes = fk.metrics.latent_statistics(vectors, labels, int(np.max(labels)) + 1)
     counts = np.asarray(classes.count)[:, None]
-    squares = np.where(
-        counts > 0,
-        counts * (np.asarray(classes.mean) - np.asarray(overall.mean)) ** 2,
-        0,
-    )
+    shifts = np.asarray(classes.mean) - np.asarray(overall.mean)
+    # The mean of a class without clouds is NaN.
+    squares = np.where(counts > 0, counts * shifts**2, 0)
     variance = np.asarray(overall.variance)
     between = np.sum(squares, 0) / len(vectors) / np.where(variance > 0, variance, 1)
     return {
@@ -115,24 +134,25 @@ def statistics(vectors: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]
     }
 
 
+def as_lists(moments: Any) -> dict[str, Any]:
+    return {
+        name: np.asarray(value).tolist() for name, value in moments._asdict().items()
+    }
+
+
 def report(numbers: dict[str, Any]) -> str:
-    """The statistics as text: a table over dimensions for all clouds, then one for each class."""
-    classes, between = numbers["classes"], numbers["between"]
-    lines = [
-        "All clouds"
-        + (
-            ""
-            if between is None
-            else "; between: part of the variance that is between classes"
-        )
-    ]
-    lines += table(numbers["overall"], between)
+    """The statistics as text: a table over dimensions for all clouds, then for each class."""
+    classes = numbers["classes"]
     if classes is None:
-        return "\n".join(lines) + "\n"
+        return "\n".join(["All clouds", *table(numbers["overall"], None)]) + "\n"
+
+    lines = ["All clouds; between: fraction of the variance that is between classes"]
+    lines += table(numbers["overall"], numbers["between"])
     for k in range(len(classes["count"])):
         moments = {name: values[k] for name, values in classes.items()}
         lines += ["", f"Class {k}: {int(moments['count'])} clouds"]
-        lines += table(moments, None) if moments["count"] else []
+        if moments["count"]:
+            lines += table(moments, None)
     return "\n".join(lines) + "\n"
 
 
@@ -147,26 +167,24 @@ def table(moments: dict[str, Any], between: list[float] | None) -> list[str]:
 
 
 def draw_statistics(numbers: dict[str, Any], path: Path) -> None:
-    overall, classes = numbers["overall"], numbers["classes"]
-    by_class = (
-        []
-        if classes is None
-        else [np.asarray(classes[name]) for name in ("mean", "std")]
+    moments = [np.asarray(numbers["overall"][name]) for name in ("mean", "std")]
+    if numbers["classes"] is not None:
+        moments += [np.asarray(numbers["classes"][name]) for name in ("mean", "std")]
+    fk.plotting.latent_statistics(*moments, path=path)
+
+
+def t_sne(vectors: np.ndarray, config: Config, perplexity: float) -> np.ndarray:
+    """A map `(b, 2)` in which clouds with similar latents are neighbors."""
+    method = TSNE(
+        2,
+        init="pca",
+        perplexity=perplexity,
+        max_iter=config.num_iterations,
+        random_state=config.seed,
     )
-    moments = [np.asarray(overall[name]) for name in ("mean", "std")]
-    fk.plotting.latent_statistics(*moments, *by_class, path=path)
-
-
-def t_sne(vectors: np.ndarray, config: Config) -> np.ndarray:
-    """A map `(b, 2)` in which clouds with similar latents are neighbours."""
-    perplexity = min(config.perplexity, max(1.0, (len(vectors) - 1) / 3))
-    options = {
-        "perplexity": perplexity,
-        "max_iter": config.num_iterations,
-        "random_state": config.seed,
-    }
-    return TSNE(2, init="pca", **options).fit_transform(np.asarray(vectors, np.float64))
+    return method.fit_transform(np.asarray(vectors, np.float64))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    with fk.pipelines.exit_on_misuse():
+        main(fk.pipelines.parse(Config))

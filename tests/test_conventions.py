@@ -47,6 +47,8 @@ ALLOWED = (
 # One method that classifier-free training shares with MeanFlow's own guidance.
 ALLOWED["few_step"] = {*CORE, "guidance"}
 ALLOWED["metrics"] = {*GROUND, "_transport"}
+# Whole jobs, made of all other namespaces.
+ALLOWED["pipelines"] = {*CORE, *FAMILIES, *SATELLITES}
 
 
 def flowkit_imports(module: str) -> set[str]:

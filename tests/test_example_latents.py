@@ -1,4 +1,4 @@
-"""The pure parts of the example that analyses latents."""
+"""The example that analyzes latents: vectors, statistics, the map, a whole run."""
 
 import importlib
 import json
@@ -83,9 +83,36 @@ def test_statistics_without_classes(example, tmp_path):
 
 
 def test_map_of_few_clouds(example):
-    xy = example.t_sne(normal(0, 20, 4), example.Config(num_iterations=250))
+    config = example.Config(num_iterations=250)
+    perplexity = example.largest_perplexity(config, 20)
+    assert perplexity == pytest.approx(19 / 3)
+    xy = example.t_sne(normal(0, 20, 4), config, perplexity)
     assert xy.shape == (20, 2)
     assert np.isfinite(xy).all()
+
+
+def test_options_that_cannot_be_honored_are_refused(example, tmp_path):
+    """The default perplexity gives way to few clouds; one that was asked for does not."""
+    with pytest.raises(ValueError, match="`perplexity` is 20, but at most 6.33333"):
+        example.largest_perplexity(example.Config(perplexity=20.0), 20)
+    with pytest.raises(ValueError, match="`perplexity` must be positive"):
+        example.Config(perplexity=0.0)
+    with pytest.raises(ValueError, match="`num_iterations` must be at least 250"):
+        example.Config(num_iterations=10)
+    with pytest.raises(
+        FileNotFoundError, match="same command of point_clouds.py again"
+    ):
+        example.load(example.Config(model=str(tmp_path)))
+
+
+def test_every_option_of_the_map_has_an_effect(example):
+    vectors = normal(0, 20, 4)
+    maps = [
+        example.t_sne(vectors, example.Config(num_iterations=number, seed=seed), width)
+        for number, seed, width in ((250, 42, 5.0), (260, 42, 5.0), (250, 42, 3.0))
+    ]
+    assert not np.allclose(maps[0], maps[1])
+    assert not np.allclose(maps[0], maps[2])
 
 
 def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
@@ -94,11 +121,8 @@ def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
     crn = fk.nn.AdaLNMLP(2, 6, width_size=8, depth=2, key=jr.key(1))
     model = fk.latent.SetFlow(encoder, fk.Flow(crn), fk.Normal())
     seen = fk.data.PointSets(normal(0, 40, 12, 2), None, np.arange(40) % 4)
-    loaded = type("Data", (), {"seen": seen})
-    monkeypatch.setattr(
-        example.point_clouds, "final_model", lambda path: (model, path), raising=False
-    )
-    monkeypatch.setattr(example.point_clouds, "load", lambda run: loaded)
+    fk.data.save_npz(tmp_path / "held_out.npz", seen)
+    monkeypatch.setattr(fk.pipelines, "load_set_flow", lambda folder: (model, {}))
     example.main(example.Config(model=str(tmp_path), num_iterations=250))
     folder = tmp_path / "latents"
     assert {p.name for p in folder.iterdir()} == {
@@ -112,7 +136,22 @@ def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
         [np.asarray(model.encode(jnp.asarray(p)))[0] for p in seen.points]
     )
     np.testing.assert_allclose(numbers["overall"]["mean"], latents.mean(0), atol=1e-5)
-    assert (
-        "40 held-out clouds, latents (1, 6), flattened: 6 numbers each"
-        in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "40 held-out clouds, latents (1, 6), flattened: 6 numbers each" in said
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_sets_are_encoded_in_parts(ragged):
+    """As one by one; a batch that does not divide the number of clouds changes nothing."""
+    encoder = fk.nn.PointNet(2, 6, hidden_sizes=(8,), key=jr.key(0))
+    crn = fk.nn.AdaLNMLP(2, 6, width_size=8, depth=1, key=jr.key(1))
+    model = fk.latent.SetFlow(encoder, fk.Flow(crn), fk.Normal())
+    points = normal(0, 7, 5, 2)
+    mask = np.arange(5) < np.array([[1], [2], [3], [4], [5], [5], [2]])
+    mask = mask if ragged else None
+    latents = fk.latent.encode_sets(model, points, mask=mask, batch_size=3)
+    for i, one in enumerate(latents):
+        cloud = points[i] if mask is None else points[i][mask[i]]
+        np.testing.assert_allclose(one, model.encode(cloud), atol=1e-6)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        fk.latent.encode_sets(model, points, batch_size=0)

@@ -25,6 +25,7 @@ NAMESPACES = [
     "few_step",
     "latent",
     "nn",
+    "pipelines",
     "training",
     "data",
     "metrics",

@@ -3,6 +3,14 @@
 from flowkit._namespace import public_names as _public_names
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches
+from flowkit.data._cloud_split import (
+    cloud_split as cloud_split,
+    CloudSplit as CloudSplit,
+    DIGIT_POSES as DIGIT_POSES,
+    halve as halve,
+    MNIST_CLOUDS as MNIST_CLOUDS,
+    SCENE_POSES as SCENE_POSES,
+)
 from flowkit.data._clouds import (
     image_clouds as image_clouds,
     PosedSets as PosedSets,

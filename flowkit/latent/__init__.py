@@ -14,6 +14,7 @@ from flowkit.latent._divergences import (
     sampled_kl as sampled_kl,
     standard_normal_kl as standard_normal_kl,
 )
+from flowkit.latent._encode import encode_sets as encode_sets
 from flowkit.latent._grid_mask import grid_mask as grid_mask, GridMask as GridMask
 from flowkit.latent._priors import (
     FlowPrior as FlowPrior,

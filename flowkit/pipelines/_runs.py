@@ -1,0 +1,74 @@
+"""The folder of a run: the model that its last stage left, and the options it was given."""
+
+import dataclasses
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowkit import latent, training
+from flowkit.pipelines._set_flow_config import LEGACY, SetFlowConfig
+
+
+def load_set_flow(
+    folder: str | os.PathLike[str],
+) -> tuple[latent.SetFlow, dict[str, Any]]:
+    """The model that the last stage of a run left, and the stored options of the run.
+
+    **Arguments:**
+
+    - `folder`: the output folder, with the checkpoints of `fk.training.fit_stages` in
+        `checkpoints`. Their `config` has a `fk.pipelines.SetFlowConfig` under `model`.
+    """
+    checkpoints = training.last_stage(Path(folder) / "checkpoints")
+    options = training.stored_config(checkpoints)
+    if not isinstance(options, dict) or "model" not in options:
+        raise ValueError(f"{folder} holds a run of something else than a `SetFlow`.")
+
+    def build(config: Any) -> latent.SetFlow:
+        return SetFlowConfig.from_json(config["model"]).build()
+
+    return training.restore_model(checkpoints, build), options
+
+
+def continued(
+    folder: str | os.PathLike[str],
+    model: SetFlowConfig,
+    options: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
+) -> tuple[SetFlowConfig, dict[str, Any]]:
+    """Model and options as they are compared with those of the run that a folder holds.
+
+    Options that are free may differ from those of the run. What the version of flowkit that
+    started the run did not store has the value that it had then.
+
+    **Arguments:**
+
+    - `folder`: the output folder, which may hold no run yet.
+    - `model`, `options`: what is asked for now.
+    - `free`: names of options that may change when a run goes on.
+
+    **Returns:** the model to build, and the `config` of `fk.training.Checkpoints`.
+    """
+    fixed = {name: value for name, value in options.items() if name not in free}
+    fields = dataclasses.asdict(model)
+    try:
+        checkpoints = training.last_stage(Path(folder) / "checkpoints")
+    except FileNotFoundError:
+        return model, fixed | {"model": fields}
+
+    before = training.stored_config(checkpoints)
+    fixed |= {name: before[name] for name in free if name in before}
+    missing = {
+        name: value for name, value in LEGACY.items() if name not in before["model"]
+    }
+    fields = {name: value for name, value in fields.items() if name not in missing}
+    return dataclasses.replace(model, **missing), fixed | {"model": fields}
+
+
+def saved_step(folder: str | os.PathLike[str], stage: str) -> int:
+    """The step of the last checkpoint of a stage; 0 if there is none."""
+    path = Path(folder) / "checkpoints" / stage
+    steps = [int(one.name) for one in path.glob("[0-9]*") if one.name.isdigit()]
+    return max(steps, default=0)
