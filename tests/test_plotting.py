@@ -47,6 +47,15 @@ PATHS = plotting.Paths(
     TIMES, normal(0, 7, 5, 1), normal(1, 9, 1), normal(2, 7, 1), pairs(3, 4)
 )
 
+
+def velocity(t, x):
+    return t - x
+
+
+def log_prob(x):
+    return -x @ x
+
+
 # Every figure once: the call, and how many panels it has.
 FIGURES = {
     "point_clouds": (lambda **k: plotting.point_clouds(normal(0, 4, 20, 2), **k), 4),
@@ -65,21 +74,21 @@ FIGURES = {
     ),
     "masked_examples": (
         lambda **k: plotting.masked_examples(
-            normal(0, 5, 20, 2), HALF, grid_size=3, **k
+            normal(0, 2, 20, 2), HALF[:2], grid_size=3, **k
         ),
-        10,
+        4,
     ),
     "masked_examples_3d": (
         lambda **k: plotting.masked_examples(
-            normal(0, 5, 20, 3), HALF, grid_size=2, **k
+            normal(0, 2, 20, 3), HALF[:2], grid_size=2, **k
         ),
-        10,
+        4,
     ),
     "segmentations": (
         lambda **k: plotting.segmentations(
-            normal(0, 5, 20, 2), 1 * HALF, 2 * HALF, **k
+            normal(0, 2, 20, 2), 1 * HALF[:2], 2 * HALF[:2], **k
         ),
-        10,
+        4,
     ),
     "embedding": (
         lambda **k: plotting.embedding(normal(0, 30, 2), np.arange(30) % 3, **k),
@@ -97,13 +106,18 @@ FIGURES = {
             normal(3, 3, 2, 4) ** 2,
             **k,
         ),
-        5,  # with two colour bars
+        5,  # with two color bars
     ),
     "samples_2d": (
         lambda **k: plotting.samples_2d(normal(0, 50, 2), normal(1, 60, 2), **k),
         3,
     ),
-    "loss_trajectory": (lambda **k: plotting.loss_trajectory(HISTORY, **k), 5),
+    "loss_trajectory": (
+        lambda **k: plotting.loss_trajectory(
+            {"a": {"loss": HISTORY["loss"]}, "b": {"loss": HISTORY["loss"]}}, **k
+        ),
+        1,
+    ),
     "explained_velocity": (
         lambda **k: plotting.explained_velocity(TIMES, TIMES**2, **k),
         1,
@@ -125,25 +139,23 @@ FIGURES = {
         1,
     ),
     "vector_field": (
-        lambda **k: plotting.vector_field(lambda t, x: t - x, **k),
-        5,
-    ),  # four and the colour bar
+        lambda **k: plotting.vector_field(velocity, times=(0.0, 1.0), **k),
+        3,
+    ),  # with the color bar
     "density_1d": (lambda **k: plotting.density_1d(normal(0, 100), **k), 1),
     "density_2d": (
-        lambda **k: plotting.density_2d(
-            normal(0, 100, 2), lambda x: -x @ x, resolution=9, **k
-        ),
+        lambda **k: plotting.density_2d(normal(0, 100, 2), log_prob, resolution=9, **k),
         3,
     ),
     "snapshots_1d": (
-        lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 1), num=4, **k),
-        4,
+        lambda **k: plotting.snapshots(TIMES, normal(0, 7, 5, 1), num=2, **k),
+        2,
     ),
     "snapshots_2d": (
         lambda **k: plotting.snapshots(
-            TIMES, normal(0, 7, 5, 2), target=normal(1, 9, 2), num=5, **k
+            TIMES, normal(0, 7, 5, 2), target=normal(1, 9, 2), num=2, **k
         ),
-        5,
+        2,
     ),
     "latent_map_1d": (lambda **k: plotting.latent_map(LATENTS, **k), 1),
     "latent_map_2d": (lambda **k: plotting.latent_map(PLANE, **k), 1),
