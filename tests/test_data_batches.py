@@ -230,3 +230,11 @@ def test_split_is_fair():
 def test_bad_splits_are_named(kwargs, fragment):
     with pytest.raises(ValueError, match=fragment):
         data.train_test_split(**({"data": np.ones(3)} | kwargs))
+
+
+def test_numpy_integers_are_sizes():
+    x = np.arange(12.0)
+    options = {"num_steps": 2, "shard_index": 1, "num_shards": 2, "seed": 3}
+    wide = {name: np.int64(value) for name, value in options.items()}
+    expected = [list(batch) for batch in data.batches(x, 4, **options)]
+    assert [list(batch) for batch in data.batches(x, np.int64(4), **wide)] == expected

@@ -1,8 +1,8 @@
-"""What is done to batches of point clouds while they are drawn: `fk.data.batches(..., transform=...)`."""
+"""Random changes of batches of point clouds: `fk.data.batches(..., transform=...)`."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,20 +23,21 @@ _PER_POINT = ("points", "mask", "object_ids", "x0")
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Moves every cloud of a batch at random: mirrors, rotates, scales, then translates it.
+    """Moves every cloud of a batch at random: mirrors, rotates, scales, translates it.
 
-    `fk.data.batches(sets, 64, transform=fk.data.Augment())`. All points of a cloud move alike, about the origin; points
-    that are not valid become zero. Noise `x0` that is paired with the points, as in `PairedSets`, is mirrored and
-    rotated with its cloud, but neither scaled nor translated: it stays standard normal, and its order the best one. All
-    other fields stay as they are.
+    `fk.data.batches(sets, 64, transform=fk.data.Augment())`. All points of a cloud move
+    alike, about the origin; points that are not valid become zero. Noise `x0` that is
+    paired with the points, as in `PairedSets`, is mirrored and rotated with its cloud, but
+    neither scaled nor translated: it stays standard normal, and the pairing stays optimal.
+    All other fields are left unchanged. `None` leaves out a move.
 
-    - `rotate`: ends of the uniform distribution of the angle, for points in the plane; or a function
-        `(rng, num, dim)` that draws rotation matrices `(num, dim, dim)`: `AboutAxis()`, `any_rotation`.
-    - `scale`: ends of the uniform distribution of one factor per cloud.
-    - `translate`: ends of the uniform distribution of every coordinate of the translation.
+    - `rotate`: the ends of the uniform distribution of the angle in radians, for points in
+        the plane; or a function `(rng, num, dim)` that draws rotation matrices
+        `(num, dim, dim)`: `AboutAxis()`, `any_rotation`.
+    - `scale`: the ends of the uniform distribution of one factor per cloud.
+    - `translate`: the ends of the uniform distribution of every coordinate of the
+        translation.
     - `flip`: axes along which a cloud is mirrored with probability 1/2 each.
-
-    `None` leaves a part out.
     """
 
     rotate: Range | Callable[..., Any] | None = FULL_TURN
@@ -53,46 +54,65 @@ class Augment:
             check_range("translate", self.translate)
 
     def __call__(self, batch: Sets, rng: np.random.Generator) -> Sets:
-        """The moved batch: a named tuple with `points` `(b, n, d)` and perhaps `mask`, or an array of points."""
+        """The moved batch.
+
+        **Arguments:**
+
+        - `batch`: a named tuple with `points` `(b, n, d)` and perhaps `mask` and `x0`, or
+            an array of points.
+        - `rng`: the generator of all random numbers.
+        """
         if isinstance(batch, np.ndarray):
-            return pose(batch, *self._draw(batch.shape, rng))  # pyright: ignore[reportReturnType]
+            moves = self._draw(batch.shape, rng)
+            return pose(batch, *moves)  # pyright: ignore[reportReturnType]
+
         sets: Any = batch
-        points, x0 = np.asarray(sets.points), getattr(sets, "x0", None)
-        axes, scales, translations = self._draw(points.shape, rng)
-        moved = sets._replace(
-            points=pose(points, axes, scales, translations, getattr(sets, "mask", None))
-        )
-        return moved if x0 is None else moved._replace(x0=pose(np.asarray(x0), axes))
+        points = np.asarray(sets.points)
+        moves = self._draw(points.shape, rng)
+        moved = sets._replace(points=pose(points, *moves, getattr(sets, "mask", None)))
+        x0 = getattr(sets, "x0", None)
+        if x0 is None:
+            return moved
+        return moved._replace(x0=pose(np.asarray(x0), moves.matrices))
 
-    def _draw(
-        self, shape: tuple[int, ...], rng: np.random.Generator
-    ) -> tuple[np.ndarray | None, ...]:
-        """Orthogonal matrices, scales and translations for clouds of a shape."""
+    def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> "_Moves":
         num, _, dim = shape
-        axes = self._linear(rng, num, dim)
-        scales = None if self.scale is None else uniform(rng, self.scale, num)
-        return (
-            axes,
-            scales,
-            None if self.translate is None else uniform(rng, self.translate, num, dim),
-        )
+        matrices = self._matrices(rng, num, dim)
+        scales = None
+        if self.scale is not None:
+            scales = uniform(rng, self.scale, num)
+        translations = None
+        if self.translate is not None:
+            translations = uniform(rng, self.translate, num, dim)
+        return _Moves(matrices, scales, translations)
 
-    def _linear(
+    def _matrices(
         self, rng: np.random.Generator, num: int, dim: int
     ) -> np.ndarray | None:
-        """The orthogonal matrices, flips first."""
+        """Flips, then rotations, as orthogonal matrices."""
         if not all(-dim <= axis < dim for axis in self.flip):
             raise ValueError(
                 f"`flip` must name axes of the {dim} dimensions, got {self.flip}."
             )
-        matrices = (
-            None if self.rotate is None else _rotations(self.rotate, rng, num, dim)
-        )
+        matrices = None
+        if self.rotate is not None:
+            matrices = _rotations(self.rotate, rng, num, dim)
         if not self.flip:
             return matrices
+
         signs = np.ones((num, dim))
         signs[:, list(self.flip)] = rng.choice([-1.0, 1.0], (num, len(self.flip)))
-        return (np.eye(dim) if matrices is None else matrices) * signs[:, None]
+        if matrices is None:
+            matrices = np.eye(dim)
+        return matrices * signs[:, None]
+
+
+class _Moves(NamedTuple):
+    """What is applied to the clouds of a batch; `None` is a move that is left out."""
+
+    matrices: np.ndarray | None
+    scales: np.ndarray | None
+    translations: np.ndarray | None
 
 
 def _rotations(
@@ -102,23 +122,26 @@ def _rotations(
         return rotate(rng, num, dim)
     if dim != 2:
         raise ValueError(
-            f"`rotate` as two angles is for points in the plane, these have {dim} dimensions; "
-            "use `fk.data.AboutAxis(...)`, `fk.data.any_rotation`, or None."
+            "`rotate` as two angles is for points in the plane, these have "
+            f"{dim} dimensions; use `fk.data.AboutAxis(...)`, `fk.data.any_rotation`, or "
+            "None."
         )
     return in_plane(uniform(rng, rotate, num))
 
 
 def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
-    """A random subset of the valid points of every cloud, without replacement and in random order.
+    """A random subset of the valid points of every cloud, in random order.
 
-    `functools.partial(fk.data.subsample, num_points=2048)` is a `transform` for `fk.data.batches`, which takes other
-    points of each cloud every time.
+    `functools.partial(fk.data.subsample, num_points=2048)` is a `transform` for
+    `fk.data.batches`, which takes other points of each cloud every time.
 
     **Arguments:**
 
-    - `sets`: a named tuple with `points` `(b, n, d)` and perhaps `mask`, `object_ids` and `x0`, which go with
-        the points.
-    - `num_points`: the size to cut down to. A cloud with fewer valid points keeps all of them, and its mask says so.
+    - `sets`: a named tuple with `points` `(b, n, d)` and perhaps `mask`, `object_ids` and
+        `x0`, which go with the points.
+    - `rng`: the generator of the choice, without replacement.
+    - `num_points`: the size to cut down to. A cloud with fewer valid points keeps all of
+        them, and its mask says so.
 
     **Returns:** sets of the same kind, with a mask if there was one.
     """
@@ -126,29 +149,23 @@ def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
     num, size = values.points.shape[:2]
     if not 1 <= num_points <= size:
         raise ValueError(
-            f"`num_points` must lie in 1 ... {size}, the points there are; got {num_points}."
+            f"`num_points` must lie in 1 ... {size}, the number of points; got "
+            f"{num_points}."
         )
+
+    # Points with the smallest random numbers are kept; those of masked points are larger.
     order = rng.random((num, size), np.float32)
     mask = getattr(values, "mask", None)
     if mask is not None:
-        order += ~np.asarray(mask)  # valid ones first
+        order += ~np.asarray(mask)
     chosen = np.argpartition(order, num_points - 1, axis=1)[:, :num_points]
-    chosen = np.take_along_axis(
-        chosen, np.argsort(np.take_along_axis(order, chosen, axis=1), axis=1), axis=1
-    )
-    return values._replace(
-        **{
-            name: _take(values, name, chosen)
-            for name in _PER_POINT
-            if hasattr(values, name)
-        }
-    )
+    by_number = np.argsort(np.take_along_axis(order, chosen, axis=1), axis=1)
+    chosen = np.take_along_axis(chosen, by_number, axis=1)
 
-
-def _take(sets: Any, name: str, chosen: np.ndarray) -> np.ndarray | None:
-    array = getattr(sets, name)
-    return (
-        None
-        if array is None
-        else np.asarray(array)[np.arange(len(chosen))[:, None], chosen]
-    )
+    rows = np.arange(num)[:, None]
+    taken = {}
+    for name in _PER_POINT:
+        array = getattr(values, name, None)
+        if array is not None:
+            taken[name] = np.asarray(array)[rows, chosen]
+    return values._replace(**taken)

@@ -11,17 +11,20 @@ def leading_size(data: Any) -> int:
     leaves = jax.tree.leaves(data)
     if not leaves:
         raise ValueError(
-            "`data` has no arrays; hand over a pytree of arrays with one leading axis, the examples."
+            "`data` has no arrays; give a pytree of arrays with one leading axis, the "
+            "examples."
         )
     shapes = [np.shape(leaf) for leaf in leaves]
     if not all(shapes):
         raise ValueError(
-            f"`data` must have arrays with a leading axis, the examples; got shapes {shapes}."
+            "`data` must have arrays with a leading axis, the examples; got shapes "
+            f"{shapes}."
         )
     sizes = {shape[0] for shape in shapes}
     if len(sizes) > 1:
         raise ValueError(
-            f"`data` must have arrays with equal leading axes, the examples; got shapes {shapes}."
+            "`data` must have arrays with equal leading axes, the examples; got shapes "
+            f"{shapes}."
         )
     if sizes == {0}:
         raise ValueError(f"`data` has no examples, shapes {shapes}.")
