@@ -1,4 +1,8 @@
-"""Point clouds in `.npz` files of any origin: no pickle, and no memory but for bytes that are really there."""
+"""Point clouds in `.npz` files of any origin.
+
+Files are not trusted: nothing is unpickled, and memory is taken only for bytes that are
+really there.
+"""
 
 import math
 import os
@@ -12,19 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from flowkit.data._sets import (
-    check_layout,
-    check_sets,
-    fields_of,
-    PointSets,
-    Sets,
-    to_host,
-)
+from flowkit.data._layout import check_layout, fields_of
+from flowkit.data._sets import check_sets, PointSets, Sets, to_host
 
 
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _CHUNK = 1 << 20
-# What `zipfile` raises on foreign bytes, found by damaging files at random. An `OSError` comes from a seek to nowhere.
+# What `zipfile` raises for foreign bytes, found by damaging files at random. An `OSError`
+# comes from a seek to nowhere.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -48,47 +47,57 @@ class _Header(NamedTuple):
 
 
 def load_npz(path: str | os.PathLike, kind: type[Sets] = PointSets) -> Sets:
-    """Reads point clouds: `points` `(b, n, d)` and, where the file has them, `mask` `(b, n)` and `labels` `(b,)`.
+    """Reads point clouds from a `.npz` file.
 
-    Other arrays in the file are ignored. Headers are checked before anything of their size is allocated, and pickled
-    objects are refused. Points that the mask hides become zero if they are not finite, so that no gradient meets them.
+    The file holds `points` `(b, n, d)` and perhaps `mask` `(b, n)` and `labels` `(b,)`;
+    other arrays in it are ignored. Headers are checked before anything of their size is
+    allocated, and pickled objects are refused. Points that the mask hides become zero if
+    they are not finite, so that no gradient meets them.
 
     **Arguments:**
 
     - `path`: the file.
-    - `kind`: what to read. `fk.data.PosedSets` or `fk.data.Scenes`, for what is known about each cloud beside its
-        points; or a named tuple of your own with fields `points` and `mask`, annotated by jaxtyping's `Float`, `Int`
-        and `Bool`. A field without `| None` must be in the file.
+    - `kind`: what to read. `fk.data.PosedSets` or `fk.data.Scenes` add what is known about
+        each cloud to its points. A named tuple of your own needs the fields `points` and
+        `mask`, annotated by jaxtyping's `Float`, `Int` and `Bool`. A field without
+        `| None` must be in the file.
 
-    **Raises:** `ValueError`, with the file's name and what to do, if the file is not an `.npz`, is cut short or
-    damaged, lacks `points`, or holds arrays of wrong shape or dtype, non-finite valid points, or clouds without a valid
-    point. `OSError` if it cannot be opened.
+    **Raises:** `ValueError`, with the file's name and the fix, if the file is not an
+    `.npz`, is cut short or damaged, lacks `points`, or holds arrays of wrong shape or
+    dtype, non-finite valid points, or clouds without a valid point. `OSError` if it cannot
+    be opened.
     """
     where = f"`{os.fspath(path)}`"
     with open(path, "rb") as file:
+        file_size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as archive:
-                sets = _read_sets(archive, kind, os.fstat(file.fileno()).st_size, where)
+                sets = _read_sets(archive, kind, file_size, where)
         except _DAMAGED as error:
             raise ValueError(
-                f"{where} is not a whole .npz file ({error}); write it again with `fk.data.save_npz`."
+                f"{where} is not a whole .npz file ({error}); write it again with "
+                "`fk.data.save_npz`."
             ) from error
+
     check_sets(sets, where)
+    # All of these are masked, as the check has shown.
     points: np.ndarray = sets.points  # pyright: ignore[reportAttributeAccessIssue]
-    points[~np.isfinite(points)] = 0  # behind the mask, since the check
+    points[~np.isfinite(points)] = 0
     return sets
 
 
 def save_npz(path: str | os.PathLike, sets: tuple[Any, ...]) -> None:
-    """Writes `PointSets`, `PosedSets` or `Scenes` for `load_npz`, all or nothing: what was there before is never lost.
+    """Writes `PointSets`, `PosedSets` or `Scenes` for `load_npz`, all or nothing.
 
-    The arrays go to a temporary file in the same folder, which replaces `path` when it is complete.
+    The arrays go to a temporary file in the same folder, which replaces `path` when it is
+    complete, so what was there before is never lost.
     """
     host = to_host(sets)
     check_sets(host, "`sets`")
     arrays = {
         name: array for name, array in host._asdict().items() if array is not None
     }
+
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -110,8 +119,10 @@ def _read_sets(
         if field.required and f"{name}.npy" not in members:
             found = ", ".join(sorted(members)) or "nothing"
             raise ValueError(
-                f"{where} has no array `{name}`, only {found}; save it with `numpy.savez(path, {name}=...)`."
+                f"{where} has no array `{name}`, only {found}; save it with "
+                f"`numpy.savez(path, {name}=...)`."
             )
+
     members = {
         name: members[f"{name}.npy"] for name in fields if f"{name}.npy" in members
     }
@@ -130,26 +141,30 @@ def _read_sets(
 def _read_header(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str
 ) -> _Header:
-    """The header of one array, after its size has been compared with what the file says that it holds."""
+    """The header of one array, compared with the number of bytes that the file has."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
             f"{where} is compressed in an unknown way; save it with `numpy.savez`."
         )
     if info.compress_size > file_size:
         raise ValueError(
-            f"{where} claims more bytes than the file has; it is cut short or damaged, write it again."
+            f"{where} claims more bytes than the file has; it is cut short or damaged, "
+            "write it again."
         )
+
     with archive.open(info) as file:
         header = _parse_header(file, where)
         start = file.tell()
     if header.dtype.hasobject:
         raise ValueError(
-            f"{where} holds Python objects, which are never unpickled; save an array of numbers."
+            f"{where} holds Python objects, which are never unpickled; save an array of "
+            "numbers."
         )
     if min(header.shape, default=0) < 0 or start + header.num_bytes != info.file_size:
         raise ValueError(
-            f"{where} has a header for shape {header.shape} of {header.dtype}, {header.num_bytes} bytes, but "
-            f"{info.file_size - start} follow it; it is damaged, write it again."
+            f"{where} has a header for shape {header.shape} of {header.dtype}, "
+            f"{header.num_bytes} bytes, but {info.file_size - start} follow it; it is "
+            "damaged, write it again."
         )
     return header
 
@@ -157,7 +172,8 @@ def _read_header(
 def _parse_header(file: Any, where: str) -> _Header:
     try:
         return _Header(*_READERS[npy.read_magic(file)](file))
-    # NumPy evaluates the header as a Python literal, and foreign bytes can break that in all of these ways.
+    # NumPy evaluates the header as a Python literal, which foreign bytes can break in all
+    # of these ways.
     except (
         ValueError,
         KeyError,
@@ -174,7 +190,7 @@ def _parse_header(file: Any, where: str) -> _Header:
 def _read_array(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header, where: str
 ) -> np.ndarray:
-    """Grows with the bytes that are really there, whatever the header and the archive's directory claim."""
+    """Grows with the bytes that are there, whatever header and directory claim."""
     content = bytearray()
     with archive.open(info) as file:
         _parse_header(file, where)
@@ -182,9 +198,10 @@ def _read_array(
             content += chunk
     if len(content) != header.num_bytes:
         raise ValueError(
-            f"{where} ends after {len(content)} of {header.num_bytes} bytes; write the file again."
+            f"{where} ends after {len(content)} of {header.num_bytes} bytes; write the file "
+            "again."
         )
-    array = np.frombuffer(content, header.dtype).reshape(
-        header.shape, order="F" if header.fortran_order else "C"
-    )
+
+    order = "F" if header.fortran_order else "C"
+    array = np.frombuffer(content, header.dtype).reshape(header.shape, order=order)
     return np.ascontiguousarray(array, header.dtype.newbyteorder("="))
