@@ -16,6 +16,10 @@ _FORMULA = re.compile(
 )
 
 
+# Browsers stretch delimiters by themselves, and the converter does not know all sizes.
+_SIZES = re.compile(r"\\[bB]ig[lr]?(?![a-z])")
+
+
 def on_page_content(page_html: str, **_) -> str:
     """Called by MkDocs with the body of each page."""
     return _FORMULA.sub(_mathml, page_html)
@@ -23,7 +27,7 @@ def on_page_content(page_html: str, **_) -> str:
 
 def _mathml(match: re.Match) -> str:
     display = "block" if match["tag"] == "div" else "inline"
-    tex = html.unescape(match["tex"]).strip()
+    tex = _SIZES.sub("", html.unescape(match["tex"]).strip())
     formula = latex2mathml.converter.convert(tex, display=display)
 
     # A command that the converter does not know is copied as it is.
