@@ -27,7 +27,9 @@ def on_page_content(page_html: str, **_) -> str:
 
 def _mathml(match: re.Match) -> str:
     display = "block" if match["tag"] == "div" else "inline"
-    tex = _SIZES.sub("", html.unescape(match["tex"]).strip())
+    # One line, so that a space written as `\\ ` may stand at the end of a line.
+    tex = " ".join(html.unescape(match["tex"]).split("\n")).strip()
+    tex = _SIZES.sub("", tex)
     formula = latex2mathml.converter.convert(tex, display=display)
 
     # A command that the converter does not know is copied as it is.
