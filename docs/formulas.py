@@ -32,6 +32,9 @@ def _mathml(match: re.Match) -> str:
     tex = _SIZES.sub("", tex)
     formula = latex2mathml.converter.convert(tex, display=display)
 
+    # The dot above is an accent to few fonts; the combining dot is one to all.
+    formula = formula.replace("&#x002D9;", "&#x00307;").replace("&#x02D9;", "&#x00307;")
+
     # A command that the converter does not know is copied as it is.
     if "\\" in html.unescape(re.sub("<[^>]*>", "", formula)):
         raise ValueError(f"no MathML for a command in the formula {tex}")
