@@ -128,7 +128,8 @@ def make(
 def draw(sets: fk.data.PosedSets | fk.data.Scenes, path: Path) -> None:
     """The first 36 clouds, or the first 16 scenes with a colour for each object."""
     if isinstance(sets, fk.data.PosedSets):
-        fk.plotting.point_clouds(sets.points[:36], path=path)
+        color = fk.plotting.colors["data_x"]
+        fk.plotting.point_clouds(sets.points[:36], color=color, path=path)
     else:
         fk.plotting.point_clouds(
             sets.points[:16],

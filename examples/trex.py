@@ -513,8 +513,11 @@ def visualize(config: Config) -> None:
     chosen = np.round(np.linspace(0, len(times) - 1, options.num_frames)).astype(int)
     chosen = np.append(chosen, [len(times) - 1] * 4)  # stands still
     clouds = [(f"t = {times[k]:.2f}", points[:, k]) for k in chosen]
+    shades = [fk.plotting.colors[role] for role in ("data_x", "output_x_hat")]
     frames = (
-        fk.plotting.point_clouds([target, xs], titles=["data", text], limits=window)
+        fk.plotting.point_clouds(
+            [target, xs], titles=["data", text], color=shades, limits=window
+        )
         for text, xs in clouds
     )
     fk.plotting.animate(frames, output / "flow.gif", dpi=150)
