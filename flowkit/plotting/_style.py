@@ -146,7 +146,8 @@ def series_color(number: int) -> Any:
 
 def tint(color: Any, strength: float) -> str:
     """A color mixed with white, which is strength 0."""
-    return to_hex(strength * np.asarray(to_rgb(color)) + (1 - strength))
+    red, green, blue = strength * np.asarray(to_rgb(color)) + (1 - strength)
+    return to_hex((red, green, blue))
 
 
 def style_axes(axes: Any, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
