@@ -1,5 +1,6 @@
 """Toys of several parts and of papers against integrals; points of your own; the registries."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -446,3 +447,20 @@ def test_csv_columns_by_position(tmp_path, columns, header):
         data.load_csv(path, (-1,))
     with pytest.raises(ValueError, match="`columns` is empty"):
         data.load_csv(path, ())
+
+
+def test_toys_under_strict_ranks():
+    """Traced only, which needs no compilation; NumPy integers are sizes."""
+    names = [
+        n for n in (*data.TOYS_1D, *data.TOYS_2D) if not n.startswith("datasaurus")
+    ]
+    with jax.numpy_rank_promotion("raise"):
+        for name in names:
+            sampler = functools.partial(data.toy(name), np.int64(6))
+            shape = jax.eval_shape(lambda key, f=sampler: f(key=key), jr.key(0)).shape
+            assert shape == (6, 1 if name in data.TOYS_1D else 2)
+        images = np.ones((3, 4, 4), np.float32)
+        for kind in (images, images > 0):
+            data.images_to_points(
+                kind, np.int64(5), empty=data.wide_normal, key=jr.key(0)
+            )

@@ -1,4 +1,7 @@
-"""Data sets: exact toys, points of your own, images as point clouds, files of point clouds, and batches of them."""
+"""Data sets and batches of them.
+
+Exact toys, your own points, images as point clouds, and files of point clouds.
+"""
 
 from flowkit._namespace import public_names as _public_names
 from flowkit.data._augment import Augment as Augment, subsample as subsample
@@ -23,6 +26,7 @@ from flowkit.data._datasaurus import (
     load_datasaurus as load_datasaurus,
 )
 from flowkit.data._digits import digits as digits, load_digits as load_digits
+from flowkit.data._drawings import concentric as concentric, smiley as smiley
 from flowkit.data._gaussians import (
     FullMixture as FullMixture,
     SHIFTED_GAUSSIANS as SHIFTED_GAUSSIANS,
@@ -64,7 +68,6 @@ from flowkit.data._sets import (
     Split as Split,
     Units as Units,
 )
-from flowkit.data._shapes import concentric as concentric, smiley as smiley
 from flowkit.data._split import train_test_split as train_test_split
 from flowkit.data._toys import (
     checkerboard as checkerboard,

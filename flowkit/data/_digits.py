@@ -10,23 +10,26 @@ from flowkit.data._split import train_test_split
 
 
 def load_digits(*, test_fraction: float = 0.1, seed: int = 0) -> Split:
-    """The 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn, shuffled and split by class.
+    """The 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn.
 
-    The same seed gives the same split. Nothing is downloaded.
+    They are shuffled and split by class. The same seed gives the same split. Nothing is
+    downloaded.
 
-    **Reference:** Optical recognition of handwritten digits, E. Alpaydin and C. Kaynak, UCI machine learning
-    repository, 1998.
+    **Reference:** Optical recognition of handwritten digits, E. Alpaydin and C. Kaynak, UCI
+    machine learning repository, 1998.
     """
     try:
         from sklearn import datasets
     except ImportError as error:
         raise ImportError(
-            '`load_digits` reads the digits of scikit-learn: `pip install "flowkit-jax[data]"`.'
+            "`load_digits` reads the digits of scikit-learn: "
+            '`pip install "flowkit-jax[data]"`.'
         ) from error
     pixels, labels = datasets.load_digits(return_X_y=True)
-    images = Images(
-        (pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32)
-    )
+
+    # Their unit is 1/16.
+    intensities = (pixels.reshape(-1, 8, 8) / 16).astype(np.float32)
+    images = Images(intensities, labels.astype(np.int32))
     return train_test_split(
         images, test_fraction=test_fraction, seed=seed, stratify=images.labels
     )
@@ -45,9 +48,11 @@ def digits(
 
     **Arguments:**
 
-    - `draws`: how many independent clouds of each image. Draw by draw: `points.reshape(draws, images, n, 2)`
-        has the draws of one image along the first axis. With `draws=2` the distance between the two draws of
-        a test image is the floor of every reconstruction error.
+    - `num_points`: the number of points per cloud, `n`.
+    - `draws`: the number of independent clouds of each image. They are ordered draw by
+        draw: `points.reshape(draws, images, n, 2)` has the draws of one image along the
+        first axis. With `draws=2` the distance between the two draws of a test image is the
+        floor of every reconstruction error.
     - `jitter`: half the width of the blur, in pixels.
     - `test_fraction`, `seed`: the split, which does not depend on the key.
 

@@ -1,4 +1,7 @@
-"""Pairs of Gaussians in the plane whose density is known, so that everything about a flow between them is."""
+"""Pairs of Gaussians in the plane.
+
+Their density is known, and with it everything about a flow between them.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +15,9 @@ from flowkit.data._toys import blur, check_draw, Mixture, sampler
 
 
 class FullMixture(NamedTuple):
-    """The parameters of a Gaussian mixture with correlations; `fk.GaussianMixture(*mixture)` is its exact density.
+    """The parameters of a Gaussian mixture with correlations.
+
+    `fk.GaussianMixture(*mixture)` is its exact density.
 
     - `means`: `(k, d)`.
     - `covariances`: `(k, d, d)`.
@@ -27,7 +32,8 @@ class FullMixture(NamedTuple):
 def _frozen(*arrays: list) -> list[np.ndarray]:
     frozen = [np.array(array, float) for array in arrays]
     for array in frozen:
-        array.flags.writeable = False  # shared by everybody who imports it
+        # Shared by everyone who imports it.
+        array.flags.writeable = False
     return frozen
 
 
@@ -46,7 +52,10 @@ SHIFTED_GAUSSIANS = FullMixture(
 TWO_CENTERS = Mixture(
     *_frozen([[3.0, 1.0], [3.0, -1.0]], [[0.3, 0.3], [0.3, 0.3]], [0.5, 0.5])
 )
-"""Equal Gaussians at (3, 1) and (3, -1) of standard deviation 0.3; the source to go with it is N(0, 0.5^2 I)."""
+"""Equal Gaussians at (3, 1) and (3, -1) of standard deviation 0.3.
+
+The source that goes with it is N(0, 0.5^2 I).
+"""
 
 
 def two_gaussians(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
@@ -67,12 +76,9 @@ def two_centers(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
 
 def _draw_full(num: int, mixture: FullMixture, key: PRNGKey) -> Float[Array, "num 2"]:
     check_draw(num)
-    factors = np.linalg.cholesky(mixture.covariances)
-    return _draw(
-        num,
-        *(jnp.asarray(a, float) for a in (mixture.means, factors, mixture.weights[1])),
-        key,
-    )
+    means = jnp.asarray(mixture.means, float)
+    factors = jnp.asarray(np.linalg.cholesky(mixture.covariances), float)
+    return _draw(num, means, factors, jnp.asarray(mixture.weights[1], float), key)
 
 
 @sampler

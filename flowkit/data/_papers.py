@@ -1,7 +1,8 @@
 """The planar sets of published comparisons, under the name of the paper.
 
-The papers draw a fixed number of points once, partly on grids of angles; here all points are independent draws of the
-same law, and what they standardise by the moments of a sample is standardised by those of the law.
+The papers draw a fixed number of points once, partly on grids of angles. Here all points are
+independent draws of the same distribution, and what the papers standardize by the moments of
+a sample is standardized by those of the distribution.
 """
 
 import jax.numpy as jnp
@@ -22,17 +23,23 @@ from flowkit.data._toys import (
 
 
 def tong_eight_gaussians(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
-    """Eight Gaussians of standard deviation 1 on a circle of radius 5, the target of a standard normal source.
+    """Eight Gaussians of standard deviation 1 on a circle of radius 5.
 
-    **Reference:** Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal
-    Transport (2024), arXiv 2302.00482, and its code; also for the other sets with this name.
+    The source is a standard normal.
+
+    **Reference:** Tong et al., Improving and Generalizing Flow-Based Generative Models with
+    Minibatch Optimal Transport (2024), arXiv 2302.00482, and its code; also for the other
+    sets with this name.
     """
     return eight_gaussians(num, std=1.0, key=key)
 
 
 def tong_moons(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
-    """The `moons` with noise 0.05, doubled and moved by 1 to the left; the source is a standard normal."""
-    return 2 * moons(num, noise=0.05, key=key) - jnp.array([1.0, 0.0])
+    """The `moons` with noise 0.05, doubled and moved by 1 to the left.
+
+    The source is a standard normal.
+    """
+    return 2 * moons(num, noise=0.05, key=key) - jnp.array([[1.0, 0.0]])
 
 
 def tong_s_curve(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
@@ -41,9 +48,10 @@ def tong_s_curve(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
 
 
 def tong_wide_moons(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
-    """The source of the task from moons to eight Gaussians: `moons` with noise 0.1, mean 0 and standard deviation 7.
+    """The `moons` with noise 0.1, of mean 0 and standard deviation 7.
 
-    Mean and deviation are those of all entries together, not of each axis.
+    This is the source of the task from moons to eight Gaussians, `tong_wide_gaussians`.
+    Mean and standard deviation are those of all entries together, not of each axis.
     """
     mean = float(MOONS_MEAN.mean())
     std = float(np.sqrt(np.mean(MOONS_VARIANCE + 0.1**2 + (MOONS_MEAN - mean) ** 2)))
@@ -51,17 +59,22 @@ def tong_wide_moons(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
 
 
 def tong_wide_gaussians(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
-    """The target of `tong_wide_moons`: eight Gaussians of standard deviation 1.5 on a circle of radius 12."""
+    """Eight Gaussians of standard deviation 1.5 on a circle of radius 12.
+
+    This is the target of `tong_wide_moons`.
+    """
     return eight_gaussians(num, radius=12.0, std=1.5, key=key)
 
 
 def c2ot_eight_gaussians(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
-    """Eight Gaussians on a circle of radius 5, of standard deviation 0.1^(1/4): the source of `c2ot_moons`.
+    """Eight Gaussians of standard deviation 0.1^(1/4) on a circle of radius 5.
 
-    The code of the paper hands the root of the variance 0.1 to a covariance, so the variance is the root of 0.1.
+    This is the source of `c2ot_moons`. The code of the paper passes the root of the
+    variance 0.1 as a covariance, so the variance is the root of 0.1.
 
-    **Reference:** Cheng and Schwing, The Curse of Conditions: Analyzing and Improving Optimal Transport for
-    Conditional Flow-Based Generation (2025), arXiv 2503.10636, and its code.
+    **Reference:** Cheng and Schwing, The Curse of Conditions: Analyzing and Improving
+    Optimal Transport for Conditional Flow-Based Generation (2025), arXiv 2503.10636, and
+    its code.
     """
     return eight_gaussians(num, std=0.1**0.25, key=key)
 
@@ -71,8 +84,8 @@ def c2ot_moons(
 ) -> Float[Array, "{num} 2"]:
     """Both half circles of `moons`, each point moved along the diagonal, then times 3 minus 1.
 
-    The move adds one number, uniform in `(0, shift)`, to both coordinates. As in Cheng and Schwing (2025), arXiv
-    2503.10636, where angles lie on a grid; here they are uniform.
+    The move adds one number, uniform in `(0, shift)`, to both coordinates, as in Cheng and
+    Schwing (2025), arXiv 2503.10636. Angles lie on a grid there; here they are uniform.
     """
     check_draw(num, shift=shift)
     return _c2ot_moons(num, shift, key)

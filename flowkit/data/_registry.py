@@ -5,7 +5,7 @@ import functools as ft
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from flowkit.data import _gaussians, _papers, _shapes, _toys, _trex
+from flowkit.data import _drawings, _gaussians, _papers, _toys, _trex
 from flowkit.data._datasaurus import DATASAURUS, datasaurus
 
 
@@ -32,8 +32,8 @@ TOYS_2D: Mapping[str, Callable] = MappingProxyType(
         _toys.spiral,
         _toys.pinwheel,
         _toys.checkerboard,
-        _shapes.concentric,
-        _shapes.smiley,
+        _drawings.concentric,
+        _drawings.smiley,
         _papers.tong_eight_gaussians,
         _papers.tong_moons,
         _papers.tong_s_curve,
@@ -47,11 +47,17 @@ TOYS_2D: Mapping[str, Callable] = MappingProxyType(
         for shape in DATASAURUS[1:]
     }
 )
-"""The toys in the plane: name -> `(num, *, key) -> (num, 2)`. Those of the Datasaurus but `trex` need its file."""
+"""The toys in the plane: name -> `(num, *, key) -> (num, 2)`.
+
+Those named `datasaurus_` need a file: see `load_datasaurus`.
+"""
 
 
 def toy(name: str) -> Callable:
-    """The sampler of that name in `TOYS_1D` or `TOYS_2D`; a `ValueError` that lists the names if there is none."""
+    """The sampler of that name in `TOYS_1D` or `TOYS_2D`.
+
+    **Raises:** `ValueError`, with all names, if there is none.
+    """
     known = {**TOYS_1D, **TOYS_2D}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -20,14 +20,16 @@ def train_test_split(
 ) -> Split:
     """Shuffles the examples and sets a part of them aside.
 
-    With `stratify`, one label per example, every class gives its share of the test set to within one example.
+    With `stratify` every class gives its share of the test set to within one example.
 
     **Arguments:**
 
     - `data`: a pytree of arrays with one leading axis, the examples. It is not changed.
-    - `test_fraction`: in (0, 1); the test set has the nearest whole number of examples, and neither side is
-        empty.
-    - `seed`: the same seed gives the same split, whatever was drawn before.
+    - `test_fraction`: a number in (0, 1). The test set has the nearest whole number of
+        examples, and neither side is empty.
+    - `seed`: the random seed; the same seed gives the same split, whatever was drawn
+        before.
+    - `stratify`: one label per example.
 
     **Returns:** `Split(train, test)` of NumPy arrays.
     """
@@ -44,15 +46,17 @@ def train_test_split(
         raise ValueError(
             f"`stratify` must have one label per example, {num}; got {len(stratify)}."
         )
+
     num_test = min(max(round(test_fraction * num), 1), num - 1)
     order_key, train_key, test_key = np.random.SeedSequence(seed).spawn(3)
     order = np.random.default_rng(order_key).permutation(num)
     if stratify is not None:
         order = order[np.argsort(np.asarray(stratify)[order], kind="stable")]
-    # Evenly spaced places in the order of the classes: exactly `num_test` of all, and its share of each
-    # class.
+    # Evenly spaced places in the order of the classes: exactly `num_test` of all, and its
+    # share of each class.
     rank = np.arange(num + 1) * num_test // num
     chosen = rank[1:] > rank[:-1]
+
     train = np.random.default_rng(train_key).permutation(order[~chosen])
     test = np.random.default_rng(test_key).permutation(order[chosen])
     return Split(_take(data, train), _take(data, test))

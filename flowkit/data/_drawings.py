@@ -1,4 +1,4 @@
-"""Shapes in the plane made of several parts, each drawn with its own probability."""
+"""Drawings in the plane made of several parts, each with its own probability."""
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,7 +11,10 @@ from flowkit.data._toys import blur, check_draw, sampler, unit_circle
 def concentric(
     num: int, *, noise: Scalar = 0.05, key: PRNGKey
 ) -> Float[Array, "{num} 2"]:
-    """A disk of radius 0.8 (3 of 11 points, uniform in area) within a ring of radius 2, blurred by Gaussian noise."""
+    """A disk of radius 0.8 within a ring of radius 2 that is blurred by Gaussian noise.
+
+    The disk holds 3 of 11 points, uniform in area.
+    """
     check_draw(num, noise=noise)
     return _concentric(num, noise, key)
 
@@ -19,8 +22,9 @@ def concentric(
 def smiley(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
     """A face: two eyes and a mouth.
 
-    One point in six belongs to each of the eyes, Gaussians at (-1, 1) and (1, 1) of standard deviation 0.1. The others
-    lie on the mouth, the lower arc of radius 1.5 around zero between -150 and -30 degrees, blurred by 0.08.
+    One point in six belongs to each of the eyes, Gaussians at (-1, 1) and (1, 1) of standard
+    deviation 0.1. The others lie on the mouth, the lower arc of radius 1.5 around zero
+    between -150 and -30 degrees, blurred by 0.08.
     """
     check_draw(num)
     return _smiley(num, key)
@@ -39,9 +43,9 @@ def _concentric(num: int, noise: Array, key: PRNGKey):
 def _smiley(num: int, key: PRNGKey):
     part_key, angle_key, noise_key = jr.split(key, 3)
     part = jr.randint(part_key, (num, 1), 0, 6)
-    eye = jnp.where(part == 0, jnp.array([-1.0, 1.0]), jnp.array([1.0, 1.0]))
-    mouth = 1.5 * unit_circle(
-        jr.uniform(angle_key, (num,), minval=-5 * jnp.pi / 6, maxval=-jnp.pi / 6)
-    )
+    eye = jnp.where(part == 0, jnp.array([[-1.0, 1.0]]), jnp.array([[1.0, 1.0]]))
+    ends = {"minval": -5 * jnp.pi / 6, "maxval": -jnp.pi / 6}
+    mouth = 1.5 * unit_circle(jr.uniform(angle_key, (num,), **ends))
+
     is_eye = part < 2
     return blur(jnp.where(is_eye, eye, mouth), jnp.where(is_eye, 0.1, 0.08), noise_key)
