@@ -37,6 +37,7 @@ from flowkit._couplings import (
 )
 from flowkit._distributions import (
     AbstractDistribution as AbstractDistribution,
+    AbstractExactDistribution as AbstractExactDistribution,
     Empirical as Empirical,
     GaussianMixture as GaussianMixture,
     Normal as Normal,

@@ -26,21 +26,28 @@ from flowkit._types import summation_dtype
 
 
 class AutomaticBlock(eqx.Module):
-    """Chooses how many examples of a batch are worked on at a time: the default of `block=`.
+    """Chooses how many examples are worked on at a time: the default of every `block=`.
 
-    The choice is made when the computation is traced. On a CPU a block is the largest part
-    of the batch whose intermediate values, counted on the traced error of one example, fit
-    into `cache_bytes`. The whole batch is one block where it fits, where a step has a
-    convolution (XLA runs those many times slower inside a loop on a CPU), on other
-    platforms, and where JAX sees several devices, since a batch may be split over them.
+    The choice is made while the computation is traced. On a CPU a block is the largest
+    part of the batch for which the results of all matrix products, in the error that is
+    averaged, fit into `cache_bytes`. The whole batch is one block:
+
+    - where all of it fits,
+    - on any other platform,
+    - if the error has a convolution, which XLA computes several times slower inside a loop
+      on a CPU,
+    - if JAX sees more than one device, since the batch may be split over them.
 
     **Arguments:**
 
-    - `cache_bytes`: the size of the intermediate values of one block, counted before the
-      compiler fuses any.
+    - `cache_bytes`: the limit in bytes. The default was measured on two cores with 32 MiB
+      of shared cache; more cores share their cache among more work.
     """
 
-    cache_bytes: int = eqx.field(converter=operator.index, default=40 * 2**20)
+    # Matrix products are what the compiler stores: it fuses most other operations into
+    # them. Counting everything would let activations of many steps look larger than they
+    # are.
+    cache_bytes: int = eqx.field(converter=operator.index, default=8 * 2**20)
 
     def __check_init__(self):
         if self.cache_bytes < 1:
@@ -117,27 +124,30 @@ def block_size(
     return _chosen_size(fn, shared, examples, block.cache_bytes)
 
 
-def _chosen_size(fn, shared, examples, cache_bytes: int) -> int:
+def _chosen_size(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], cache_bytes: int
+) -> int:
     num = batch_size(examples)
-    # A mesh cannot be seen while tracing. In a loop over blocks each of them would be
-    # reduced over the devices.
+    # Tracing does not tell whether a batch is split over devices, and a loop over blocks
+    # of a split batch would reduce the gradient in each of them.
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return num
 
-    first = jax.tree.map(_without_leading_axis, examples)
-    jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, first)
-    if any(
-        eqn.primitive.name == "conv_general_dilated"
-        for eqn, _ in _equations(jaxpr.jaxpr)
-    ):
-        return num
+    example = jax.tree.map(_without_leading_axis, examples)
+    jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, example)
+    num_bytes = 0
+    for eqn, times in _equations(jaxpr.jaxpr):
+        if eqn.primitive.name == "conv_general_dilated":
+            return num
+        if eqn.primitive.name == "dot_general":
+            num_bytes += times * _output_bytes(eqn)
 
-    num_bytes = sum(
-        times * _output_bytes(eqn) for eqn, times in _equations(jaxpr.jaxpr)
-    )
-    fitting = cache_bytes // max(num_bytes, 1)
-    sizes = [size for size in range(1, num + 1) if num % size == 0]
-    return max([size for size in sizes if size <= fitting], default=1)
+    fitting = [
+        size
+        for size in range(1, num + 1)
+        if num % size == 0 and size * num_bytes <= cache_bytes
+    ]
+    return max(fitting, default=1)
 
 
 def _without_leading_axis(leaf: Any) -> Any:
@@ -160,7 +170,7 @@ def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
     params = dict(eqn.params)
     platforms = params.get("branches_platforms")
     if platforms is not None:
-        # `jax.lax.platform_dependent`: `None` is the default, which comes last.
+        # A branch of `jax.lax.platform_dependent`, whose default is `None` and last.
         runs = [names is None or "cpu" in names for names in platforms]
         params["branches"] = params["branches"][runs.index(True)]
 
@@ -171,11 +181,7 @@ def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
 
 
 def _output_bytes(eqn: Any) -> int:
-    return sum(
-        var.aval.size * var.aval.dtype.itemsize
-        for var in eqn.outvars
-        if hasattr(var.aval, "dtype")
-    )
+    return sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars)
 
 
 def _apply(

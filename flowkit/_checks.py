@@ -1,4 +1,7 @@
-"""Checks of arguments that several entry points share: wrong use is said before any long work starts."""
+"""Checks of arguments that several entry points share.
+
+Misuse is reported before any long computation starts.
+"""
 
 import operator
 import tempfile
@@ -18,30 +21,49 @@ def check_rows(name: str, tree: Any, num: int, of: str, hint: str = "") -> None:
     for leaf in jax.tree.leaves(tree):
         if not eqx.is_array(leaf):
             raise ValueError(
-                f"`{name}` must hold arrays with {num} rows, one per {of}, but holds {leaf!r}{hint}."
+                f"`{name}` must hold arrays with {num} rows, one per {of}, but holds "
+                f"{leaf!r}{hint}."
             )
         if leaf.shape[:1] != (num,):
             raise ValueError(
-                f"`{name}` must have {num} rows, one per {of}, but holds an array of shape {leaf.shape}{hint}."
+                f"`{name}` must have {num} rows, one per {of}, but holds an array of shape "
+                f"{leaf.shape}{hint}."
             )
 
 
+def check_instance(name: str, value: Any) -> None:
+    """Raises for a class where one of its instances is meant."""
+    if isinstance(value, type):
+        raise ValueError(
+            f"`{name}` is the class {value.__name__}; give an instance of it, such as "
+            f"`{value.__name__}(...)`."
+        )
+
+
 def check_data(name: str, x: Any, mask: Any = None) -> None:
-    """Raises for empty batches, masks that do not fit; for known values also for non-finite data and empty clouds."""
+    """Raises for empty batches and masks that do not fit.
+
+    Where values are known, also for non-finite data and empty clouds.
+    """
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(
-            f"`{name}` must be a non-empty batch (batch, ...) of arrays, got shape {x.shape}."
+            f"`{name}` must be a non-empty batch (batch, ...) of arrays, "
+            f"got shape {x.shape}."
         )
     if mask is not None and mask.shape != x.shape[:2]:
         raise ValueError(
-            f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, got {mask.shape}."
+            f"`mask` must have shape {x.shape[:2]}, one entry per point of `{name}`, "
+            f"got {mask.shape}."
         )
     check_mask("mask", mask)
     _check_finite(name, x, mask)
 
 
 def check_example(name: str, x: Any, mask: Any = None) -> None:
-    """Raises for an example without entries, and, where values are known, for non-finite ones and empty masks."""
+    """Raises for an example without entries.
+
+    Where values are known, also for non-finite data and an empty mask.
+    """
     if 0 in x.shape:
         raise ValueError(f"`{name}` must not be empty, got shape {x.shape}.")
     check_mask("mask", mask)
@@ -49,21 +71,20 @@ def check_example(name: str, x: Any, mask: Any = None) -> None:
 
 
 def _check_finite(name: str, x: Any, mask: Any) -> None:
-    if not is_traced(x, mask) and not np.all(
-        np.isfinite(x if mask is None else np.asarray(x)[np.asarray(mask)])
-    ):
+    if is_traced(x, mask):
+        return
+    valid = x if mask is None else np.asarray(x)[np.asarray(mask)]
+    if not np.all(np.isfinite(valid)):
         raise ValueError(
             f"`{name}` holds NaN or infinity at valid entries; remove or mask them."
         )
 
 
 def check_mask(name: str, mask: Any) -> None:
-    """Raises for a known mask, of one cloud or of many, that leaves a cloud without any valid point."""
-    if (
-        mask is not None
-        and not is_traced(mask)
-        and not np.all(np.any(np.asarray(mask), axis=-1))
-    ):
+    """Raises for a known mask that leaves a cloud, one or one of many, without valid points."""
+    if mask is None or is_traced(mask):
+        return
+    if not np.all(np.any(np.asarray(mask), axis=-1)):
         raise ValueError(
             f"`{name}` leaves a cloud without any valid point; remove empty clouds."
         )
@@ -83,7 +104,8 @@ def check_sampling(
         raise ValueError(f"`shape` must not have an empty axis, got {shape}.")
     if cond_axes not in (0, None):
         raise ValueError(
-            f"`cond_axes` must be 0 (one condition per sample) or None (one for all), got {cond_axes}."
+            "`cond_axes` must be 0 (one condition per sample) or None (one for all), "
+            f"got {cond_axes}."
         )
     if cond_axes == 0:
         check_rows(

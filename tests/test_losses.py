@@ -1,3 +1,6 @@
+import re
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -254,6 +257,148 @@ def test_blocks_give_the_same_value_and_gradients(block, key):
         )
         for got, expected in leaves:
             np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_forward_mode_and_second_derivatives(block, key):
+    """Against the loss of all examples by itself, with the directional derivative by hand."""
+    with jax.enable_x64(True):
+        x1 = jr.normal(key, (8, 2), jnp.float64)
+        weight = jnp.array([[0.5, -0.2], [0.3, 0.8]], jnp.float64)
+        tangent = jnp.array([[1.0, 0.5], [-0.3, 0.2]], jnp.float64)
+
+        @jax.jit
+        def loss(weight):
+            flow = fk.Flow(Linear(weight))
+            return fk.flow_matching_loss(flow, x1, key=key, block=block)
+
+        _, slope = jax.jvp(loss, (weight,), (tangent,))
+        np.testing.assert_allclose(slope, jnp.sum(jax.grad(loss)(weight) * tangent))
+        # The loss is a quadratic function of the weights.
+        along = lambda step: loss(weight + step * tangent)
+        curvature = along(1.0) - 2 * along(0.0) + along(-1.0)
+        _, product = jax.jvp(jax.grad(loss), (weight,), (tangent,))
+        np.testing.assert_allclose(jnp.sum(product * tangent), curvature, rtol=1e-9)
+
+
+def test_blocks_of_half_precision(key):
+    """Sums and gradients are added up in single precision, as those of a whole batch are."""
+    x1 = 5 * jr.normal(key, (4096, 2))
+    loss = lambda flow, x1, block: fk.flow_matching_loss(flow, x1, key=key, block=block)
+    half = fk.Flow(network(jnp.float16))
+    whole = loss(half, x1.astype(jnp.float16), None)
+    blocked = loss(half, x1.astype(jnp.float16), 16)
+    assert blocked.dtype == jnp.float16
+    np.testing.assert_allclose(blocked, whole, rtol=2e-3)
+
+    brain = fk.Flow(network(jnp.bfloat16))
+    gradient = lambda flow, x1, block: eqx.filter_grad(loss)(flow, x1, block)
+    got = gradient(brain, x1.astype(jnp.bfloat16), 16).network.weight
+    expected = gradient(fk.Flow(network()), x1, None).network.weight
+    error = jnp.linalg.norm(got.astype(jnp.float32) - expected)
+    assert error < 0.02 * jnp.linalg.norm(expected)
+
+
+class Convolution(eqx.Module):
+    """A convolution as it is, or one that CPUs run as a matrix product."""
+
+    weight: jax.Array
+    plain: bool
+
+    def __call__(self, t, x, cond):
+        by_product = lambda x, weight: jnp.einsum("hwi,io->hwo", x, weight[0, 0])
+        if self.plain:
+            return self.convolve(x, self.weight)
+        return jax.lax.platform_dependent(
+            x, self.weight, cpu=by_product, default=self.convolve
+        )
+
+    @staticmethod
+    def convolve(x, weight):
+        layout = ("NHWC", "HWIO", "NHWC")
+        args = (x[None], weight, (1, 1), "SAME")
+        return jax.lax.conv_general_dilated(*args, dimension_numbers=layout)[0]
+
+
+def number_of_blocks(network, shape, block):
+    """Read off the traced loss: the length of its loop, 1 if it has none."""
+    loss = lambda x1: fk.flow_matching_loss(
+        fk.Flow(network), x1, key=jr.key(0), block=block
+    )
+    jaxpr = jax.make_jaxpr(loss)(jnp.zeros(shape)).jaxpr
+    scans = [eqn for eqn in jaxpr.eqns[-1].params["jaxpr"].eqns if "scan" in str(eqn)]
+    lengths = re.findall(r"length=(\d+)", str(scans))
+    return int(lengths[-1]) if lengths else 1
+
+
+def test_automatic_blocks(monkeypatch):
+    """An example of 100 points makes products of 100 x 2 entries, 800 bytes."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    points, sets = network(), (12, 100, 2)
+    for cache_bytes, blocks in (
+        (100_000, 1),
+        (9_600, 1),
+        (5_000, 2),
+        (2_500, 4),
+        (1, 12),
+    ):
+        block = fk.AutomaticBlock(cache_bytes)
+        assert number_of_blocks(points, sets, block) == blocks
+    assert number_of_blocks(points, sets, fk.AutomaticBlock(np.int64(5_000))) == 2
+
+    images, weight = (4, 8, 8, 3), jnp.zeros((1, 1, 3, 3))
+    assert (
+        number_of_blocks(Convolution(weight, True), images, fk.AutomaticBlock(1)) == 1
+    )
+    assert (
+        number_of_blocks(Convolution(weight, False), images, fk.AutomaticBlock(1)) == 4
+    )
+
+    # A batch may be split over several devices. (Another limit, which is traced again.)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert number_of_blocks(points, sets, fk.AutomaticBlock(2)) == 1
+    with pytest.raises(ValueError, match="`cache_bytes` must be positive"):
+        fk.AutomaticBlock(0)
+
+
+def test_weights_that_are_not_finite(key):
+    late = lambda path, t: jnp.where(t > 0.5, jnp.nan, 1.0)
+    with pytest.raises(Exception, match="`weighting` returned NaN or infinity"):
+        fk.flow_matching_loss(
+            fk.Flow(network()), np.ones((16, 2), np.float32), key=key, weighting=late
+        )
+
+
+def test_a_class_in_place_of_an_instance(key):
+    x1, flow = np.ones((4, 2), np.float32), fk.Flow(network())
+    with pytest.raises(
+        ValueError, match="`times` is the class LogitNormal; give an inst"
+    ):
+        fk.flow_matching_loss(flow, x1, key=key, times=fk.LogitNormal)
+    with pytest.raises(ValueError, match="`network` is the class Linear; give an inst"):
+        fk.Flow(Linear)
+    with pytest.raises(TypeCheckError, match="path"):
+        fk.Flow(network(), path=fk.CosinePath)
+
+
+def test_float64_input_does_not_warn(key):
+    flow, x = fk.Flow(network()), np.ones((4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert flow(np.float64(0.5), x[0]).dtype == jnp.float32
+        assert flow.predict(fk.Target(), np.array(0.5), x[0]).dtype == jnp.float32
+        fk.flow_matching_loss(flow, x, key=key)
+
+
+def test_strict_rank_promotion(key):
+    x1, mask = np.ones((4, 3, 2), np.float32), np.ones((4, 3), bool)
+    flow = fk.Flow(network())
+    with jax.numpy_rank_promotion("raise"):
+        fk.flow_matching_loss(flow, x1, key=key, mask=mask, block=2)
+        fk.explained_velocity(flow, x1, key=key, mask=mask, bins=np.int64(2))
+        head = fk.MixtureHead(np.int64(3))
+        output = jnp.ones((3, head.out_size(2)))
+        head.error(output, jnp.ones((3, 2)), mask[0])
 
 
 def test_assignment_against_scipy_and_everything_follows(key):

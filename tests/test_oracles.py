@@ -274,3 +274,61 @@ def test_a_mixture_is_made_under_jit():
     ).log_prob(jnp.zeros(1))
     x = jnp.array([-1.0, 2.0])
     np.testing.assert_allclose(jax.jit(make)(x), make(x), rtol=1e-6)
+
+
+class Point(fk.AbstractExactDistribution):
+    """All of the probability in one point: a distribution of a user's own."""
+
+    point: jax.Array
+
+    def sample(self, shape, *, key):
+        return jnp.broadcast_to(self.point, shape)
+
+    def log_prob(self, x):
+        raise ValueError("a point has no density")
+
+    def posterior(self, source):
+        def means(x, alpha, sigma):
+            return (x - alpha * self.point) / sigma, self.point
+
+        return means
+
+    def marginal(self, alpha, sigma, source):
+        return fk.Normal(alpha * self.point + sigma * source.mean, sigma * source.std)
+
+
+def test_a_distribution_of_your_own():
+    """The only path to a point is straight: v = (m - x) / (1 - t)."""
+    point, x, t = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.4]), 0.25
+    flow = fk.exact_flow(Point(point))
+    np.testing.assert_allclose(flow(t, x), (point - x) / (1 - t), rtol=1e-5)
+    p_t = fk.marginal(Point(point), fk.LinearPath(), t)
+    expected = multivariate_normal(t * np.asarray(point), (1 - t) ** 2).logpdf(x)
+    np.testing.assert_allclose(p_t.log_prob(x), expected, rtol=1e-5)
+
+
+def test_marginal_of_a_normal():
+    with jax.enable_x64(True):
+        data = fk.Normal(jnp.array([1.0, -1.0]), jnp.array([0.5, 2.0]))
+        source = fk.Normal(0.5, jnp.array([1.5, 1.0]))
+        p_t = fk.marginal(data, fk.LinearPath(), 0.25, source=source)
+        mean = 0.25 * np.array([1.0, -1.0]) + 0.75 * 0.5
+        variance = (0.25 * np.array([0.5, 2.0])) ** 2 + (
+            0.75 * np.array([1.5, 1.0])
+        ) ** 2
+        x = np.array([0.2, 0.9])
+        expected = multivariate_normal(mean, np.diag(variance)).logpdf(x)
+        np.testing.assert_allclose(p_t.log_prob(x), expected, rtol=1e-12)
+
+
+def test_strict_rank_promotion_and_lists_of_numpy_integers(key):
+    means = np.array([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0]], np.float32)
+    source = fk.Normal(jnp.array([0.5, -1.0]), jnp.array([0.7, 1.6]))
+    x = np.array([[0.3, -0.2]], np.float32)
+    with jax.numpy_rank_promotion("raise"):
+        for data in (fk.GaussianMixture(means, 0.3), source, fk.Empirical(means)):
+            flow = fk.exact_flow(data, source=source)
+            # One row alone is the row of an array of rows.
+            np.testing.assert_allclose(flow(0.3, x)[0], flow(0.3, x[0]), rtol=1e-5)
+            assert data.sample([np.int64(5), 2], key=key).shape == (5, 2)
+            fk.marginal(data, fk.LinearPath(), 0.5, source=source).log_prob(x)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_time
+from flowkit._checks import check_instance, check_time
 from flowkit._flow.heads import AbstractHead, PointHead
 from flowkit._flow.paths import AbstractPath, as_time, LinearPath
 from flowkit._flow.predictions import AbstractPrediction, convert, CUT, Velocity
@@ -53,14 +53,13 @@ class Flow(eqx.Module):
         *,
         head: AbstractHead = PointHead(),
     ):
+        check_instance("network", network)
         self.network = network
         self.path = path
         self.prediction = prediction
         self.head = head
-        self.takes_mask, self.takes_key = (
-            has_parameter(network, "mask"),
-            has_parameter(network, "key"),
-        )
+        self.takes_mask = has_parameter(network, "mask")
+        self.takes_key = has_parameter(network, "key")
 
     @property
     def t_start(self) -> float:

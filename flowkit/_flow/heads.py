@@ -5,6 +5,7 @@ What is predicted, velocity, noise or data, and how are two choices; any predict
 
 import abc
 import math
+import operator
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -99,7 +100,7 @@ class MixtureHead(AbstractHead):
     """
 
     squared: ClassVar[bool] = False
-    num_components: int = eqx.field(static=True)
+    num_components: int = eqx.field(static=True, converter=operator.index)
     min_std: float = eqx.field(static=True, default=1e-2)
 
     def __check_init__(self):
@@ -116,16 +117,17 @@ class MixtureHead(AbstractHead):
 
     def components(self, output: FloatArray, size: int) -> Components:
         """The mixtures that an output `(..., k (size + 1) + 1)` stands for."""
-        num, output = self.num_components, jnp.asarray(output)
+        num = self.num_components
+        output = jnp.asarray(output)
         if output.shape[-1:] != (self.out_size(size),):
             raise ValueError(
                 f"`network` must return arrays (..., {self.out_size(size)}) for a mixture of {num} components over "
                 f"vectors of size {size}, but returned {output.shape}; build it with `out_size=head.out_size({size})`."
             )
         logits, means, log_std = jnp.split(output, (num, num * (size + 1)), axis=-1)
-        means = jnp.reshape(means, (*means.shape[:-1], num, size)) + jnp.asarray(
-            _places(num, size), means.dtype
-        )
+        means = jnp.reshape(means, (*means.shape[:-1], num, size))
+        places = jnp.asarray(_places(num, size), means.dtype)
+        means = means + jnp.broadcast_to(places, means.shape)
         std = jnp.sqrt(jnp.exp(2 * log_std[..., 0]) + self.min_std**2)
         return Components(jax.nn.log_softmax(logits), means, std)
 

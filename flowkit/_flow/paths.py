@@ -14,6 +14,7 @@ with $\Delta = \beta_1 - \beta_0$.
 """
 
 import abc
+import operator
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -124,7 +125,7 @@ class PolynomialPath(AbstractPath):
     - `degree`: $n \geq 1$.
     """
 
-    degree: int = 2
+    degree: int = eqx.field(converter=operator.index, default=2)
     t_end: ClassVar[float] = 1.0
 
     def __check_init__(self):
@@ -208,9 +209,7 @@ class AffinePath(AbstractPath):
 def as_time(t: Scalar, dtype: jnp.dtype | None = None) -> Float[Array, ""]:
     """A time as a floating-point array."""
     if dtype is None:
-        dtype = (
-            t.dtype
-            if isinstance(t, AnyArray) and jnp.issubdtype(t.dtype, jnp.inexact)
-            else None
-        )
-    return jnp.asarray(t, dtype or jnp.result_type(float))
+        has_dtype = isinstance(t, AnyArray) and jnp.issubdtype(t.dtype, jnp.inexact)
+        dtype = t.dtype if has_dtype else jnp.result_type(float)
+    # The type of a NumPy array may be one that JAX does not use.
+    return jnp.asarray(t, jax.dtypes.canonicalize_dtype(dtype))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -28,6 +29,7 @@ from flowkit._blocks import (
     map_over_batch,
     mean_over_batch,
 )
+from flowkit._checks import check_instance
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import (
@@ -40,7 +42,7 @@ from flowkit._flow import (
 )
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import uniform
-from flowkit._losses.weighting import error_scale, Weighting
+from flowkit._losses.weighting import error_scale, likelihood_weighting, Weighting
 from flowkit._types import AnyArray, Cond, PRNGKey
 
 
@@ -135,6 +137,7 @@ def check_targets(
 ) -> None:
     """Raises for no targets, and for targets and weightings that convert squared errors if
     the flow is trained by another one."""
+    check_instance("weighting", weighting)
     if not targets:
         raise ValueError(
             "`targets` must list at least one prediction, such as `(fk.Velocity(),)`."
@@ -148,16 +151,13 @@ def check_targets(
 
 
 class ExampleError(eqx.Module):
-    """The error of one example as a function of `(flow, example)`, with the options as fields: it closes over none."""
+    """The error of one example, `(flow, example) -> (error, None)`."""
 
     targets: tuple[AbstractPrediction, ...]
     weighting: Weighting | None
 
     def __call__(self, flow: Flow, example: Example) -> tuple[Float[Array, ""], None]:
-        infinite_end = any(target.infinite_end for target in self.targets)
-        t_end = min(flow.t_end, 1 - CUT) if infinite_end else flow.t_end
-        t = jnp.clip(example.t, flow.t_start, t_end)
-
+        t = self.time(flow, example.t)
         c = flow.path.coefficients(t)
         x_t = c.alpha * example.x1 + c.sigma * example.x0
         target = flow.prediction.evaluate(c, example.x0, example.x1)
@@ -166,6 +166,13 @@ class ExampleError(eqx.Module):
         error = flow.head.error(output, target, example.mask)
         error = error * self.factor(flow, t, c)
         return error if example.weight is None else example.weight * error, None
+
+    def time(self, flow: Flow, t: Array) -> Array:
+        """Where the network is evaluated: away from ends at which an error is infinite."""
+        t_end = flow.t_end
+        if any(target.infinite_end for target in self.targets):
+            t_end = min(t_end, 1 - CUT)
+        return jnp.clip(t, flow.t_start, t_end)
 
     def factor(self, flow: Flow, t: Array, c: Coefficients) -> Array:
         """What turns the squared error of the network into the weighted sum of the squared
@@ -176,6 +183,21 @@ class ExampleError(eqx.Module):
 
         ratios = [_squared_ratio(target, flow.prediction, c) for target in self.targets]
         return ft.reduce(jnp.add, ratios)
+
+    def checked(self, flow: Flow, examples: Example) -> Example:
+        """The examples of a batch, with an error at run time for weights that are not finite."""
+        if self.weighting is None or self.weighting is likelihood_weighting:
+            return examples
+        weigh = lambda t: self.weighting(flow.path, self.time(flow, t))
+        weights = jax.vmap(weigh)(examples.t)
+        if weights.shape != examples.t.shape:
+            raise ValueError(
+                "`weighting` must return one number for each time, shape (), but returned "
+                f"shape {weights.shape[1:]}."
+            )
+        message = "`weighting` returned NaN or infinity at a time that was drawn."
+        invalid = jnp.any(~jnp.isfinite(weights))
+        return examples._replace(t=eqx.error_if(examples.t, invalid, message))
 
 
 def _squared_ratio(
@@ -189,12 +211,12 @@ def _squared_ratio(
 
 @eqx.filter_jit
 def _loss(flow, batch, draw, key, error, block):
-    examples = draw_examples(flow, batch, draw, key)
+    examples = error.checked(flow, draw_examples(flow, batch, draw, key))
     return mean_over_batch(error, flow, examples, block=block)[0]
 
 
 @eqx.filter_jit
 def _errors(flow, batch, draw, key, error, block):
-    examples = draw_examples(flow, batch, draw, key)
+    examples = error.checked(flow, draw_examples(flow, batch, draw, key))
     values, _ = map_over_batch(error, flow, examples, block=block)
     return Errors(values, examples.t)
