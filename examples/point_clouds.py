@@ -82,15 +82,7 @@ FREE |= {"test_samples", "guidance", "output"}
 
 
 def main(config: Config) -> None:
-    split = fk.data.cloud_split(
-        config.data,
-        config.num_points,
-        max_samples=config.max_samples,
-        test_samples=config.test_samples,
-        draws=config.draws,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-    )
+    split = load(config)
     config = checked(config, split)
     folder = Path(config.output)
     options = dataclasses.asdict(config)
@@ -104,16 +96,6 @@ def main(config: Config) -> None:
     model = model_config.build(key=init_key)
     if config.start_from is not None:
         model = earlier_model(config.start_from, config.model)
-    stages = pipelines.set_flow_stages(
-        config.training,
-        model_config,
-        split.train,
-        num_points=config.num_points,
-        folder=folder if config.start_from is None else None,
-        up=config.up_axis,
-        seed=config.seed,
-    )
-    interval = config.checkpoint_every or max(stage.num_steps for stage in stages)
     report = pipelines.SetFlowReport(
         split,
         num_classes=model_config.num_classes,
@@ -122,6 +104,8 @@ def main(config: Config) -> None:
         up=config.up_axis,
         seed=config.seed,
     )
+    stages = make_stages(config, model_config, split, folder)
+    interval = config.checkpoint_every or max(stage.num_steps for stage in stages)
 
     # Next to the checkpoints, where `analyze_latents.py` looks for them.
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,16 +119,56 @@ def main(config: Config) -> None:
         ),
         key=fit_key,
     )
+    finish(results, report, folder, key=report_key)
 
+
+def load(config: Config) -> fk.data.CloudSplit:
+    return fk.data.cloud_split(
+        config.data,
+        config.num_points,
+        max_samples=config.max_samples,
+        test_samples=config.test_samples,
+        draws=config.draws,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+
+
+def make_stages(
+    config: Config,
+    model: pipelines.SetFlowConfig,
+    split: fk.data.CloudSplit,
+    folder: Path,
+) -> list[fk.training.Stage]:
+    return pipelines.set_flow_stages(
+        config.training,
+        model,
+        split.train,
+        num_points=config.num_points,
+        folder=folder if config.start_from is None else None,
+        up=config.up_axis,
+        seed=config.seed,
+    )
+
+
+def finish(
+    results: dict[str, fk.training.FitResult],
+    report: pipelines.SetFlowReport,
+    folder: Path,
+    *,
+    key: jax.Array,
+) -> None:
+    """Judges the model of the last stage, and draws all of them."""
     print("Reconstructing and sampling ...", flush=True)
     histories = {name: result.history for name, result in results.items()}
     fk.plotting.loss_trajectory(histories, path=folder / "loss_trajectory.png")
+
     *_, last = results.values()
-    steps = {name: int(result.state.step) for name, result in results.items()}
-    seconds = sum(result.seconds for result in results.values())
-    numbers = {"steps": steps, "seconds": seconds} | report.write(
-        last.ema, folder, key=report_key
-    )
+    numbers = {
+        "steps": {name: int(result.state.step) for name, result in results.items()},
+        "seconds": sum(result.seconds for result in results.values()),
+    }
+    numbers |= report.write(last.ema, folder, key=key)
     text = json.dumps(numbers, indent=2)
     (folder / "metrics.json").write_text(text + "\n")
     print(f"{text}\nFigures, metrics and checkpoints are in {folder}/.")

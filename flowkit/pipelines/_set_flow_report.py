@@ -87,7 +87,8 @@ class SetFlowReport(eqx.Module):
     ) -> dict[str, Any]:
         """The numbers, once the pictures are in the folder."""
         rebuilt_key, sample_key, velocity_key, picture_key = jr.split(key, 4)
-        seen, other = self.split.seen, self.split.other
+        seen = self.split.seen
+        other = self.split.other
         samples = _reconstruct(model, seen, key=rebuilt_key, **SOLVER)
         rebuilt = _rebuilt(model, seen, samples)
         explained = _explained(model, self.split, velocity_key)

@@ -21,6 +21,12 @@ from flowkit.pipelines._set_flow_config import SetFlowConfig
 from flowkit.pipelines._set_flow_training import SetFlowTraining
 
 
+_COUPLINGS = {
+    "independent": fk.independent,
+    "points": fk.point_assignment,
+    "aligned": fk.AlignedAssignment(),
+}
+_TIMES = {"uniform": fk.uniform, "late": fk.LogitNormal(1.0, 1.0)}
 _PRIOR_BATCH = 4  # batches of clouds in a batch of their latents
 
 
@@ -123,17 +129,7 @@ def _flow_stage(
 ) -> training.Stage:
     """Encoder and flow; in the joint stage the prior as well."""
     joint = name == "joint"
-    couplings = {
-        "independent": fk.independent,
-        "points": fk.point_assignment,
-        "aligned": fk.AlignedAssignment(),
-    }
-    times = {"uniform": fk.uniform, "late": fk.LogitNormal(1.0, 1.0)}
-    weights: dict[str, Any] = {
-        "prior_weight": 1.0 if joint and model.has_trainable_prior else 0.0,
-        "vae_kl_weight": options.vae_kl_weight,
-        "marginal_kl_weight": options.marginal_kl_weight,
-    }
+    prior_weight = float(joint and model.has_trainable_prior)
 
     def loss(model_, batch, key):
         drop_key, key = jr.split(key)
@@ -146,11 +142,13 @@ def _flow_stage(
             mask=batch.mask,
             encoder_mask=options.hide,
             cond=cond,
-            coupling=couplings[options.coupling],
-            times=times[options.times],
+            prior_weight=prior_weight,
+            vae_kl_weight=options.vae_kl_weight,
+            marginal_kl_weight=options.marginal_kl_weight,
+            coupling=_COUPLINGS[options.coupling],
+            times=_TIMES[options.times],
             block=options.block,
             key=key,
-            **weights,
         )
 
     schedule = optax.warmup_cosine_decay_schedule(
