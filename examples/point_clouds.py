@@ -104,7 +104,7 @@ def main(config: Config) -> None:
         up=config.up_axis,
         seed=config.seed,
     )
-    stages = make_stages(config, model_config, split, folder)
+    stages = make_stages(config, model_config, split)
     interval = config.checkpoint_every or max(stage.num_steps for stage in stages)
 
     # Next to the checkpoints, where `analyze_latents.py` looks for them.
@@ -123,29 +123,20 @@ def main(config: Config) -> None:
 
 
 def load(config: Config) -> fk.data.CloudSplit:
-    return fk.data.cloud_split(
-        config.data,
-        config.num_points,
-        max_samples=config.max_samples,
-        test_samples=config.test_samples,
-        draws=config.draws,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-    )
+    names = ("num_points", "max_samples", "test_samples", "draws", "test_fraction")
+    options = {name: getattr(config, name) for name in names}
+    return fk.data.cloud_split(config.data, **options, seed=config.seed)
 
 
 def make_stages(
-    config: Config,
-    model: pipelines.SetFlowConfig,
-    split: fk.data.CloudSplit,
-    folder: Path,
+    config: Config, model: pipelines.SetFlowConfig, split: fk.data.CloudSplit
 ) -> list[fk.training.Stage]:
     return pipelines.set_flow_stages(
         config.training,
         model,
         split.train,
         num_points=config.num_points,
-        folder=folder if config.start_from is None else None,
+        folder=config.output if config.start_from is None else None,
         up=config.up_axis,
         seed=config.seed,
     )
