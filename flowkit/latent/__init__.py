@@ -1,4 +1,4 @@
-"""Models with a latent: an encoder, a flow conditioned on the latents, and a prior over them; autoencoders."""
+"""Models with latents: an encoder, a flow given the latents, and a prior; autoencoders."""
 
 from flowkit._namespace import public_names as _public_names
 from flowkit.latent._autoencoders import (

@@ -1,6 +1,7 @@
-"""Priors over latents `(k, c)`: any distribution over the rows, or a flow over all of them together.
+"""Priors over latents `(k, c)`: a distribution over the rows, or a flow over all of them.
 
-A prior is conditional if its `sample` and `log_prob` take a `cond`, such as the class of a cloud.
+A prior is conditional if its `sample` and `log_prob` take a `cond`, such as the class of a
+cloud.
 """
 
 import math
@@ -25,18 +26,20 @@ from flowkit._types import AnyArray, Cond, FloatArray, PRNGKey
 class FlowPrior(AbstractDistribution):
     r"""A flow over latents, trained by flow matching on the latents of an encoder.
 
-    It works in standardised coordinates, $(z - m) / s$ with $m$ and $s$ of shape `(c,)`, which are trained beside it
-    to be the moments of the latents: their scale drifts while the encoder learns, and a flow from a standard normal
-    works best where its data are of that size.
+    It works in standardized coordinates, $(z - m) / s$ with $m$ and $s$ of shape `(c,)`,
+    which are trained with it to be the moments of the latents. The scale of the latents
+    drifts while the encoder learns, and a flow from a standard normal works best where its
+    data have unit scale.
 
     **Arguments:**
 
-    - `flow`: a `fk.Flow` over arrays `(k, c)`. A network that takes a condition makes the prior conditional; one that
-      is equivariant under permutations of the `k` rows makes it blind to their order, as sets of slots need it, which
-      a `fk.nn.MLP` over all entries is not.
+    - `flow`: a `fk.Flow` over arrays `(k, c)`. A network that takes a condition makes the
+      prior conditional. A network that is equivariant under permutations of the `k` rows
+      makes the prior independent of their order, which sets of slots need; a `fk.nn.MLP`
+      over all entries is not equivariant.
     - `size`: `c`.
-    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: for sampling
-      and densities, as in `fk.sample`.
+    - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: options
+      of sampling and densities, as in `fk.sample`.
     """
 
     flow: Flow
@@ -86,8 +89,12 @@ class FlowPrior(AbstractDistribution):
     def sample(
         self, shape: tuple[int, ...], *, key: PRNGKey, cond: Cond = None
     ) -> Float[Array, "..."]:
-        """Latents `(..., k, c)`, the leading axes independent, and those of the arrays in `cond` too."""
-        rows, event = shape[:-2], shape[-2:]
+        """Latents `(..., k, c)`, independent along the leading axes.
+
+        The arrays in `cond` have the same leading axes.
+        """
+        rows = shape[:-2]
+        event = shape[-2:]
         samples = sample(
             self.flow,
             event,
@@ -96,28 +103,36 @@ class FlowPrior(AbstractDistribution):
             cond=_joined(cond, rows),
             **self._options(),
         )
-        return self.mean + jnp.exp(self.log_std) * jnp.reshape(samples.values, shape)
+        values = samples.values * jnp.exp(self.log_std)[None, None]
+        return jnp.reshape(values + self.mean[None, None], shape)
 
     def log_prob(self, x: FloatArray, cond: Cond = None) -> Float[Array, ""]:
-        """Log-density of latents `(..., k, c)` in nats, by the exact trace, summed over the leading axes.
+        """Log-density of latents `(..., k, c)` in nats, summed over the leading axes.
 
-        The arrays in `cond` have the same leading axes.
+        The trace is exact. The arrays in `cond` have the same leading axes.
         """
-        z = (jnp.asarray(x) - self.mean) / jnp.exp(self.log_std)
+        x = jnp.asarray(x)
+        rows = jnp.reshape(x, (-1, *x.shape[-2:]))
+        rows = (rows - self.mean[None, None]) / jnp.exp(self.log_std)[None, None]
+
         one = lambda z, cond: log_prob(self.flow, z, cond, **self._options())
-        rows = jnp.reshape(z, (-1, *z.shape[-2:]))
-        values = jax.vmap(one)(rows, _joined(cond, z.shape[:-2]))
-        return jnp.sum(values) - rows.shape[0] * rows.shape[1] * jnp.sum(self.log_std)
+        values = jax.vmap(one)(rows, _joined(cond, x.shape[:-2]))
+
+        # The change of variables to standardized coordinates, once per row of latents.
+        num_rows = rows.shape[0] * rows.shape[1]
+        return jnp.sum(values) - num_rows * jnp.sum(self.log_std)
 
 
 def mixture_prior(num_components: int, size: int, *, key: PRNGKey) -> GaussianMixture:
-    """A `fk.GaussianMixture` over latents `(k, size)` to be trained: equal weights, unit covariances, random means.
+    """A `fk.GaussianMixture` over latents `(k, size)`, to be trained.
 
-    The means are standard normal. Its rows are independent, so it is blind to the order of `k` latents.
+    It starts with equal weights, unit covariances and standard normal means. Its rows are
+    independent, so it does not depend on the order of the `k` latents.
     """
     if num_components < 1 or size < 1:
         raise ValueError(
-            f"`num_components` and `size` must be at least 1, got {num_components} and {size}."
+            "`num_components` and `size` must be at least 1, "
+            f"got {num_components} and {size}."
         )
     return GaussianMixture(jr.normal(key, (num_components, size)))
 
@@ -129,53 +144,57 @@ def prior_loss(
     *,
     key: PRNGKey,
 ) -> Float[Array, ""]:
-    r"""What trains a prior on given latents; no gradient reaches them.
+    r"""The loss of a prior on given latents, which get no gradient.
 
-    For a `FlowPrior` the flow-matching loss of its own prediction, in its standardised coordinates, plus the negative
-    log-likelihood of $\mathcal N(m, s^2)$ which trains these; for any other distribution $-\log p(z)$. The means over
-    the batch and, but for the flow itself, the entries.
+    For a `FlowPrior` it is the flow-matching loss of its own prediction in standardized
+    coordinates, plus the negative log-likelihood of $\mathcal N(m, s^2)$, which trains
+    these coordinates. For any other distribution it is $-\log p(z)$. Log-likelihoods are
+    divided by the number of entries of the batch.
 
     **Arguments:**
 
     - `prior`: the prior.
     - `latents`: `(batch, k, c)`.
-    - `cond`: the condition of the prior, arrays with leading axis `batch`. A prior that takes none is a `ValueError`.
-    - `key`: for the times and the noise of the flow.
+    - `cond`: the condition of the prior, arrays with leading axis `batch`. A prior that
+      takes none is a `ValueError`.
+    - `key`: the key of the times and the noise of the flow.
     """
     latents = jax.lax.stop_gradient(jnp.asarray(latents))
     if not isinstance(prior, FlowPrior):
         return -prior.log_prob(latents, **prior_keywords(prior, cond)) / latents.size
-    mean, std = prior.mean, jnp.exp(prior.log_std)
-    moments = -Normal(mean, std).log_prob(latents) / latents.size
-    standardised = jax.lax.stop_gradient((latents - mean) / std)
+
+    std = jnp.exp(prior.log_std)
+    moments = -Normal(prior.mean, std).log_prob(latents) / latents.size
+
+    # The flow sees fixed data: its loss must not move the coordinates.
+    standardized = (latents - prior.mean[None, None]) / std[None, None]
+    standardized = jax.lax.stop_gradient(standardized)
     targets = (prior.flow.prediction,)
-    return (
-        flow_matching_loss(prior.flow, standardised, cond, targets=targets, key=key)
-        + moments
-    )
+    loss = flow_matching_loss(prior.flow, standardized, cond, targets=targets, key=key)
+    return loss + moments
 
 
 def prior_keywords(prior: AbstractDistribution, cond: Cond) -> dict[str, Any]:
-    """What hands a condition to a prior; raises if it takes none."""
+    """The keywords that pass a condition to a prior; raises if it takes none."""
     if cond is None:
         return {}
-    if not has_parameter(prior.sample, "cond") or not has_parameter(
-        prior.log_prob, "cond"
-    ):
-        raise ValueError(
-            f"`cond` was given, but the prior, a {type(prior).__name__}, does not take one; use a "
-            "`fk.latent.FlowPrior` whose network has a condition, or leave `cond` out."
-        )
-    return {"cond": cond}
+    methods = (prior.sample, prior.log_prob)
+    if all(has_parameter(method, "cond") for method in methods):
+        return {"cond": cond}
+    raise ValueError(
+        f"`cond` was given, but the prior, a {type(prior).__name__}, does not take one; use "
+        "a `fk.latent.FlowPrior` whose network has a condition, or leave `cond` out."
+    )
 
 
 def _joined(cond: Cond, rows: tuple[int, ...]) -> Cond:
-    """The arrays of `cond`, with the axes that they share with the latents joined into one."""
+    """The arrays of `cond`, with their leading axes `rows` joined into one."""
 
-    def join(leaf):
+    def join(leaf: Any) -> Any:
         if not eqx.is_array(leaf) or leaf.shape[: len(rows)] != rows:
             raise ValueError(
-                f"`cond` must hold arrays with the leading axes {rows} of the latents, got {leaf!r}."
+                f"`cond` must hold arrays with the leading axes {rows} of the latents, "
+                f"got {leaf!r}."
             )
         return jnp.reshape(leaf, (-1, *leaf.shape[len(rows) :]))
 

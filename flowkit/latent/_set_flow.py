@@ -1,9 +1,9 @@
-r"""Generative models of point clouds: every point moves on its own from noise, given the latents of the cloud.
+r"""Generative models of point clouds, whose points move on their own given the latents.
 
 $$z = \mathrm{encoder}(X), \qquad \dot X_t = v(t, X_t; z), \qquad z \sim \mathrm{prior}.$$
 
-With $z$ from the encoder the flow reconstructs a cloud, with any number of points; with $z$ from the prior it
-generates one.
+With $z$ from the encoder the flow reconstructs a cloud, with any number of points; with $z$
+from the prior it generates one.
 """
 
 from collections.abc import Callable
@@ -33,15 +33,18 @@ class SetFlow(eqx.Module):
 
     **Arguments:**
 
-    - `encoder`: `(points, mask=None, key=None) -> (k, c)`, with attributes `in_size` and `out_size`, such as
-      `fk.nn.PointNet`.
-    - `flow`: a `fk.Flow` whose network takes the latents as its condition, such as `fk.nn.AdaLNMLP`.
-    - `prior`: over latents: `fk.Normal()`, a trainable `fk.latent.mixture_prior`, or `fk.latent.FlowPrior`; a prior
-      with a condition, such as a class, is handed the `cond` of `sample` and of the losses.
-    - `variational`: the encoder's output is read as means and log-variances, so its `out_size` is twice that of the
-      latents.
-    - `normalize`: divide each latent by its length, $z / \sqrt{\sum_j z_j^2 + 10^{-8}}$: those of the encoder (of a
-      variational model the means, before the noise) and those of the prior.
+    - `encoder`: `(points, mask=None, key=None) -> (k, c)`, with attributes `in_size` and
+      `out_size`, such as `fk.nn.PointNet`.
+    - `flow`: a `fk.Flow` whose network takes the latents as its condition, such as
+      `fk.nn.AdaLNMLP`.
+    - `prior`: the distribution of the latents: `fk.Normal()`, a trainable
+      `fk.latent.mixture_prior`, or `fk.latent.FlowPrior`. A prior with a condition, such as
+      a class, gets the `cond` of `sample` and of the losses.
+    - `variational`: whether the encoder's output is read as means and log-variances; its
+      `out_size` is then twice the size of the latents.
+    - `normalize`: whether each latent is divided by its length,
+      $z / \sqrt{\sum_j z_j^2 + 10^{-8}}$: those of the encoder (in a variational model the
+      means, before the noise) and those of the prior.
 
     **Reference:** Yang et al., PointFlow (2019), arXiv 1906.12320, for the two levels.
     """
@@ -55,8 +58,8 @@ class SetFlow(eqx.Module):
     def __check_init__(self):
         if self.variational and self.encoder.out_size % 2:
             raise ValueError(
-                "`encoder` must have an even `out_size` if `variational=True`, since it holds means and log-variances; "
-                f"got {self.encoder.out_size}."
+                "`encoder` must have an even `out_size` if `variational=True`, since it holds "
+                f"means and log-variances; got {self.encoder.out_size}."
             )
 
     @property
@@ -66,16 +69,22 @@ class SetFlow(eqx.Module):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """The shape `(k, c)` of the latents; for encoders with one latent per point, that of one point."""
+        """The shape `(k, c)` of the latents.
+
+        For encoders with one latent per point it is that of a single point.
+        """
+        encoder = eqx.nn.inference_mode(self)
         points = jax.ShapeDtypeStruct((1, self.in_size), jnp.result_type(float))
-        return eqx.filter_eval_shape(eqx.nn.inference_mode(self).posterior, points)[
-            0
-        ].shape
+        mean, _ = eqx.filter_eval_shape(encoder.posterior, points)
+        return mean.shape
 
     def posterior(
         self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None
     ) -> tuple[Float[Array, "k c"], Float[Array, "k c"] | None]:
-        """Means and log-variances of the latents of one cloud; no log-variances unless the model is variational."""
+        """Means and log-variances of the latents of one cloud.
+
+        The log-variances are `None` unless the model is variational.
+        """
         output = self.encoder(jnp.asarray(points), mask=mask, key=key)
         if not self.variational:
             return self._normalized(output), None
@@ -85,22 +94,27 @@ class SetFlow(eqx.Module):
     def _normalized(self, latents: Float[Array, "... c"]) -> Float[Array, "... c"]:
         if not self.normalize:
             return latents
-        return latents * jax.lax.rsqrt(
-            jnp.sum(latents**2, axis=-1, keepdims=True) + 1e-8
-        )
+        squared_length = jnp.sum(latents**2, axis=-1, keepdims=True)
+        # The constant keeps the gradient finite at zero latents.
+        return latents * jax.lax.rsqrt(squared_length + 1e-8)
 
     def encode(
         self, points: Points, mask: Mask | None = None, *, key: PRNGKey | None = None
     ) -> Float[Array, "k c"]:
-        """The latents of one cloud. With a key a variational model draws them, without one it returns their means."""
+        """The latents of one cloud.
+
+        A variational model draws them with a key, and returns their means without one.
+        """
         check_mask("mask", mask)
-        ekey, zkey = (None, None) if key is None else jr.split(key)
+        if key is None:
+            mean, _ = self.posterior(points, mask)
+            return mean
+
+        ekey, zkey = jr.split(key)
         mean, log_variance = self.posterior(points, mask, key=ekey)
-        return (
-            mean
-            if log_variance is None or zkey is None
-            else draw_latents(mean, log_variance, key=zkey)
-        )
+        if log_variance is None:
+            return mean
+        return draw_latents(mean, log_variance, key=zkey)
 
     def reconstruct(
         self,
@@ -121,16 +135,17 @@ class SetFlow(eqx.Module):
 
         **Arguments:**
 
-        - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen. With an encoder that has a latent for
-          each point, what is drawn in masked rows means nothing.
-        - `num_points`: how many points to draw, `n` if `None`.
+        - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen. With an
+          encoder that has a latent for each point, masked rows of the result mean nothing.
+        - `num_points`: the number of points to draw, `n` if `None`.
         - `source`, `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`:
           as in `fk.sample`.
         """
-        shape = (points.shape[0] if num_points is None else num_points, self.in_size)
+        if num_points is None:
+            num_points = points.shape[0]
         samples = sample(
             self.flow,
-            shape,
+            (num_points, self.in_size),
             num_samples=1,
             key=key,
             cond=eqx.nn.inference_mode(self).encode(points, mask),
@@ -164,24 +179,23 @@ class SetFlow(eqx.Module):
     ) -> Samples:
         """New clouds from the prior: `fk.Samples` with values `(num_samples, num_points, d)`.
 
-        Encoders with one latent per point have no fixed `latent_shape` to draw from; use `reconstruct`.
+        Encoders with one latent per point have no fixed `latent_shape` to draw from; use
+        `reconstruct` with them.
 
         **Arguments:**
 
-        - `num_points`, `num_samples`: how many points in how many clouds.
-        - `cond`: the condition of the prior, arrays with leading axis `num_samples`, or, with `cond_axes=None`, one
-          shared by all. A prior that takes none is a `ValueError`.
+        - `num_points`, `num_samples`: the number of points per cloud, and of clouds.
+        - `cond`: the condition of the prior: arrays with leading axis `num_samples`, or,
+          with `cond_axes=None`, one shared by all. A prior that takes none is a
+          `ValueError`.
         - `mask`, `source`, `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`,
           `throw`: as in `fk.sample`, for the points.
         """
         shape = (num_points, self.in_size)
         check_sampling(shape, num_samples, cond, cond_axes, mask)
-        if cond_axes is None:
-            cond = jax.tree.map(
-                lambda leaf: jnp.broadcast_to(leaf, (num_samples, *jnp.shape(leaf))),
-                cond,
-            )
         zkey, xkey = jr.split(key)
+        if cond_axes is None:
+            cond = _repeated(cond, num_samples)
         latents = self.prior.sample(
             (num_samples, *self.latent_shape),
             key=zkey,
@@ -204,10 +218,16 @@ class SetFlow(eqx.Module):
         )
 
 
+def _repeated(cond: Cond, num: int) -> Cond:
+    """One condition, once for each of `num` samples."""
+    repeat = lambda leaf: jnp.broadcast_to(leaf, (num, *jnp.shape(leaf)))
+    return jax.tree.map(repeat, cond)
+
+
 def draw_latents(
     mean: Float[Array, "k c"], log_variance: Float[Array, "k c"], *, key: PRNGKey
 ) -> Float[Array, "k c"]:
     """Normal latents; rows of zeros stand for nothing and stay zero."""
-    there = jnp.any((mean != 0) | (log_variance != 0), axis=-1, keepdims=True)
+    exists = jnp.any((mean != 0) | (log_variance != 0), axis=-1, keepdims=True)
     noise = jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
-    return mean + jnp.where(there, noise, jnp.zeros_like(noise))
+    return mean + jnp.where(exists, noise, 0)

@@ -117,9 +117,8 @@ def set_flow_loss(
         marginal_kl_weight=_traced_weight(marginal_kl_weight, dtype),
         encoder_mask=encoder_mask,
     )
-    batch = Batch(points, cond, mask)
     draw = Draw(source, coupling, times)
-    return _loss(model, batch, draw, terms, key, block=block)
+    return _loss(model, Batch(points, cond, mask), draw, terms, key, block=block)
 
 
 def set_prior_loss(
