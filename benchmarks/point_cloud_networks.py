@@ -1,12 +1,14 @@
-"""Every encoder with every conditioner and backbone that suits it, trained alike on scikit-learn's digits.
+"""Every encoder with every conditioner and conditional network (CRN) that suits it.
 
     python benchmarks/point_cloud_networks.py
     python benchmarks/point_cloud_networks.py --num-steps 1000 --only dgcnn
 
-The models are those of `examples/point_clouds.py`, at its default sizes. For each: parameters, the median processor
-time of a training step (all cores together), the loss at the start and at the end, and the Chamfer distance of
-reconstructions of held-out digits over that of two draws of the same digit. Results go to
-`benchmarks/results/point_cloud_networks.json` and `.png`.
+All are trained alike on scikit-learn's digits. The models are those of
+`examples/point_clouds.py`, at its default sizes. For each: parameters, the median
+processor time of a training step (all cores together), the loss at the start and at the
+end, and the Chamfer distance of reconstructions of held-out digits over that of two draws
+of the same digit. Results go to `benchmarks/results/point_cloud_networks.json` and
+`.png`.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ import flowkit as fk
 from flowkit.pipelines import SetFlowConfig
 
 
-GLOBAL, STRUCTURED, LOCAL = "(1, c)", "(k, c)", "(n, c)"
+GLOBAL = "(1, c)"
+STRUCTURED = "(k, c)"
+LOCAL = "(n, c)"
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "PointNet": (GLOBAL, {"encoder": "point-net"}),
     "SetTransformer, pooled": (
@@ -61,7 +65,7 @@ class Config:
     batch_size: int = 32
     """Clouds per step."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
     only: str = ""
     """Only combinations whose description contains this."""
 
@@ -69,8 +73,8 @@ class Config:
 def combinations():
     """Names and configurations of all that go together.
 
-    What is reduced to one vector is the same to every backbone, wherever it comes from: that stands with the first
-    backbone only.
+    Latents reduced to one vector are the same to every CRN, wherever they come from: such
+    combinations are listed with the first CRN only.
     """
     for encoder, (kind, options) in ENCODERS.items():
         for backbone in BACKBONES:
@@ -78,7 +82,8 @@ def combinations():
                 reduced = conditioner == "pool" or "pooling" in options
                 if backbone != BACKBONES[0] and reduced:
                     continue
-                attends = backbone == "cross-attention"  # and has no conditioner
+                # The CRN with cross-attention has no conditioner.
+                attends = backbone == "cross-attention"
                 names = encoder, kind, "-" if attends else conditioner, backbone
                 chosen = "auto" if attends else conditioner
                 yield (
@@ -109,7 +114,8 @@ def measure(model, train, seen, other, config: Config) -> dict:
             train._replace(labels=None), config.batch_size, seed=config.seed
         )
     )
-    losses, seconds = [], []
+    losses = []
+    seconds = []
     for _ in range(config.num_steps):
         batch = next(batches)
         start = time.process_time()
@@ -160,13 +166,9 @@ def picture(rows: list[dict]) -> Figure:
                 for row in rows
                 if (row["encoder"], row["backbone"]) == (encoder, backbone)
             ]
-            xs, ys = (
+            axes.scatter(
                 [row["step_cpu_ms"] for row in own],
                 [row["chamfer/floor"] for row in own],
-            )
-            axes.scatter(
-                xs,
-                ys,
                 color=color,
                 marker=marker,
                 label=encoder if marker == "o" else None,
@@ -206,7 +208,8 @@ def main(config: Config) -> None:
         )
         rows.append(row | measure(model, train, seen, other, config))
         print(rows[-1], flush=True)
-        if not config.only:  # after each, so that an interrupted run leaves what it has
+        if not config.only:
+            # After each model, so that an interrupted run leaves what it has.
             _report.save(
                 "point_cloud_networks",
                 config.seed,

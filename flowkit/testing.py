@@ -1,8 +1,9 @@
-"""The invariants of networks on sets, as assertions for your networks as for ours.
+"""Tests of what every network on sets must satisfy, for your networks as well as ours.
 
-All take a function `fn(points, mask)`, such as an encoder or `lambda x, m: crn(t, x, latents, mask=m)`. A new velocity
-network is zero everywhere, and zero has every symmetry: pass it through `perturbed` first. The assertions refuse a
-function that is zero.
+Each assertion takes a function `fn(points, mask)`, such as an encoder or
+`lambda x, m: crn(t, x, latents, mask=m)`. A new velocity network is zero everywhere, and
+zero has every symmetry: pass it through `perturbed` first. A function that is zero is
+refused.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ Model = TypeVar("Model")
 
 
 def perturbed(model: Model, *, key: PRNGKey, scale: float = 0.1) -> Model:
-    """The model with Gaussian noise of this scale added to all of its floating-point arrays."""
+    """The model with Gaussian noise of this scale added to its floating-point arrays."""
     return _perturbed(model, key, scale)
 
 
@@ -39,10 +40,12 @@ def assert_permutation_invariant(
     **Arguments:**
 
     - `fn`: `(points, mask) -> ` any pytree of arrays.
-    - `points`: a cloud `(n, d)`, or a pytree of arrays that are permuted together along their first axis.
-    - `mask`: handed to `fn` and permuted too; `None` is handed on as `None`.
-    - `key`: for the permutations.
-    - `tolerance`: the largest deviation allowed, relative to the largest output or to 1, if that is larger.
+    - `points`: a cloud `(n, d)`, or a pytree of arrays that are permuted together along
+      their first axis.
+    - `mask`: passed to `fn` and permuted too; `None` is passed on as `None`.
+    - `key`: the key of the permutations.
+    - `tolerance`: the largest deviation allowed, relative to the largest output, or to 1
+      if that is larger.
 
     Raises an `AssertionError` that gives the largest deviation and where it is.
     """
@@ -67,14 +70,16 @@ def assert_permutation_equivariant(
 ) -> None:
     """`fn(P points, P mask) = P fn(points, mask)` for random permutations `P`.
 
-    Arguments and errors as in `assert_permutation_invariant`; the outputs are permuted along their first axis.
+    Arguments and errors are those of `assert_permutation_invariant`; the outputs are
+    permuted along their first axis.
     """
     expected = _nonzero(_call(fn, points, mask))
     n = _num_rows(points)
     for leaf in jax.tree.leaves(expected):
         if leaf.ndim == 0 or leaf.shape[0] != n:
             raise AssertionError(
-                f"an output has shape {leaf.shape}, not one row for each of the {n} points."
+                f"an output has shape {leaf.shape}, not one row for each of the {n} "
+                "points."
             )
     for permutation in _permutations(points, key):
         actual = _call(fn, *_permute((points, mask), permutation))
@@ -91,15 +96,22 @@ def assert_mask_independent(
     num_padding: int = 3,
     tolerance: float = 1e-5,
 ) -> None:
-    """What stands in masked rows has no influence, on values and on gradients.
+    """The contents of masked rows have no influence on values and gradients.
 
-    Masked rows are appended that hold large numbers, NaN, and infinities of both signs; so is `mask`, if given, and
-    what it masks is overwritten in the same way. Checked are: the output is that of the valid points alone; an output
-    with one row for each point is zero in masked rows; the gradients with respect to the points, and to the
-    parameters if `fn` is a module, are finite, and zero in masked rows; everything is finite if all is masked. All
-    this runs under `jit`, and `vmap` over the contents.
+    Masked rows are appended that hold large numbers, NaN, and infinities of both signs.
+    If `mask` is given, the rows that it masks are overwritten in the same way. The
+    assertions are:
 
-    Arguments and errors as in `assert_permutation_invariant`; `num_padding` is the number of rows appended.
+    - the output is that of the valid points alone;
+    - an output with one row for each point is zero in masked rows;
+    - gradients with respect to the points, and to the parameters if `fn` is a module,
+      are finite, and zero in masked rows;
+    - everything is finite if all points are masked.
+
+    All of this runs under `jit`, and under `vmap` over the contents.
+
+    Arguments and errors are those of `assert_permutation_invariant`; `num_padding` is
+    the number of rows appended.
     """
     rows = np.asarray(points)
     valid = np.ones(len(rows), bool) if mask is None else np.asarray(mask)
@@ -110,14 +122,16 @@ def assert_mask_independent(
 
     outputs, gradients = _value_and_gradients(fn, clouds, padded_mask)
     for i, name in enumerate(_CONTENTS):
-        actual = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], outputs)
-        what = f"the output changed when {num_padding} masked points holding {name} were appended"
-        _compare(
-            jax.tree.map(lambda a, e: _unpadded(a, e, valid), actual, expected),
+        actual = jax.tree.map(
+            lambda leaf, expected, i=i: _unpadded(np.asarray(leaf)[i], expected, valid),
+            outputs,
             expected,
-            tolerance,
-            what,
         )
+        what = (
+            f"the output changed when {num_padding} masked points holding {name} were "
+            "appended"
+        )
+        _compare(actual, expected, tolerance, what)
     _check_gradients(gradients, padded_mask)
 
     nothing = np.zeros_like(padded_mask)
@@ -132,17 +146,19 @@ _CONTENTS = ("large numbers", "NaN", "inf", "-inf")
 def _contents(
     clean: np.ndarray, padded_mask: np.ndarray, num_padding: int, key: PRNGKey
 ) -> np.ndarray:
-    """The padded cloud with every kind of content in its masked rows, `(4, n + num_padding, d)`."""
+    """The padded cloud with each kind of content in its masked rows.
+
+    Its shape is `(4, n + num_padding, d)`.
+    """
     padded = np.pad(clean, ((0, num_padding), (0, 0)))
     large = 100 * np.asarray(jr.normal(key, padded.shape))
-    fills = np.stack(
-        [large, *(np.full_like(large, value) for value in (np.nan, np.inf, -np.inf))]
-    )
-    return np.where(padded_mask[:, None], padded, fills).astype(clean.dtype)
+    constants = [np.full_like(large, value) for value in (np.nan, np.inf, -np.inf)]
+    fills = np.stack([large, *constants])
+    return np.where(padded_mask[None, :, None], padded[None], fills).astype(clean.dtype)
 
 
-# What is compared afterwards are NumPy arrays: every operation of JAX that is not inside of these would be compiled
-# on its own.
+# Only these functions run in JAX. Everything after them compares NumPy arrays, because
+# each operation of JAX outside of a compiled function is compiled on its own.
 
 
 @eqx.filter_jit
@@ -151,6 +167,8 @@ def _perturbed(model: Any, key: PRNGKey, scale: float) -> Any:
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
         return model
+
+    # One draw for all leaves, because each draw is compiled on its own.
     sizes = [leaf.size for leaf in leaves]
     noise = jnp.split(scale * jr.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     noisy = [
@@ -169,7 +187,10 @@ def _call(fn: Callable[..., Any], points: PyTree, mask: Any) -> PyTree:
 def _value_and_gradients(
     fn: Callable[..., Any], clouds: Any, mask: Any
 ) -> tuple[PyTree, PyTree]:
-    """The outputs, and the gradients of their squares with respect to the parameters and the points."""
+    """The outputs, and the gradients of the sum of their squares.
+
+    The gradients are with respect to the parameters and the points.
+    """
 
     def total(fn_and_clouds):
         fn, clouds = fn_and_clouds
@@ -186,19 +207,16 @@ def _value_and_gradients(
 def _check_gradients(gradients: PyTree, mask: np.ndarray) -> None:
     _finite(gradients, "a gradient is not finite")
     masked = np.asarray(gradients[1])[:, ~mask]
-    _compare(
-        masked,
-        np.zeros_like(masked),
-        0.0,
-        "the gradient with respect to masked points is not zero",
-    )
+    what = "the gradient with respect to masked points is not zero"
+    _compare(masked, np.zeros_like(masked), 0.0, what)
 
 
 def _num_rows(points: PyTree) -> int:
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(points)}
     if len(sizes) != 1:
         raise ValueError(
-            f"`points` must be arrays with the same number of rows, got {sorted(sizes)}."
+            "`points` must be arrays with the same number of rows, "
+            f"got {sorted(sizes)}."
         )
     return sizes.pop()
 
@@ -207,12 +225,10 @@ def _permutations(points: PyTree, key: PRNGKey, number: int = 3) -> list[np.ndar
     n = _num_rows(points)
     if n < 2:
         raise ValueError(
-            f"`points` has {n} rows, of which no permutation can be told: pass at least two."
+            f"`points` has {n} rows, which have no other order: pass at least two."
         )
-    return [
-        np.asarray(jr.permutation(permutation_key, n))
-        for permutation_key in jr.split(key, number)
-    ]
+    keys = jr.split(key, number)
+    return [np.asarray(jr.permutation(one_key, n)) for one_key in keys]
 
 
 def _permute(tree: PyTree, permutation: np.ndarray) -> PyTree:
@@ -220,11 +236,15 @@ def _permute(tree: PyTree, permutation: np.ndarray) -> PyTree:
 
 
 def _unpadded(actual: np.ndarray, expected: AnyArray, mask: np.ndarray) -> np.ndarray:
-    """The rows of an output before the padding, after checking that masked rows are zero."""
+    """The rows of an output before the padding, if it has one row for each point.
+
+    Its masked rows must be zero.
+    """
     n = mask.shape[0]
     per_point = expected.shape[:1] == (n,) and actual.shape[:1] != expected.shape[:1]
     if not per_point:
         return actual
+
     masked = np.ones(actual.shape[0], bool)
     masked[:n] = ~mask
     rows = actual[masked]
@@ -235,8 +255,9 @@ def _unpadded(actual: np.ndarray, expected: AnyArray, mask: np.ndarray) -> np.nd
 def _nonzero(outputs: PyTree) -> PyTree:
     if not any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(outputs)):
         raise AssertionError(
-            "the output is zero everywhere, which says nothing about the function. A new velocity network starts at "
-            "zero: pass it through `flowkit.testing.perturbed` first."
+            "the output is zero everywhere, which says nothing about the function. A "
+            "new velocity network starts at zero: pass it through "
+            "`flowkit.testing.perturbed` first."
         )
     return outputs
 
@@ -248,7 +269,10 @@ def _finite(tree: PyTree, what: str) -> None:
 
 
 def _compare(actual: PyTree, expected: PyTree, tolerance: float, what: str) -> None:
-    """Raise if any leaf deviates by more than `tolerance` times the larger of 1 and its largest entry."""
+    """Raises if any leaf deviates by more than its tolerance.
+
+    That is `tolerance` times the larger of 1 and the largest expected entry.
+    """
     if jax.tree.structure(actual) != jax.tree.structure(expected):
         raise AssertionError(f"{what}: its structure changed.")
     pairs = zip(
@@ -261,20 +285,27 @@ def _compare(actual: PyTree, expected: PyTree, tolerance: float, what: str) -> N
             raise AssertionError(
                 f"{what}{_at(path)}: its shape is {a.shape}, not {e.shape}."
             )
-        if a.size == 0:
-            continue
-        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
-        deviation = np.abs(a - e)
-        # NaN compares false with everything, so what is asked is whether all is well.
-        if not np.all(deviation <= tolerance * max(1.0, np.abs(e).max())):
-            worst = np.unravel_index(
-                np.argmax(np.where(np.isnan(deviation), np.inf, deviation)), a.shape
-            )
-            index = tuple(int(i) for i in worst)
-            raise AssertionError(
-                f"{what}{_at(path)}: the largest deviation is {deviation[worst]:.3g} at index {index} "
-                f"({a[worst]:.6g} instead of {e[worst]:.6g}, tolerance {tolerance:g})."
-            )
+        if a.size:
+            actual_64 = np.asarray(a, np.float64)
+            _compare_leaf(actual_64, np.asarray(e, np.float64), tolerance, what, path)
+
+
+def _compare_leaf(
+    actual: np.ndarray, expected: np.ndarray, tolerance: float, what: str, path: Any
+) -> None:
+    deviation = np.abs(actual - expected)
+    # NaN compares false with everything, so the question is whether all is well.
+    if np.all(deviation <= tolerance * max(1.0, np.abs(expected).max())):
+        return
+
+    largest = np.argmax(np.where(np.isnan(deviation), np.inf, deviation))
+    worst = np.unravel_index(largest, actual.shape)
+    index = tuple(int(i) for i in worst)
+    raise AssertionError(
+        f"{what}{_at(path)}: the largest deviation is {deviation[worst]:.3g} at index "
+        f"{index} ({actual[worst]:.6g} instead of {expected[worst]:.6g}, tolerance "
+        f"{tolerance:g})."
+    )
 
 
 def _at(path: Any) -> str:

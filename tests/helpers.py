@@ -1,11 +1,13 @@
-"""The registries: everything that is held to the same invariants, listed once.
+"""The registries: everything that is tested for the same invariants, listed once.
 
 A new encoder or network is one line here.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
 import flowkit.nn as nn
 
@@ -225,7 +227,10 @@ CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS | UNCONDITIONAL_CRNS
 
 
 def as_set_function(fn):
-    """`fn(points, mask)` with the rows outside of the mask zeroed before and after, as networks on sets do it."""
+    """`fn(points, mask)` with masked rows set to zero before and after.
+
+    Networks on sets do the same.
+    """
 
     def masked(points, mask):
         keep = jnp.ones(points.shape[0], bool) if mask is None else mask
@@ -243,3 +248,22 @@ def cloud(d, n=6):
 @eqx.filter_jit
 def call(network, *args):
     return network(*args)
+
+
+def drawn(make, *args):
+    """What `make` builds, with parameters drawn by NumPy.
+
+    None of them is zero, and nothing is compiled.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(np.full(leaf.shape, 7, leaf.dtype))
+        scale = leaf.shape[0] if leaf.ndim == 2 else 4
+        values = rng.normal(size=leaf.shape) / np.sqrt(scale)
+        return jnp.asarray(values.astype(leaf.dtype))
+
+    return jax.tree.map(draw, eqx.filter_eval_shape(make, *args))

@@ -150,7 +150,8 @@ def test_residual_drops_in_training_only():
         eqx.nn.inference_mode(residual)(h, update, key=KEY), 0.5
     )
     dropped = residual(h, update, key=KEY)
-    # 10,000 entries: the dropped share has a standard error of 0.004. What is kept is scaled to keep the mean.
+    # 10,000 entries: the dropped share has a standard error of 0.004. What is kept is
+    # scaled to keep the mean.
     assert abs(jnp.mean(dropped == 0) - 0.2) < 5 * 0.004
     np.testing.assert_allclose(dropped[dropped != 0], 0.5 / 0.8, rtol=1e-6)
 

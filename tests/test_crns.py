@@ -17,6 +17,7 @@ from .helpers import (
     cloud,
     CRNS,
     DIMENSIONS,
+    drawn,
     GLOBAL_CRNS,
     KEY,
     LOCAL_CRNS,
@@ -31,7 +32,7 @@ NUM_LATENTS = (
     | dict.fromkeys(LOCAL_CRNS, 6)
     | dict.fromkeys(STRUCTURED_CRNS, 3)
 )
-BACKBONES = [nn.AdaLNMLP, nn.DiT, nn.CrossAttentionCRN, nn.ConcatSquashMLP]
+NETWORKS = [nn.AdaLNMLP, nn.DiT, nn.CrossAttentionCRN, nn.ConcatSquashMLP]
 MASK = jnp.array([True, True, False, True, True, True])
 
 
@@ -39,31 +40,15 @@ def parameters(model):
     return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
 
 
-def drawn(make, *args):
-    """What `make` builds, with parameters drawn by NumPy: none of them is zero, and nothing is compiled."""
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        values = rng.normal(size=leaf.shape) / np.sqrt(
-            leaf.shape[0] if leaf.ndim == 2 else 4
-        )
-        return jnp.asarray(values.astype(leaf.dtype))
-
-    return jax.tree.map(draw, eqx.filter_eval_shape(make, *args))
-
-
 def latents_for(name):
-    if name not in NUM_LATENTS:
-        return None
-    return jnp.asarray(
-        np.random.default_rng(1).normal(size=(NUM_LATENTS[name], 8)).astype(np.float32)
-    )
+    return rows(NUM_LATENTS[name], 8, seed=1) if name in NUM_LATENTS else None
 
 
 class Cloudwise(eqx.Module):
-    """A network as a function of the cloud and its mask alone; local latents are padded as the cloud is."""
+    """A network as a function of the cloud and its mask alone.
+
+    Local latents are padded like the cloud.
+    """
 
     crn: nn.AbstractCRN
     latents: jax.Array | None
@@ -89,7 +74,8 @@ def test_crn_masks(name, d):
     assert_mask_independent(cloudwise(name, d), cloud(d), MASK, key=KEY)
 
 
-# The dimension enters by the embedding alone: all of them for one conditioner, one for each combination.
+# The dimension enters by the embedding alone: all of them for one conditioner, one for each
+# combination.
 @pytest.mark.parametrize(
     ("name", "d"),
     [
@@ -183,7 +169,8 @@ def test_pointwise_networks_move_each_point_on_its_own(name):
 
 
 def test_conditioners_agree_where_they_meet():
-    # One latent for all points is the same, said once, once for each point, or as the mean of equal ones.
+    # One latent for all points is the same, given once, once for each point, or as the mean
+    # of equal ones.
     make = lambda conditioner: drawn(
         lambda: nn.AdaLNMLP(2, 8, **SMALL, conditioner=conditioner, key=KEY)
     )
@@ -226,14 +213,14 @@ def test_a_vector_is_one_latent():
     )
 
 
-@pytest.mark.parametrize("make", BACKBONES)
+@pytest.mark.parametrize("make", NETWORKS)
 def test_crn_has_another_out_size_if_asked(make):
     crn = drawn(lambda: make(2, 8, out_size=5, key=KEY))
     assert crn.out_size == 5
     assert call(crn, 0.3, cloud(2), jnp.ones((1, 8)), MASK).shape == (6, 5)
 
 
-@pytest.mark.parametrize("make", BACKBONES)
+@pytest.mark.parametrize("make", NETWORKS)
 def test_crn_over_slots_is_a_velocity_network_of_latents(make):
     # What a flow prior asks of it: (t, z) -> dz/dt for z of shape (k, c), without a condition.
     crn = drawn(lambda: make(5, 0, width_size=16, depth=2, key=KEY))
@@ -242,7 +229,8 @@ def test_crn_over_slots_is_a_velocity_network_of_latents(make):
 
 
 def test_shared_conditioning_is_computed_once():
-    # With one latent no product over the points has the conditioning's width: 17 appears in vectors of one row only.
+    # With one latent no product over the points has the conditioning's width: 17 appears in
+    # vectors of one row only.
     crn = nn.AdaLNMLP(2, 8, cond_size=17, key=KEY)
     jaxpr = jax.make_jaxpr(lambda x, z: crn(0.3, x, z))(
         jnp.zeros((50, 2)), jnp.zeros((1, 8))
@@ -346,7 +334,8 @@ def test_cross_attend_is_attention_of_points_to_latents():
 
 
 def test_dit_blocks_start_as_the_identity():
-    # With another last layer, a new network is that layer on the normalized embedding, whatever time and latents are.
+    # With another last layer, a new network is that layer on the normalized embedding,
+    # whatever time and latents are.
     dit = nn.DiT(2, 8, width_size=8, depth=2, num_heads=2, key=KEY)
     dit = eqx.tree_at(lambda dit: dit.out, dit, nn.Linear(8, 2, key=KEY))
     h = np.asarray(jax.nn.silu(dit.embedding(cloud(2))), np.float64)
@@ -397,7 +386,10 @@ def test_concat_squash_linear_is_its_formula():
 
 
 def test_concat_squash_keeps_scales():
-    """Over 256 inputs of 256 numbers; without the gains a network of eight layers would shrink them 65,000 times."""
+    """Over 256 inputs of 256 numbers.
+
+    Without the gains a network of eight layers would shrink them 65,000 times.
+    """
     x = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
     layer = nn.ConcatSquashLinear(256, 256, 2, key=KEY)
     variance = np.var(np.asarray(layer(x, jnp.zeros((1, 2)))))

@@ -1,4 +1,4 @@
-"""Every encoder held to the same invariants, then each on its own."""
+"""Every encoder tested for the same invariants, then each on its own."""
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ from flowkit.testing import (
 from .helpers import (
     call,
     cloud,
+    drawn,
     ENCODERS,
     GLOBAL_ENCODERS,
     KEY,
@@ -41,14 +42,14 @@ NUM_LATENTS = (
 
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_symmetry_and_masks(name):
-    encoder = perturbed(ALL[name](3, KEY), key=jr.key(1))
+    encoder = drawn(ALL[name], 3, KEY)
     symmetric = (
         assert_permutation_equivariant
         if name in LOCAL_ENCODERS
         else assert_permutation_invariant
     )
     symmetric(encoder, cloud(3), MASK, key=KEY)
-    # With more points in a component than it has axes: rounding may turn axes of the same length.
+    # With more points in a component than it has axes: rounding may rotate equal axes.
     repeat = 4 if name.startswith("mixture") else 1
     assert_mask_independent(
         encoder, cloud(3, 6 * repeat), np.tile(MASK, repeat), key=KEY
@@ -58,11 +59,9 @@ def test_encoder_symmetry_and_masks(name):
 @pytest.mark.parametrize("d", [2, 4])
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_in_other_dimensions(name, d):
-    encoder, points, everything = (
-        ALL[name](d, KEY),
-        np.asarray(cloud(d)),
-        np.ones(6, bool),
-    )
+    encoder = drawn(ALL[name], d, KEY)
+    points = np.asarray(cloud(d))
+    everything = np.ones(6, bool)
     order = np.array([3, 5, 0, 2, 1, 4])
     clouds = np.stack(
         [
@@ -79,7 +78,8 @@ def test_encoder_in_other_dimensions(name, d):
         permuted, latents[order] if name in LOCAL_ENCODERS else latents, atol=1e-5
     )
     np.testing.assert_allclose(filled, latents, atol=1e-5)
-    # LayerNorm right after a linear map without bias would see no scale; on raw coordinates it would leave signs.
+    # LayerNorm right after a linear map without bias would see no scale; on raw
+    # coordinates it would leave signs.
     assert jnp.max(jnp.abs(scaled - unmasked)) > 0.05
     if d == 2:
         np.testing.assert_allclose(call(encoder, points), unmasked, atol=1e-5)
@@ -87,7 +87,7 @@ def test_encoder_in_other_dimensions(name, d):
 
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_contract(name):
-    encoder = ALL[name](3, KEY)
+    encoder = drawn(ALL[name], 3, KEY)
     assert (encoder.in_size, encoder.out_size) == (3, 3 if name == "mixture" else 8)
     for n in (1, 2, 9):
         latents = eqx.filter_eval_shape(encoder, np.zeros((n, 3), np.float32))
@@ -100,12 +100,12 @@ def test_encoder_contract(name):
     [(name, 1) for name in ALL] + [("dgcnn", 3), ("slot_attention_k_means", 3)],
 )
 def test_encoder_of_points_that_are_all_equal(name, n):
-    # Of one point alone too: no neighbours, no spread, distances of zero.
+    # Of one point alone too: no neighbors, no spread, distances of zero.
     loss = lambda encoder_and_points: jnp.sum(
         encoder_and_points[0](encoder_and_points[1]) ** 2
     )
     value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))(
-        (ALL[name](2, KEY), jnp.full((n, 2), 0.7))
+        (drawn(ALL[name], 2, KEY), jnp.full((n, 2), 0.7))
     )
     assert all(
         bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves((value, gradients))
@@ -114,7 +114,7 @@ def test_encoder_of_points_that_are_all_equal(name, n):
 
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_refuses_wrong_clouds(name):
-    encoder = ALL[name](3, KEY)
+    encoder = drawn(ALL[name], 3, KEY)
     with pytest.raises(ValueError, match="`points` have 2 coordinates.*in_size=3"):
         encoder(cloud(2))
     with pytest.raises(ValueError, match="`points` is an empty set"):
@@ -149,7 +149,8 @@ def test_stochastic_depth_rises_to_the_last_block():
     encoder = nn.SetTransformer(
         2, 8, **(TINY | {"depth": 3}), stochastic_depth=0.5, dropout=0.1, key=KEY
     )
-    rates = [block.attention_residual.stochastic_depth.p for block in encoder.blocks]  # pyright: ignore
+    residuals = [block.attention_residual for block in encoder.blocks]  # pyright: ignore
+    rates = [residual.stochastic_depth.p for residual in residuals]
     assert rates == [0, 0.25, 0.5]
     assert np.array_equal(call(encoder, cloud(2)), call(encoder, cloud(2)))
     assert not np.allclose(call(encoder, cloud(2)), call(encoder, cloud(2), None, KEY))
@@ -160,7 +161,7 @@ def test_transformer_refuses_unknown_options():
         nn.SetTransformer(2, 8, num_inducing=3, key=KEY)
 
 
-# -- the graph of neighbours
+# -- the graph of neighbors
 
 
 def plain_layer_norm(norm, h):
@@ -195,7 +196,7 @@ def test_edge_convolution_is_its_formula():
     )
 
 
-def test_more_neighbours_than_points_are_all_of_them():
+def test_more_neighbors_than_points_are_all_of_them():
     many, all_others = (
         nn.DGCNN(2, 8, width_size=8, depth=1, num_neighbors=k, key=KEY) for k in (20, 5)
     )
@@ -266,7 +267,8 @@ def test_slots_are_permuted_with_their_start():
 def test_learned_slots_are_drawn_with_a_key():
     start = nn.LearnedSlots(2, 2000, 3, key=KEY)
     drawn = call(start, cloud(2), None, jr.key(1))
-    # 6000 draws of standard deviation 0.1: their own has a relative standard error of 1 / sqrt(12,000).
+    # 6000 draws of standard deviation 0.1: that of the draws has a relative standard error
+    # of 1 / sqrt(12,000).
     assert abs(np.std(drawn - start.mean) / 0.1 - 1) < 5 / np.sqrt(12_000)
     assert np.array_equal(call(start, cloud(2), None, None), start.mean)
 

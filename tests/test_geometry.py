@@ -51,7 +51,8 @@ def test_farthest_points_are_the_farthest():
 
 
 def test_farthest_points_do_not_depend_on_the_order_even_with_ties():
-    # The corners of a square, one twice: all are as far from the mean, and there are fewer than are asked for.
+    # The corners of a square, one twice: all are equally far from the mean, and there are
+    # fewer than are asked for.
     corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [1, 1], [9, 9]], np.float32)
     mask = np.array([1, 1, 1, 1, 1, 0], bool)
     choose = lambda p, m: p[nn.farthest_points(p, 7, m)]

@@ -162,7 +162,8 @@ def test_evidence_bound_of_one_component_is_the_evidence():
 
 
 def test_one_component_is_the_mean_and_the_axes():
-    # Closed form: around the mean the posterior mean is the mean, and W^-1 = W0^-1 + sum of squares.
+    # Closed form: around the mean the posterior mean is the mean, and W^-1 is W0^-1 plus
+    # the sum of squares.
     points = (
         np.asarray(jr.normal(KEY, (30, 3))) * np.array([0.2, 1.0, 3.0], np.float32) + 5
     )

@@ -1,4 +1,4 @@
-"""Mixtures as outputs: their likelihood and mean by scipy, what training finds, and what they refuse."""
+"""Mixtures as outputs: likelihood and mean against scipy, training, misuse."""
 
 import equinox as eqx
 import jax
@@ -61,7 +61,10 @@ class WithFixedStd(eqx.Module):
 
 @pytest.mark.parametrize("prediction", [fk.Velocity(), fk.Target()])
 def test_one_component_of_fixed_width_is_the_squared_loss(prediction, key):
-    """d / (2 s^2) times the mean square, plus d log(s sqrt(2 pi)); the gradient by the same factor."""
+    """d / (2 s^2) times the mean square, plus d log(s sqrt(2 pi)).
+
+    The gradient has the same factor.
+    """
     x1 = np.array(jr.normal(key, (8, 5, 2)))
     mask = np.arange(5) < np.arange(8)[:, None] % 5 + 1
     x1[~mask] = np.nan
@@ -115,7 +118,10 @@ class Constant(eqx.Module):
 
 
 def trained(head, size, steps, key):
-    """The best constant output at t = 0 for data at -1 (70 %) and 1: velocities are x1 - x0 of small noise."""
+    """The best constant output at t = 0 for data at -1 (70 %) and 1.
+
+    Velocities are x1 - x0, with noise that is small.
+    """
     x1 = jnp.where(jnp.arange(1000)[:, None] < 700, -1.0, 1.0)
     options = {"source": fk.Normal(0.0, 0.1), "times": lambda num, key: jnp.zeros(num)}
     loss = lambda output, key: fk.flow_matching_loss(
@@ -139,7 +145,10 @@ def trained(head, size, steps, key):
 
 
 def test_both_modes_of_a_two_valued_target(key):
-    """The squared loss finds the mean -0.4; the mixture finds -1 and 1, weights, width, and the same mean."""
+    """The squared loss finds the mean -0.4.
+
+    The mixture finds -1 and 1, their weights and width, and the same mean.
+    """
     mean = trained(fk.PointHead(), 1, 400, key)
     np.testing.assert_allclose(mean(0.0, jnp.zeros(1)), [-0.4], atol=0.03)
     head = fk.MixtureHead(2)
@@ -154,7 +163,10 @@ def test_both_modes_of_a_two_valued_target(key):
 
 @pytest.mark.parametrize("variational", [False, True])
 def test_in_a_set_flow(variational, key):
-    """Trained by the likelihood alone, also in variational models; masked points have no influence; it samples."""
+    """Trained by the likelihood alone, also in variational models.
+
+    Masked points have no influence, and it samples.
+    """
     head = fk.MixtureHead(3)
     encoder = fk.nn.PointNet(2, 4, hidden_sizes=(8,), key=key)
     options = {

@@ -26,7 +26,7 @@ def total(x, mask):
     return jnp.sum(where(mask, x), axis=0)
 
 
-def centred(x, mask):
+def centered(x, mask):
     x = where(mask, x)
     count = (
         x.shape[0] if mask is None else jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
@@ -43,9 +43,9 @@ class Scaled(eqx.Module):
 
 RIGHT = [
     (assert_permutation_invariant, total),
-    (assert_permutation_equivariant, centred),
+    (assert_permutation_equivariant, centered),
     (assert_mask_independent, total),
-    (assert_mask_independent, centred),
+    (assert_mask_independent, centered),
     (assert_mask_independent, Scaled(jnp.array(2.0))),
 ]
 WRONG = {
