@@ -26,11 +26,9 @@ import flowkit as fk
 
 
 SCALES = (1.0, 3.0, 10.0, 30.0, 1000.0)
-EMBEDDINGS: dict[str, Callable[[], fk.nn.AbstractTimeEmbedding]] = {
-    "raw time": fk.nn.RawTime
-} | {
-    f"scale {scale:g}": lambda scale=scale: fk.nn.SinusoidalTime(32, scale=scale)
-    for scale in SCALES
+EMBEDDINGS: dict[str, fk.nn.AbstractTimeEmbedding] = {
+    "raw time": fk.nn.RawTime(),
+    **{f"scale {scale:g}": fk.nn.SinusoidalTime(32, scale=scale) for scale in SCALES},
 }
 
 
@@ -163,7 +161,7 @@ def main(config: Config) -> None:
         problem = make_problem(jr.key(config.seed))
         for name, embedding in EMBEDDINGS.items():
             row = {"network": network, "embedding": name}
-            rows.append(row | measure(problem, embedding(), config))
+            rows.append(row | measure(problem, embedding, config))
             print(rows[-1], flush=True)
 
     _report.show("time embeddings", rows)

@@ -114,9 +114,14 @@ class GMMFeaturizer(AbstractEncoder):
 
     def components(self, points: Points, mask: Mask | None = None) -> FittedMixture:
         """The fitted mixture, with `k = num_components`."""
-        *numbers, valid = self._fitted(points, mask)
+        fitted = self._fitted(points, mask)
         dtype = jnp.asarray(points).dtype
-        return FittedMixture(*[leaf.astype(dtype) for leaf in numbers], valid)
+        return FittedMixture(
+            fitted.weights.astype(dtype),
+            fitted.means.astype(dtype),
+            fitted.covariances.astype(dtype),
+            fitted.valid,
+        )
 
     def _fitted(self, points: Points, mask: Mask | None) -> FittedMixture:
         points = checked_points(points, mask, self.in_size)
