@@ -97,6 +97,7 @@ class AdaLNMLP(AbstractCRN):
         self.conditioning = TimeAndLatent(
             vector_size, cond_size, time_embedding, key=conditioning_key
         )
+        # One matrix product makes the vectors of all layers.
         block = _ResidualBlock if residual else _PlainBlock
         self.modulation = Modulation(
             cond_size,

@@ -180,6 +180,7 @@ class _Block(eqx.Module):
         )
         hidden_size = round(mlp_ratio * width_size)
         self.feed_forward = feed_forward(width_size, hidden_size, key=feed_forward_key)
+        # It has no parameters, so both halves of the block use the same one.
         self.residual = Residual(
             width_size, dropout=dropout, stochastic_depth=stochastic_depth
         )

@@ -102,6 +102,7 @@ class Attention(eqx.Module):
         gathered = self.out(gathered.reshape(x.shape[0], -1))
 
         if mask is not None:
+            # Without a valid row, the softmax is a mean over rows that are not there.
             gathered = jnp.where(jnp.any(mask), gathered, 0)
         return gathered
 

@@ -53,6 +53,7 @@ class FeedForward(eqx.Module):
             for sizes, layer_key in zip(hidden, keys, strict=True)
         ]
         layers.append(Linear(*last, zero_init=zero_init, key=last_key))
+
         self.layers = tuple(layers)
         self.activation = activation
         self.in_size = in_size
@@ -93,6 +94,8 @@ class SwiGLU(eqx.Module):
         if out_size is None:
             out_size = in_size
         in_key, out_key = jr.split(key)
+
+        # Gate and value read the same input: one matrix product makes both.
         self.gate_and_value = Linear(
             in_size, 2 * hidden_size, use_bias=use_bias, key=in_key
         )

@@ -13,6 +13,7 @@ def normalize(
     h: Float[AnyArray, "*leading size"], epsilon: float = 1e-6
 ) -> Float[Array, "*leading size"]:
     """Subtract the mean of the last axis and divide by `sqrt(variance + epsilon)`."""
+    # Squares of half precision overflow from 256 on.
     dtype = jnp.asarray(h).dtype
     h = in_sum_dtype(h)
 

@@ -60,6 +60,8 @@ class Linear(eqx.Module):
                 f"`x` has {x.shape[-1]} features, but this layer was built with "
                 f"in_size={self.in_size}."
             )
+
+        # Parameters stay in their own precision; the product is in that of the input.
         y = x @ self.weight.astype(x.dtype)
         if self.bias is not None:
             y = y + per_feature(self.bias, y)

@@ -92,9 +92,11 @@ class MLP(eqx.Module):
         return jnp.reshape(out, x.shape) if self.out_size == self.in_size else out
 
     def _flat_cond(self, cond: Cond, dtype: jnp.dtype) -> list[Float[Array, " _"]]:
+        # Leaves come in the order of the tree: those of a dictionary by sorted keys.
         leaves = jax.tree.leaves(cond)
         vectors = [jnp.ravel(jnp.asarray(leaf)).astype(dtype) for leaf in leaves]
         size = sum(vector.size for vector in vectors)
+
         if size == self.cond_size:
             return vectors
 

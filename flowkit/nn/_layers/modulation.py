@@ -48,6 +48,7 @@ class Modulation(eqx.Module):
     def __call__(
         self, cond: Float[AnyArray, "m cond_size"]
     ) -> Float[Array, "number m width_size"]:
+        # The number comes first, so that the result unpacks into scale, shift, ...
         vectors = self.linear(cond).reshape(cond.shape[0], self.number, -1)
         return jnp.swapaxes(vectors, 0, 1)
 

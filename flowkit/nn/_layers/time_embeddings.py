@@ -88,6 +88,7 @@ class TwoTimes(AbstractTimeEmbedding):
             raise ValueError(
                 f"`t` must hold the two times of a flow map, got shape {times.shape}."
             )
+        # The difference instead of the second time: it is zero where the map is a velocity.
         return jnp.concatenate([self.start(times[0]), self.span(times[1] - times[0])])
 
 
@@ -225,5 +226,6 @@ def _sines(t: Times, frequencies: np.ndarray) -> Float[Array, " size"]:
             f"`t` must be one time, got shape {time.shape}; for the two times of a flow "
             "map wrap the embedding, `fk.nn.TwoTimes(embedding)`."
         )
+    # The frequencies are NumPy's, in float64, and are constants of the compiled program.
     angles = time * jnp.asarray(frequencies, time.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])

@@ -59,6 +59,7 @@ class Pooled(AbstractEncoder):
         """The pooled latents of one cloud; the key is passed to the encoder."""
         latents = self.encoder(points, mask, key)
         pooled = self.pooling(latents, nonzero_rows(latents))
+        # A pooling returns one vector, or a row for each of its seeds.
         return self.out(jnp.atleast_2d(pooled))
 
 

@@ -65,6 +65,7 @@ class CrossAttentionEncoder(AbstractEncoder):
         **block_options: Any,
     ):
         embedding_key, latents_key, out_key, *keys = jr.split(key, 2 * depth + 3)
+        # A pair of blocks shares its rate.
         rates = depth_rates(stochastic_depth, depth)
 
         self.embedding = RowEmbedding(

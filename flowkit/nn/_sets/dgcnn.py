@@ -137,6 +137,7 @@ class _EdgeConvolution(eqx.Module):
         difference = there - here
         distance = jnp.sum(difference**2, axis=-1, keepdims=True)
 
+        # Edges beyond the number of valid points mean nothing; the pooling masks them.
         edges = jnp.concatenate([here, difference, distance], axis=-1)
         edges = self.out(jax.nn.silu(self.hidden(self.norm(edges))))
         return jax.vmap(self.pooling)(edges, valid)

@@ -93,6 +93,8 @@ class PointNet(AbstractEncoder):
         """
         del key
         points = checked_points(points, mask, self.in_size)
+
+        # The embedding is the first layer, so there is one norm more than layers.
         first_norm, *norms = self.norms
 
         h = first_norm(self.activation(self.embedding(points)))

@@ -20,6 +20,7 @@ def max_pool(
     if mask is None:
         return jnp.max(features, axis=0)
 
+    # Features may be negative, so that a masked row must not count as zero.
     valid = jnp.asarray(mask)
     largest = jnp.max(jnp.where(valid[:, None], features, -jnp.inf), axis=0)
     return jnp.where(jnp.any(valid), largest, 0)
@@ -34,6 +35,7 @@ def mean_pool(
     if mask is None:
         return jnp.mean(rows, axis=0).astype(features.dtype)
 
+    # A count of at least 1 makes the mean of an empty set zero instead of NaN.
     total = jnp.sum(zero_masked(rows, mask), axis=0)
     count = jnp.maximum(jnp.sum(jnp.asarray(mask)), 1)
     return (total / count.astype(total.dtype)).astype(features.dtype)

@@ -108,6 +108,8 @@ class SetTransformer(AbstractEncoder):
         h = self.embedding(checked_points(points, mask, self.in_size))
         num_tokens = self.tokens.shape[0]
         h = jnp.concatenate([jnp.asarray(self.tokens, h.dtype), h])
+
+        # Tokens are always there.
         valid = None
         if mask is not None:
             valid = jnp.concatenate([jnp.ones(num_tokens, bool), jnp.asarray(mask)])

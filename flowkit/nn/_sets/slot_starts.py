@@ -32,6 +32,7 @@ class LearnedSlots(eqx.Module):
     def __init__(self, in_size: int, num_slots: int, size: int, *, key: PRNGKey):
         del in_size
         dtype = jnp.result_type(float)
+        # The logarithm of the standard deviation, which stays positive in training.
         self.mean = jr.normal(key, (num_slots, size), dtype)
         self.log_std = jnp.full((num_slots, size), jnp.log(0.1), dtype)
 
