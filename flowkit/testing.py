@@ -22,6 +22,10 @@ from flowkit._types import AnyArray, Mask, Points, PRNGKey
 Model = TypeVar("Model")
 
 
+def __dir__() -> list[str]:
+    return [name for name in globals() if name.startswith(("assert_", "perturbed"))]
+
+
 def perturbed(model: Model, *, key: PRNGKey, scale: float = 0.1) -> Model:
     """The model with Gaussian noise of this scale added to its floating-point arrays."""
     return _perturbed(model, key, scale)
