@@ -60,6 +60,7 @@ from flowkit._flow import (
     PointHead as PointHead,
     PolynomialPath as PolynomialPath,
     Score as Score,
+    Standardized as Standardized,
     Target as Target,
     VariancePreservingPath as VariancePreservingPath,
     Velocity as Velocity,

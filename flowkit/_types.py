@@ -7,6 +7,7 @@ NumPy arrays are accepted wherever a JAX array is.
 from collections.abc import Callable
 from typing import Any, TYPE_CHECKING, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,15 @@ VelocityField: TypeAlias = Callable[..., Any]
 
 FlowMap: TypeAlias = Callable[..., Any]
 """`(s, t, x, cond) -> u`, the average velocity from `s` to `t`: the map is `x + (t - s) u`."""
+
+
+class Constant(eqx.Module):
+    """An array that belongs to a model and is saved with it, but is never trained.
+
+    A gradient of zero is not enough: weight decay would still shrink it.
+    """
+
+    value: Array
 
 
 def is_traced(*values: Any) -> bool:

@@ -78,6 +78,36 @@ def test_conditions_are_dropped_whole_and_as_often_as_said(key):
     }
 
 
+def test_integer_labels_say_which_one_stands_for_none(key):
+    """Class 0 is a class: it is neither taken for the dropped ones nor left without guidance."""
+    labels = jnp.arange(3000) % 3
+    with pytest.raises(ValueError, match="`null` is missing"):
+        fk.drop_condition(labels, 0.5, key=key)
+    dropped = np.asarray(fk.drop_condition(labels, 0.5, null=3, key=key))
+    kept = dropped != 3
+    np.testing.assert_array_equal(dropped[kept], labels[kept])
+    assert abs(kept.mean() - 0.5) < 3 * 0.5 / np.sqrt(3000)
+
+    means = jnp.array([1.0, 2.0, 3.0, 0.0])
+    flow = fk.Flow(lambda t, x, cond: shifted(t, x, means[cond]))
+    with pytest.raises(ValueError, match="`null` is missing"):
+        fk.guided(flow, 3.0)(0.5, jnp.ones(1), jnp.array(0))
+    guided = fk.guided(flow, 3.0, null=3)
+    options = {"num_samples": 2, "cond_axes": None, "key": key, "num_steps": 20}
+    for label in (0, 2):
+        got = fk.sample(guided, (1,), cond=label, **options).values
+        expected = fk.sample(fk.Flow(shifted), (1,), cond=3 * means[label], **options)
+        np.testing.assert_allclose(got, expected.values, atol=1e-4)
+
+
+def test_a_flow_with_units_is_guided_inside_them():
+    flow, cond = fk.Standardized(fk.Flow(shifted), 10.0, 2.0), jnp.array([1.0, -0.5])
+    options = {"num_samples": 3, "cond_axes": None, "x0": jnp.ones((3, 2))}
+    got = fk.sample(fk.guided(flow, 3.0), (2,), cond=cond, **options).values
+    inner = fk.sample(fk.guided(flow.flow, 3.0), (2,), cond=cond, **options).values
+    np.testing.assert_allclose(got, 10.0 + 2.0 * inner, rtol=1e-5)
+
+
 def test_wrong_use(key):
     flow = fk.Flow(shifted)
     with pytest.raises(ValueError, match="`interval` must be two times"):

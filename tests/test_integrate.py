@@ -469,6 +469,109 @@ def test_wrong_use(call, fragment, key):
         call(lambda t, x, cond: x, key)
 
 
+@pytest.mark.parametrize("grid", [{}, {"num_steps": 5}], ids=["adaptive", "grid"])
+def test_velocities_that_are_not_finite_have_an_error_of_their_own(grid, key):
+    nan = lambda t, x, cond: jnp.where(t > 0.3, jnp.nan, x)
+    with pytest.raises(Exception, match="the velocity is NaN or infinite"):
+        jax.block_until_ready(
+            fk.sample(nan, (2,), num_samples=2, key=key, **grid).values
+        )
+    quiet = fk.sample(nan, (2,), num_samples=2, key=key, throw=False, **grid)
+    if grid:
+        assert np.all(np.isnan(quiet.values))
+    else:
+        failed = jax.vmap(lambda r: r == dfx.RESULTS.dt_min_reached)(quiet.stats.result)
+        assert np.all(np.asarray(failed))
+        # It gives up at once, not after `max_steps`.
+        assert np.all(quiet.stats.rejected < 100)
+
+
+def test_a_long_step_out_of_the_domain_is_only_shortened():
+    """dx/dt = -1 / (2 sqrt(x)), NaN for x < 0: x(t) = (1 - 3/4 t)^(2/3)."""
+    velocity = lambda t, x, cond: -0.5 / jnp.sqrt(x)
+    end = fk.integrate(velocity, jnp.ones(1), t1=1.0).ys[0]
+    np.testing.assert_allclose(end, 0.25 ** (2 / 3), rtol=1e-3)
+
+
+def test_limits_reach_the_encoder():
+    stiff = fk.Flow(lambda t, x, cond: 1e3 * jnp.sin(1e3 * x))
+    with pytest.raises(Exception, match="maximum number of solver steps"):
+        jax.block_until_ready(fk.encode(stiff, np.ones(2, np.float32), max_steps=3))
+    assert fk.encode(stiff, np.ones(2, np.float32), max_steps=3, throw=False).shape == (
+        2,
+    )
+
+
+def test_numbers_in_conditions_compile_once(key):
+    velocity = fk.Flow(lambda t, x, cond: cond["shift"] - x)
+    flow_map = lambda s, t, x, cond: cond["shift"] - x
+    x = jnp.ones(2)
+    grid = {"num_steps": 2}
+    shared = {"cond_axes": None, "num_samples": 2, "key": key, **grid}
+    calls = [
+        lambda cond: fk.integrate(velocity, x, cond, **grid).ys,
+        lambda cond: fk.encode(velocity, x, cond, **grid),
+        lambda cond: fk.log_prob(velocity, x, cond, **grid),
+        lambda cond: fk.sample(velocity, (2,), cond=cond, **shared).values,
+        lambda cond: fk.sample_and_log_prob(velocity, (2,), cond=cond, **shared).values,
+        lambda cond: fk.few_step.sample(
+            flow_map, (2,), num_samples=2, key=key, cond=cond, cond_axes=None
+        ),
+    ]
+    for call in calls:
+        jax.block_until_ready(call({"shift": 1}))
+        jax.block_until_ready(call({"shift": 0.5}))
+        with compilations() as events:
+            jax.block_until_ready(call({"shift": 2}))
+            jax.block_until_ready(call({"shift": 0.7}))
+        assert events == []
+
+
+def test_given_starts_end_with_the_jump():
+    """From the start that `fk.integrate` takes, and on to the data with a target network."""
+    flow = fk.exact_flow(fk.Normal(1.0, 0.5), prediction=fk.Target())
+    x0 = np.array([[0.3], [-1.0], [0.8]], np.float32)
+    got = fk.sample(flow, (1,), num_samples=3, x0=x0).values
+    np.testing.assert_allclose(got, 1.0 + 0.5 * x0, atol=1e-3)
+    with pytest.raises(ValueError, match=r"`x0` must have shape \(2, 1\)"):
+        fk.sample(flow, (1,), num_samples=2, x0=x0)
+    with pytest.raises(ValueError, match="`key` is missing"):
+        fk.sample(flow, (1,), num_samples=2)
+
+
+def test_sizes_as_users_have_them(key):
+    field = lambda t, x, cond: x
+    expected = fk.sample(field, (2,), num_samples=3, key=key, num_steps=2).values
+    three = np.int64(3)
+    for shape in ([2], (np.int64(2),), np.zeros((5, 2)).shape[1:]):
+        got = fk.sample(field, shape, num_samples=three, key=key, num_steps=np.int32(2))
+        np.testing.assert_array_equal(got.values, expected)
+    values, log_probs = fk.sample_and_log_prob(
+        field, [2], num_samples=three, key=key, num_steps=np.int64(2), num_probes=three
+    )
+    assert (values.shape, log_probs.shape) == ((3, 2), (3,))
+
+
+def test_the_backward_solve_of_an_adjoint_needs_steps():
+    field, x = lambda t, x, cond: -x, jnp.ones(1)
+    grid = {"num_steps": 8, "solver": dfx.Tsit5()}
+    with pytest.raises(ValueError, match="`adjoint=BacksolveAdjoint"):
+        fk.integrate(field, x, adjoint=dfx.BacksolveAdjoint(), **grid)
+    steps = dfx.PIDController(rtol=1e-5, atol=1e-5)
+    adjoint = dfx.BacksolveAdjoint(stepsize_controller=steps)
+    end = lambda x: fk.integrate(field, x, adjoint=adjoint, **grid).ys[0, 0]
+    np.testing.assert_allclose(jax.grad(end)(x), [np.exp(-1)], rtol=1e-4)
+
+
+def test_strict_ranks(key):
+    with jax.numpy_rank_promotion("raise"):
+        flow = fk.Standardized(fk.Flow(lambda t, x, cond: -x), np.ones(2), np.ones(2))
+        values, log_probs = fk.sample_and_log_prob(
+            flow, (2,), num_samples=2, key=key, num_steps=2
+        )
+        assert np.all(np.isfinite(log_probs))
+
+
 def test_old_style_keys_are_named():
     with pytest.raises(TypeCheckError, match="key"):
         fk.sample(lambda t, x, cond: x, (1,), num_samples=1, key=jr.PRNGKey(0))

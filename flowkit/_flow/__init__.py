@@ -34,3 +34,10 @@ from flowkit._flow.predictions import (
     Target as Target,
     Velocity as Velocity,
 )
+from flowkit._flow.standardized import (
+    bare as bare,
+    log_scale as log_scale,
+    standardize as standardize,
+    Standardized as Standardized,
+    unstandardize as unstandardize,
+)

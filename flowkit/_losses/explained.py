@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import Flow, Velocity
+from flowkit._flow import bare, Flow, standardize, Standardized, Velocity
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import stratified
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
@@ -27,7 +27,7 @@ class ExplainedVelocity(NamedTuple):
 
 
 def explained_velocity(
-    flow: Flow,
+    flow: Flow | Standardized,
     x1: Float[AnyArray, "batch ..."],
     cond: Cond = None,
     *,
@@ -58,6 +58,8 @@ def explained_velocity(
       `(t, x, cond)`, without the mask.
     """
     check_batch(x1, cond, mask)
+    x1 = standardize(flow, x1)
+    flow = bare(flow)
     bins = operator.index(bins)
     if bins < 1:
         raise ValueError(f"`bins` must be at least 1, got {bins}.")

@@ -34,10 +34,13 @@ from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import (
     AbstractPrediction,
+    bare,
     Coefficients,
     CUT,
     Flow,
     same_prediction,
+    standardize,
+    Standardized,
     Velocity,
 )
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
@@ -54,7 +57,7 @@ class Errors(NamedTuple):
 
 
 def flow_matching_loss(
-    flow: Flow,
+    flow: Flow | Standardized,
     x1: Float[AnyArray, "batch ..."],
     cond: Cond = None,
     *,
@@ -100,6 +103,8 @@ def flow_matching_loss(
     data and clouds without a valid point.
     """
     check_batch(x1, cond, mask)
+    x1 = standardize(flow, x1)
+    flow = bare(flow)
     check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
     batch = Batch(x1, cond, mask)
@@ -109,7 +114,7 @@ def flow_matching_loss(
 
 
 def flow_matching_errors(
-    flow: Flow,
+    flow: Flow | Standardized,
     x1: Float[AnyArray, "batch ..."],
     cond: Cond = None,
     *,
@@ -124,6 +129,8 @@ def flow_matching_errors(
 ) -> Errors:
     """The terms whose mean is `fk.flow_matching_loss`, with their times; same arguments, same draws."""
     check_batch(x1, cond, mask)
+    x1 = standardize(flow, x1)
+    flow = bare(flow)
     check_targets(flow, targets, weighting)
     check_block(block, x1.shape[0])
     batch = Batch(x1, cond, mask)

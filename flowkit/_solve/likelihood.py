@@ -19,7 +19,8 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import as_size, check_example
-from flowkit._distributions import AbstractDistribution, Normal
+from flowkit._distributions import AbstractDistribution, Empirical, Normal
+from flowkit._flow import bare, log_scale, standardize, unstandardize
 from flowkit._masks import zero_masked
 from flowkit._solve.ode import end_of, end_state, solve, solve_back, with_mask
 from flowkit._solve.options import (
@@ -94,8 +95,10 @@ def log_prob(
     check_example("x1", x1, mask)
     shape = (num_probes, *x1.shape)
     probes = None if key is None else jr.rademacher(key, shape, x1.dtype)
-    velocity = _WithDivergence(flow, mask, probes)
-    return _log_prob(velocity, x1, numbers_as_arrays(cond), source, options)
+    velocity = _WithDivergence(bare(flow), mask, probes)
+    z1 = standardize(flow, x1)
+    log_prob = _log_prob(velocity, z1, numbers_as_arrays(cond), source, options)
+    return log_prob - log_scale(flow, x1, mask)
 
 
 class SamplesAndLogProbs(eqx.Module):
@@ -192,6 +195,12 @@ def _basis(x: Array) -> Float[Array, "size ..."]:
 def _check_source(
     source: AbstractDistribution, mask: Bool[AnyArray, "..."] | None
 ) -> None:
+    if isinstance(source, Empirical):
+        raise ValueError(
+            "`source` is finite data (`fk.Empirical`), which has no density; give the density "
+            "of its population, such as `fk.GaussianMixture(points, width)`, normal kernels "
+            "around the same points, or draw samples alone."
+        )
     if mask is None or not isinstance(source, Normal):
         return
     if max(jnp.ndim(source.mean), jnp.ndim(source.std)) > 1:
@@ -220,7 +229,8 @@ def _log_prob(velocity, x1, cond, source, options):
 
 @compiled
 def _sample_and_log_prob(flow, batch, key, num_probes, options):
-    flow = eqx.nn.inference_mode(flow)
+    units = flow
+    flow = eqx.nn.inference_mode(bare(flow))
     skey, pkey = jr.split(key)
     x0 = batch.starts(skey)
     keys = None if num_probes is None else jr.split(pkey, batch.num_samples)
@@ -239,7 +249,10 @@ def _sample_and_log_prob(flow, batch, key, num_probes, options):
             # The jump to the data is an Euler step at the last velocity.
             change += (1 - end_of(flow)) * velocity(t1, (x, change), cond)[1]
         value = jump_to_data(flow, x, cond, mask)
+        value = unstandardize(units, value)
+        value = value if mask is None else zero_masked(value, mask)
         log_prob = _source_log_prob(batch.source, start[0], mask) - change
+        log_prob -= log_scale(units, value, mask)
         return value, log_prob, statistics(solution, options.solver)
 
     in_axes = (0, batch.cond_axes, 0, 0)

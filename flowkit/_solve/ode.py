@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_example, check_time
-from flowkit._flow import Flow
+from flowkit._flow import bare, Flow, standardize
 from flowkit._masks import has_parameter, zero_masked
 from flowkit._solve.options import (
     compiled,
@@ -18,6 +18,7 @@ from flowkit._solve.options import (
     resolve,
     Solve,
 )
+from flowkit._solve.watch import raise_failures, watched
 from flowkit._types import (
     Cond,
     FloatArray,
@@ -54,7 +55,7 @@ def integrate(
 
     The network runs in inference mode. A second call with another tolerance, end or start
     compiles nothing. This is the bare ODE: `fk.sample` adds the jump to the data with which a
-    `fk.Noise()` or `fk.Target()` flow ends.
+    `fk.Target()` flow ends, and the units of a `fk.Standardized` flow.
 
     **Arguments:**
 
@@ -72,7 +73,8 @@ def integrate(
     - `adjoint`: how derivatives are taken. The default has reverse mode only;
         `diffrax.ForwardMode()` has forward mode only, and `diffrax.DirectAdjoint()` has both, at
         a cost that grows with `max_steps`.
-    - `throw`: whether a solve that fails raises; the solution's `result` says how it ended.
+    - `throw`: whether a solve that fails raises: one that takes more than `max_steps`, or comes
+        to a velocity that is not finite. The solution's `result` says how it ended.
 
     **Returns:** a `diffrax.Solution`.
 
@@ -90,7 +92,7 @@ def integrate(
     check_example("x0", x0, mask)
     times = jnp.asarray(t0, x0.dtype), jnp.asarray(t1, x0.dtype)
     cond = numbers_as_arrays(cond)
-    return _integrate(with_mask(velocity, mask), x0, cond, times, options, saveat)
+    return _integrate(with_mask(bare(velocity), mask), x0, cond, times, options, saveat)
 
 
 def encode(
@@ -126,6 +128,8 @@ def _integrate(velocity, x0, cond, times, options, saveat):
 
 @compiled
 def _encode(flow, x1, cond, mask, options):
+    x1 = standardize(flow, x1)
+    flow = bare(flow)
     velocity = eqx.nn.inference_mode(with_mask(flow, mask))
     x1 = x1 if mask is None else zero_masked(x1, mask)
     return solve_back(velocity, x1, cond, end_of(flow), options)
@@ -149,7 +153,7 @@ def solve(
         controller = dfx.StepTo(t0 * (1 - steps) + t1 * steps)
         max_steps = options.num_steps
 
-    return dfx.diffeqsolve(
+    solution = dfx.diffeqsolve(
         dfx.ODETerm(eqx.nn.inference_mode(velocity)),
         options.solver,
         t0,
@@ -158,11 +162,12 @@ def solve(
         x,
         cond,
         saveat=saveat,
-        stepsize_controller=controller,
+        stepsize_controller=watched(controller),
         adjoint=options.adjoint,
         max_steps=max_steps,
-        throw=options.throw,
+        throw=False,
     )
+    return raise_failures(solution) if options.throw else solution
 
 
 def solve_back(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowkit._checks import as_shape, as_size, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import Target
+from flowkit._flow import bare, Target, unstandardize
 from flowkit._masks import zero_masked
 from flowkit._solve.ode import end_of, end_state, solve, with_mask
 from flowkit._solve.options import (
@@ -40,7 +40,7 @@ class Stats(eqx.Module):
     rejected: Int[Array, "*batch"]
     """Rejected steps."""
     result: dfx.RESULTS
-    """How the solver ended."""
+    """How the solver ended; `diffrax.RESULTS.dt_min_reached` where the velocity is not finite."""
 
 
 class Samples(eqx.Module):
@@ -55,7 +55,8 @@ def sample(
     shape: Sequence[int],
     *,
     num_samples: int,
-    key: PRNGKey,
+    key: PRNGKey | None = None,
+    x0: Float[AnyArray, "batch ..."] | None = None,
     cond: Cond = None,
     cond_axes: int | None = 0,
     source: AbstractDistribution = Normal(),
@@ -83,7 +84,9 @@ def sample(
     - `flow`: a `fk.Flow`, or any velocity field `(t, x, cond)`.
     - `shape`: the shape of one sample.
     - `num_samples`: the number of samples.
-    - `key`: the random seed of the noise.
+    - `key`: the random seed of the noise; not needed with `x0`.
+    - `x0`: where to start, `(num_samples, *shape)`, in place of noise: for a flow from data to
+        data, or for gradients with respect to the noise.
     - `cond`: a pytree with leading axis `num_samples`, or, with `cond_axes=None`, one condition
         shared by all samples.
     - `source`: the distribution of the noise, the one of training.
@@ -98,7 +101,14 @@ def sample(
     batch = as_batch(
         shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
-    return _sample(flow, batch, key, options)
+    if x0 is None and key is None:
+        raise ValueError("`key` is missing; give it, or the starts `x0`.")
+    if x0 is not None:
+        x0 = jnp.asarray(x0)
+        expected = (batch.num_samples, *batch.shape)
+        if x0.shape != expected:
+            raise ValueError(f"`x0` must have shape {expected}, got {x0.shape}.")
+    return _sample(flow, batch, x0, key, options)
 
 
 class Batch(eqx.Module):
@@ -134,18 +144,22 @@ def as_batch(
 
 
 @compiled
-def _sample(flow, batch, key, options):
-    flow = eqx.nn.inference_mode(flow)
+def _sample(flow, batch, x0, key, options):
+    units = flow
+    flow = eqx.nn.inference_mode(bare(flow))
+    x0 = batch.starts(key) if x0 is None else x0
 
     def one(x0, cond, mask):
         x0 = x0 if mask is None else zero_masked(x0, mask)
         times = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
         solution = solve(with_mask(flow, mask), x0, cond, times, options)
         value = jump_to_data(flow, end_state(solution), cond, mask)
+        value = unstandardize(units, value)
+        value = value if mask is None else zero_masked(value, mask)
         return value, statistics(solution, options.solver)
 
     values, stats = eqx.filter_vmap(one, in_axes=(0, batch.cond_axes, 0))(
-        batch.starts(key), batch.cond, batch.mask
+        x0, batch.cond, batch.mask
     )
     return Samples(values, stats)
 

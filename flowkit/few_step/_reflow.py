@@ -1,9 +1,11 @@
 """Reflow: flow matching on the pairs that a trained flow makes. Their paths do not cross."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_shape, as_size
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._solve import sample
 from flowkit._types import Cond, PRNGKey, VelocityField
@@ -18,7 +20,7 @@ class ReflowPairs(NamedTuple):
 
 def reflow_pairs(
     flow: VelocityField,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     num_pairs: int,
     *,
     key: PRNGKey,
@@ -52,9 +54,8 @@ def reflow_pairs(
     **Reference:** Liu, Gong and Liu, Flow Straight and Fast, 2022 (arXiv 2209.03003); Lee et
     al., Improving the Training of Rectified Flows, 2024 (arXiv 2405.20320).
     """
-    samples = sample(
-        flow, shape, num_samples=num_pairs, key=key, cond=cond, source=source, **options
-    )
-    # The key and the shape with which `sample` drew its noise.
+    shape = as_shape(shape)
+    num_pairs = as_size("num_pairs", num_pairs)
     x0 = source.sample((num_pairs, *shape), key=key)
+    samples = sample(flow, shape, num_samples=num_pairs, x0=x0, cond=cond, **options)
     return ReflowPairs(x0, samples.values)

@@ -1,4 +1,7 @@
-"""Guidance without a classifier: a condition counts for more, or for less, than the network says."""
+r"""Classifier-free guidance: the condition is strengthened or weakened.
+
+$v_\omega = v_\varnothing + \omega (v_c - v_\varnothing)$, from a network that has seen both.
+"""
 
 from typing import Any
 
@@ -9,25 +12,26 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_rows
-from flowkit._flow import Flow, PointHead
+from flowkit._flow import Flow, PointHead, Standardized
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 
 
 def guided(
-    flow: Flow,
+    flow: Flow | Standardized,
     scale: float,
     *,
     null: Cond = None,
     interval: tuple[float, float] = (0.0, 1.0),
-) -> Flow:
+) -> Flow | Standardized:
     r"""A flow with classifier-free guidance, for samplers.
 
     $$v_\omega(t, x, c) = v(t, x, \varnothing) + \omega \left(v(t, x, c) - v(t, x, \varnothing)\right)$$
 
-    and the same for whatever the network predicts, since all predictions are affine in the velocity. Scale 1 is the
-    flow itself, 0 the flow without a condition; above 1 samples fit their condition better and vary less. They then
-    follow no known law: densities of a guided flow are those of its own samples, not of the data. Every evaluation is
-    two of the network, in one batch.
+    and the same for whatever the network predicts, since all predictions are affine in the
+    velocity. Scale 1 is the flow itself, scale 0 the flow without a condition; above 1 samples
+    fit their condition better and vary less. They then follow no known distribution: the
+    densities of a guided flow are those of its own samples, not of the data. Every evaluation
+    evaluates the network twice, in one batch.
 
     ```python
     flow = fk.guided(flow, 2.0)
@@ -36,18 +40,25 @@ def guided(
 
     **Arguments:**
 
-    - `flow`: trained with conditions left out at times, see `fk.drop_condition`.
+    - `flow`: a flow trained with conditions left out at times, see `fk.drop_condition`.
     - `scale`: $\omega$.
-    - `null`: the condition of one example that stands for none, $\varnothing$; by default zeros.
-    - `interval`: the times from and to which the scale holds; it is 1 elsewhere. Guidance in the middle alone keeps
-        more variety.
+    - `null`: the condition of one example that stands for none, $\varnothing$; zeros by default.
+        Integer labels need it, since 0 is a class.
+    - `interval`: the first and the last time at which the scale holds; it is 1 elsewhere. Guidance
+        in the middle alone keeps more variety.
 
-    **Raises:** `ValueError` for an interval outside [0, 1] and for a head other than `fk.PointHead()`, whose output is
-    no value that could be extrapolated; at the first evaluation, for a missing condition.
+    **Raises:** `ValueError` for an interval outside [0, 1] and for a head other than
+    `fk.PointHead()`, whose output is not a value that could be extrapolated; at the first
+    evaluation, for a missing condition and for integer labels without `null`.
 
-    **References:** Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (arXiv 2207.12598); Kynkäänniemi et al.,
-    Applying Guidance in a Limited Interval, 2024 (arXiv 2404.07724), for the interval.
+    **References:** Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (arXiv 2207.12598);
+    Kynkäänniemi et al., Applying Guidance in a Limited Interval, 2024 (arXiv 2404.07724), for the
+    interval.
     """
+    if isinstance(flow, Standardized):
+        # Guidance extrapolates standardized velocities; the units stay outside.
+        inner = guided(flow.flow, scale, null=null, interval=interval)
+        return eqx.tree_at(lambda flow: flow.flow, flow, inner)
     if not isinstance(flow.head, PointHead):
         raise ValueError(
             f"`flow` must have the head `fk.PointHead()` to be guided, got {flow.head!r}."
@@ -86,7 +97,10 @@ class _Guided(eqx.Module):
         both = jax.tree.map(
             lambda *rows: jnp.stack(rows), cond, null_of(cond, self.null)
         )
-        output = lambda cond: self.flow.output(t, x, cond, mask=mask, key=key)
+
+        def output(cond):
+            return self.flow.output(t, x, cond, mask=mask, key=key)
+
         conditional, unconditional = jax.vmap(output)(both)
         inside = (self.interval[0] <= t) & (t <= self.interval[1])
         scale = jnp.where(inside, self.scale, 1.0).astype(conditional.dtype)
@@ -95,28 +109,41 @@ class _Guided(eqx.Module):
 
 def null_of(cond: Cond, null: Cond) -> Cond:
     """The condition that stands for none, in the type of `cond`."""
-    if null is None:
-        return jax.tree.map(jnp.zeros_like, cond)
-    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), null, cond)
+    if null is not None:
+        return jax.tree.map(
+            lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), null, cond
+        )
+
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(cond)]
+    # Zero is a class like any other where classes are numbered.
+    if any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
+        raise ValueError(
+            "`null` is missing: `cond` holds integers, for which 0 is a label; give the label "
+            "that stands for no condition, such as the number of classes, and let the network "
+            "embed one label more."
+        )
+    return jax.tree.map(jnp.zeros_like, cond)
 
 
 def drop_condition(
     cond: Cond, probability: float = 0.1, *, null: Cond = None, key: PRNGKey
 ) -> Cond:
-    """A batch of conditions in which each is replaced by `null` with the given probability, for training.
+    """A batch of conditions, each replaced by `null` with the given probability, for training.
 
     ```python
     def loss(flow, batch, key):
         drop_key, key = jr.split(key)
-        return fk.flow_matching_loss(flow, batch.x, fk.drop_condition(batch.cond, key=drop_key), key=key)
+        cond = fk.drop_condition(batch.cond, key=drop_key)
+        return fk.flow_matching_loss(flow, batch.x, cond, key=key)
     ```
 
     **Arguments:**
 
     - `cond`: a pytree of arrays with one leading axis, the batch. Its rows are replaced as a whole.
-    - `probability`: that one is left out. A tenth is usual.
-    - `null`: the condition of one example that stands for none; by default zeros, which no one-hot label is.
-    - `key`: for the draw.
+    - `probability`: the probability that one is left out. A tenth is usual.
+    - `null`: the condition of one example that stands for none; zeros by default, which no one-hot
+        label is. Integer labels need it, since 0 is a class.
+    - `key`: the random seed.
 
     **Reference:** Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (arXiv 2207.12598).
     """
@@ -130,9 +157,10 @@ def drop_condition(
     num = leaves[0].shape[0]
     check_rows("cond", cond, num, "example")
     dropped = jr.bernoulli(key, probability, (num,))
-    keep = lambda row, none: jnp.where(
-        jnp.reshape(dropped, (num,) + (1,) * (row.ndim - 1)), none, row
-    )
-    return jax.tree.map(
-        keep, cond, null_of(jax.tree.map(lambda leaf: leaf[0], cond), null)
-    )
+    first = jax.tree.map(lambda leaf: leaf[0], cond)
+
+    def replace(rows, none):
+        where = jnp.reshape(dropped, (num,) + (1,) * (rows.ndim - 1))
+        return jnp.where(where, jnp.broadcast_to(none, rows.shape), rows)
+
+    return jax.tree.map(replace, cond, null_of(first, null))

@@ -83,7 +83,8 @@ class MLP(eqx.Module):
         if x.size != self.in_size:
             raise ValueError(
                 f"`x` has {x.size} entries, but the network was built with "
-                f"in_size={self.in_size}."
+                f"in_size={self.in_size}. It takes one example; map a batch with "
+                "`jax.vmap`."
             )
         time = embedded_time(self.time_embedding, t, x.dtype)
         cond_vectors = self._flat_cond(cond, x.dtype)

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from flowkit._types import AnyArray, PRNGKey
+from flowkit._types import AnyArray, Constant, PRNGKey
 from flowkit.training._step.average import check_decay, EMADecay, narrowed, widened
 from flowkit.training._step.optimizer import (
     as_transformation,
@@ -54,10 +54,11 @@ class TrainState(eqx.Module):
 def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
     """Which leaves of `model` are trained.
 
-    These are the floating-point arrays, within `trainable(model)` if that is given.
+    These are the floating-point arrays, within `trainable(model)` if that is given, but for
+    the constants of the model.
     """
     if trainable is None:
-        mask = jax.tree.map(eqx.is_inexact_array, model)
+        mask = _floating(model)
         what = "`model` has"
     else:
         mask = _selected(model, trainable(model))
@@ -81,10 +82,21 @@ def _selected(model: PyTree[Any], parts: Any) -> PyTree[bool]:
             "model.encoder` or `lambda model: (model.encoder, model.flow)`."
         )
 
-    def is_trained(leaf):
-        return eqx.is_inexact_array(leaf) and id(leaf) in chosen
+    def is_trained(leaf, floating):
+        return floating and id(leaf) in chosen
 
-    return jax.tree.map(is_trained, model)
+    return jax.tree.map(is_trained, model, _floating(model))
+
+
+def _floating(model: PyTree[Any]) -> PyTree[bool]:
+    """Which leaves are floating-point arrays, and no constants."""
+
+    def mask(node):
+        if isinstance(node, Constant):
+            return jax.tree.map(lambda leaf: False, node)
+        return eqx.is_inexact_array(node)
+
+    return jax.tree.map(mask, model, is_leaf=lambda node: isinstance(node, Constant))
 
 
 def copy_arrays(tree: PyTree[Any]) -> PyTree[Any]:

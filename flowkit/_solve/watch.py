@@ -1,0 +1,114 @@
+"""Velocities that are not finite: an error of their own, where Diffrax asks for more steps.
+
+A step to a state that is NaN or infinite is rejected and tried again with a fifth of its length,
+which is right where a long step has left the domain of the velocity. Where the shortest step that
+time resolves still ends there, the solve is over.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+
+_NOT_FINITE = (
+    "the velocity is NaN or infinite on the way: look at the weights of the network (a training "
+    "that diverged?) and at the condition; smaller or more steps do not help. (With a controller "
+    "of your own: its smallest step was reached.)"
+)
+
+
+class WatchedController(dfx.AbstractAdaptiveStepSizeController):
+    """An adaptive controller that gives up where no step leads to a finite state."""
+
+    controller: dfx.AbstractAdaptiveStepSizeController
+
+    @property
+    def rtol(self):
+        return self.controller.rtol
+
+    @property
+    def atol(self):
+        return self.controller.atol
+
+    @property
+    def norm(self):
+        return self.controller.norm
+
+    def wrap(self, direction: Any) -> "WatchedController":
+        return WatchedController(self.controller.wrap(direction))
+
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Callable,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
+        return self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> tuple[Any, Any, Any, Any, Any, dfx.RESULTS]:
+        keep, next_t0, next_t1, made_jump, state, result = (
+            self.controller.adapt_step_size(
+                t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+            )
+        )
+
+        # Times lie in [0, 1]. Written so that a step of length NaN, which a velocity that is NaN
+        # at the start gives, counts as short.
+        short = ~(t1 - t0 > 8 * jnp.finfo(jnp.result_type(t1)).eps)
+        stuck = short & ~_all_finite(y1_candidate)
+        result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
+        return keep, next_t0, next_t1, made_jump, state, result
+
+
+def watched(
+    controller: dfx.AbstractStepSizeController,
+) -> dfx.AbstractStepSizeController:
+    """The controller, watched if it is adaptive; a grid goes its way to the end."""
+    if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
+        return WatchedController(controller)
+    return controller
+
+
+def raise_failures(solution: dfx.Solution) -> dfx.Solution:
+    """The solution, or at run time an error that says why the solve has failed."""
+    failed = solution.result != dfx.RESULTS.successful
+    # Saved states are padded with infinity where a solve takes fewer steps than it may, so
+    # only NaN is an error there.
+    wrong = (solution.result == dfx.RESULTS.dt_min_reached) | (
+        ~failed & _any_nan(solution.ys)
+    )
+    solution = eqx.error_if(solution, wrong, _NOT_FINITE)
+
+    ended = failed & (solution.result != dfx.RESULTS.event_occurred)
+    return solution.result.error_if(solution, ended)
+
+
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags))
+
+
+def _any_nan(tree: Any) -> Bool[Array, ""]:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+    flags = [jnp.any(jnp.isnan(leaf)) for leaf in leaves]
+    return jnp.any(jnp.array(flags, bool))
