@@ -1,4 +1,4 @@
-"""The explorer's page: its data are the library's arrays, and a browser draws them at the sliders' time and stage."""
+"""The explorer's page holds the arrays, and a browser draws them as the sliders say."""
 
 import base64
 import json
@@ -246,7 +246,10 @@ def opened(browser, page):
 
     browser.get(page.as_uri())
     # `get` may return while the page is still loading.
-    drawn = "return location.href === arguments[0] && Boolean(document.getElementById('plot')?.data)"
+    drawn = (
+        "return location.href === arguments[0] "
+        "&& Boolean(document.getElementById('plot')?.data)"
+    )
     WebDriverWait(browser, 60).until(
         lambda _: browser.execute_script(drawn, page.as_uri())
     )
@@ -272,7 +275,10 @@ class Page:
 
     def traces(self) -> dict:
         """What is drawn, by name; a gap between lines is NaN."""
-        script = "return document.getElementById('plot').data.map(({name, x, y, z}) => ({name, x, y, z}))"
+        script = (
+            "return document.getElementById('plot').data"
+            ".map(({name, x, y, z}) => ({name, x, y, z}))"
+        )
         arrays = lambda trace: {
             k: np.asarray(trace[k], float) for k in "xyz" if trace[k] is not None
         }
@@ -362,13 +368,15 @@ def test_plane_in_a_browser(pages, browser):
 PLAY_AND_PAUSE = """
 const [done] = arguments;
 const time = document.getElementById("time"), play = document.getElementById("play");
-const later = (frames, then) => (frames ? requestAnimationFrame(() => later(frames - 1, then)) : then());
-const whenMoved = (then) => (time.valueAsNumber > 0 ? then() : requestAnimationFrame(() => whenMoved(then)));
+const frame = requestAnimationFrame;
+const later = (frames, then) => (frames ? frame(() => later(frames - 1, then)) : then());
+const moved = () => time.valueAsNumber > 0;
+const whenMoved = (then) => (moved() ? then() : frame(() => whenMoved(then)));
 play.click();
 whenMoved(() => {
-  const moved = time.valueAsNumber;
+  const at = time.valueAsNumber;
   play.click();
-  later(3, () => done([moved, time.valueAsNumber]));
+  later(3, () => done([at, time.valueAsNumber]));
 });
 """
 

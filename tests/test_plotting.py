@@ -821,7 +821,7 @@ def test_comparison_shares_limits_and_legend():
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_frames_are_the_pictures_of_comparisons(size):
-    """The same pixels as a figure of its own; panels are cut out of them, without the title of the whole."""
+    """The pixels of a figure of its own; panels are cut out without the title."""
     moved = plotting.LatentMap(
         *((first, second + 1) for first, second in filter(None, LATENTS))
     )
