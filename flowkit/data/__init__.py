@@ -43,6 +43,7 @@ from flowkit.data._images import (
     wide_normal as wide_normal,
 )
 from flowkit.data._mnist import load_mnist as load_mnist
+from flowkit.data._named import named_sampler as named_sampler
 from flowkit.data._npz import load_npz as load_npz, save_npz as save_npz
 from flowkit.data._papers import (
     c2ot_eight_gaussians as c2ot_eight_gaussians,

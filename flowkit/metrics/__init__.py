@@ -22,6 +22,10 @@ from flowkit.metrics._energy import energy_distance as energy_distance
 from flowkit.metrics._gaussian import gaussian_w2 as gaussian_w2
 from flowkit.metrics._occupancy import jsd as jsd
 from flowkit.metrics._pairwise import pairwise as pairwise
+from flowkit.metrics._repeated import (
+    repeated_distance as repeated_distance,
+    RepeatedDistance as RepeatedDistance,
+)
 from flowkit.metrics._scores import (
     coverage as coverage,
     mmd as mmd,

@@ -21,6 +21,7 @@ from flowkit.nn._layers import (
     AttentionBlock as AttentionBlock,
     banded as banded,
     ConcatSquashLinear as ConcatSquashLinear,
+    FeatureMLP as FeatureMLP,
     FeedForward as FeedForward,
     FourierFeatures as FourierFeatures,
     ISAB as ISAB,

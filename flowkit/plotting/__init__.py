@@ -28,6 +28,8 @@ from flowkit.plotting._flows import (
     snapshots as snapshots,
     vector_field as vector_field,
 )
+from flowkit.plotting._frames import write_frames as write_frames
+from flowkit.plotting._gallery import flow_gallery as flow_gallery
 from flowkit.plotting._latent_map import (
     latent_map as latent_map,
     LatentMap as LatentMap,

@@ -5,6 +5,7 @@ from flowkit.nn._layers.concat_squash import (
     ConcatSquashLinear as ConcatSquashLinear,
     SquashSum as SquashSum,
 )
+from flowkit.nn._layers.feature_mlp import FeatureMLP as FeatureMLP
 from flowkit.nn._layers.features import (
     AbstractFeatures as AbstractFeatures,
     banded as banded,
