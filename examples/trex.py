@@ -27,6 +27,7 @@ from flowkit.pipelines import Count, Fraction, Natural, NonNegative, Positive, W
 
 
 Several = Annotated[int, Within(at_least=2)]
+STEPS = ("num_steps", "reflow_steps", "map_steps")
 RATES = ("num_pairs", "batch_size", "learning_rate")
 
 
@@ -161,12 +162,7 @@ def train(config: Config) -> None:
     keys = jr.split(jr.key(config.seed), 6)
     data_key, model_key, fit_key, distance_key, pair_key, _ = keys
     stages = fk.pipelines.flow_map_stages(
-        (2,),
-        **{
-            name: options[name]
-            for name in (*RATES, "num_steps", "reflow_steps", "map_steps")
-        },
-        key=pair_key,
+        (2,), **{name: options[name] for name in (*STEPS, *RATES)}, key=pair_key
     )
 
     # What the weights depend on; all else may change when a run goes on.
@@ -174,6 +170,7 @@ def train(config: Config) -> None:
     stored["training"] = {name: options[name] for name in (*RATES, "ema_decay")}
     stored["seed"] = config.seed
 
+    every = config.training.checkpoint_every
     folder = Path(config.output)
     results = fk.training.fit_stages(
         stages,
@@ -184,10 +181,7 @@ def train(config: Config) -> None:
         ema_decay=fk.training.WarmUpDecay(config.training.ema_decay),
         # All of them are kept, for the explorer.
         checkpoints=fk.training.Checkpoints(
-            folder / "checkpoints",
-            every=config.training.checkpoint_every,
-            keep=1000,
-            config=stored,
+            folder / "checkpoints", every=every, keep=1000, config=stored
         ),
         key=fit_key,
     )

@@ -30,6 +30,7 @@ OUTPUT_TIMES = np.linspace(0, 1, 21, dtype=np.float32)
 """The times of the paths of `model_outputs`."""
 
 OUTPUT_NAMES = ("output", "paths", "one_step", "two_steps", "latents", "decoded")
+"""The names of the outputs."""
 
 _NUM_FLOORS = 5
 

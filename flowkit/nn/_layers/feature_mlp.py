@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, Cond, PRNGKey, Times
+from flowkit.nn._layers.arrays import out_size_of
 from flowkit.nn._layers.features import AbstractFeatures
 from flowkit.nn._layers.mlp import MLP
-from flowkit.nn._layers.arrays import out_size_of
 
 
 class FeatureMLP(eqx.Module):
