@@ -15,7 +15,7 @@ from flowkit.plotting._clouds import point_clouds, samples_2d
 from flowkit.plotting._comparison import comparison
 from flowkit.plotting._densities import density_2d
 from flowkit.plotting._flows import snapshots, vector_field
-from flowkit.plotting._style import finish, Number, require
+from flowkit.plotting._style import colors, finish, Number, require
 from flowkit.plotting._trajectories import curvature, Paths, trajectories
 
 
@@ -157,7 +157,8 @@ def _write_animations(drawn: _Drawn, folder: Path, shown: np.ndarray) -> None:
 def _cloud(drawn: _Drawn, k: int) -> Figure:
     titles = ["data", f"t = {drawn.times[k]:.2f}"]
     clouds = [drawn.target, drawn.points[:, k]]
-    return point_clouds(clouds, titles=titles, limits=drawn.limits)
+    shades = [colors["data_x"], colors["output_x_hat"]]
+    return point_clouds(clouds, titles=titles, color=shades, limits=drawn.limits)
 
 
 def _trails(drawn: _Drawn, k: int) -> Figure:
