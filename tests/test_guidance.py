@@ -1,4 +1,5 @@
-"""Guidance: against the Gaussian in which it is exact, and against its definition for every prediction."""
+"""Guidance: against the Gaussian in which it is exact, and against its definition for
+every prediction."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import flowkit as fk
 
 
 def shifted(t, x, cond):
-    """The exact velocity of N(cond, 0.5^2), which is affine in the mean: guided by zero it is that of scale * cond."""
+    """The exact velocity of N(cond, 0.5^2), which is affine in the mean: guided by
+    zero it is that of scale * cond."""
     mean = jnp.zeros_like(x) if cond is None else cond
     return fk.exact_flow(fk.Normal(mean, 0.5))(t, x)
 
@@ -31,7 +33,8 @@ def test_a_shifted_gaussian_is_shifted_by_the_scale(scale, key):
 
 @pytest.mark.parametrize("prediction", [fk.Velocity(), fk.Noise(), fk.Target()])
 def test_every_prediction_is_guided_alike(prediction, key):
-    """The velocity of a guided network is the extrapolation of the velocities, and so is its score."""
+    """The velocity of a guided network is the extrapolation of the velocities, and
+    so is its score."""
     network = lambda t, x, cond: jnp.sin(x + t) + cond["shift"] * x
     flow = fk.Flow(network, fk.CosinePath(), prediction)
     cond, null = {"shift": jnp.array(0.7)}, {"shift": jnp.array(-0.2)}

@@ -19,7 +19,8 @@ from .oracles import (
 )
 
 
-# Absolute errors at 20, 40 and 80 steps on the field of N(1.3, 0.5^2), from 0.7, in float64, from a plain loop over
+# Absolute errors at 20, 40 and 80 steps on the field of N(1.3, 0.5^2), from 0.7, in
+# float64, from a plain loop over
 # the textbook formulas; and the order that they show at least.
 SOLVERS = {
     "euler": (dfx.Euler(), [2.50e-2, 1.27e-2, 6.42e-3], 0.95),
@@ -74,7 +75,8 @@ def test_a_constant_velocity_needs_one_step(solver):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_the_map_of_the_mixture(name):
-    """One-dimensional flows preserve order, so every path ends in the same map; the source of the variance-preserving
+    """One-dimensional flows preserve order, so every path ends in the same map; the
+    source of the variance-preserving
     path is approximate, and the narrow noise of `sigma_min` blurs the data a little."""
     with jax.enable_x64(True):
         flow = fk.exact_flow(mixture_1d(jnp.float64), PATHS[name])
@@ -561,6 +563,20 @@ def test_the_backward_solve_of_an_adjoint_needs_steps():
     adjoint = dfx.BacksolveAdjoint(stepsize_controller=steps)
     end = lambda x: fk.integrate(field, x, adjoint=adjoint, **grid).ys[0, 0]
     np.testing.assert_allclose(jax.grad(end)(x), [np.exp(-1)], rtol=1e-4)
+
+
+def test_options_that_a_model_stores_survive_its_training(key):
+    """Training, restoring and `jax.tree.map` make other objects of them."""
+    flow = fk.Flow(lambda t, x, cond: -x)
+    options = ({"solver": fk.RK4(), "num_steps": 2}, {})
+    for given in options:
+        prior = fk.latent.FlowPrior(flow, 2, **given)
+        after = jax.tree.map(lambda leaf: leaf, prior)
+        draw = lambda prior: prior.sample((3, 1, 2), key=key)
+        np.testing.assert_array_equal(draw(after), draw(prior))
+        assert np.isfinite(after.log_prob(jnp.ones((1, 2))))
+    with pytest.raises(ValueError, match="no error estimate"):
+        fk.latent.FlowPrior(flow, 2, solver=fk.RK4())
 
 
 def test_strict_ranks(key):

@@ -158,7 +158,8 @@ def test_hutchinson_is_unbiased(key):
 
 
 def test_rademacher_probes_have_their_variance(key):
-    """One probe at a frozen linear field: variance 2 (|S|_F^2 - sum S_ii^2), S the symmetric part."""
+    """One probe at a frozen linear field: variance 2 (|S|_F^2 - sum S_ii^2), S the
+    symmetric part."""
     matrix = jr.normal(key, (3, 3))
     field = lambda t, x, cond: matrix @ x
     draws = np.asarray(
@@ -174,7 +175,8 @@ def test_rademacher_probes_have_their_variance(key):
 
 
 def test_joint_field_of_a_cloud(key):
-    """Points that interact: the divergence is over all entries, against the determinant of the map by autodiff."""
+    """Points that interact: the divergence is over all entries, against the
+    determinant of the map by autodiff."""
     with jax.enable_x64(True):
         field = Swirl(jr.normal(key, (6, 6), jnp.float64))
         x0 = jr.normal(jr.key(1), (3, 2), jnp.float64)

@@ -66,6 +66,7 @@ class Standardized(eqx.Module):
             raise ValueError("`flow` is a `fk.Standardized` already; give its `flow`.")
         if not is_traced(mean, std):
             _check_moments(mean, std)
+
         self.flow = flow
         self.shift = Constant(jnp.asarray(mean, float))
         self.scale = Constant(jnp.asarray(std, float))
@@ -88,6 +89,7 @@ class Standardized(eqx.Module):
     ) -> Float[Array, "..."]:
         """The velocity of the standardized example."""
         keywords = {"mask": mask, "key": key}
+        # A plain velocity field need not know masks and keys.
         given = {name: value for name, value in keywords.items() if value is not None}
         return self.flow(t, x, cond, **given)
 
@@ -137,6 +139,7 @@ def log_scale(
 
 
 def _like(constant: Constant, x: Array) -> Array:
+    # Broadcast by hand, for `jax_numpy_rank_promotion="raise"`.
     value = jax.lax.stop_gradient(constant.value).astype(x.dtype)
     try:
         return jnp.broadcast_to(value, x.shape)

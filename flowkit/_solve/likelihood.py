@@ -229,8 +229,10 @@ def _log_prob(velocity, x1, cond, source, options):
 
 @compiled
 def _sample_and_log_prob(flow, batch, key, num_probes, options):
+    # The ODE runs in standardized coordinates; the units join at its end.
     units = flow
     flow = eqx.nn.inference_mode(bare(flow))
+
     skey, pkey = jr.split(key)
     x0 = batch.starts(skey)
     keys = None if num_probes is None else jr.split(pkey, batch.num_samples)
@@ -248,9 +250,11 @@ def _sample_and_log_prob(flow, batch, key, num_probes, options):
         if end_of(flow) < 1:
             # The jump to the data is an Euler step at the last velocity.
             change += (1 - end_of(flow)) * velocity(t1, (x, change), cond)[1]
+
         value = jump_to_data(flow, x, cond, mask)
         value = unstandardize(units, value)
         value = value if mask is None else zero_masked(value, mask)
+
         log_prob = _source_log_prob(batch.source, start[0], mask) - change
         log_prob -= log_scale(units, value, mask)
         return value, log_prob, statistics(solution, options.solver)

@@ -183,6 +183,7 @@ def solve_back(
     if t_end < 1:
         rates = velocity(t1, x, cond)
         x = jax.tree.map(lambda x, rate: x - (1 - t_end) * rate, x, rates)
+
     return end_state(solve(velocity, x, cond, (t1, jnp.zeros((), dtype)), options))
 
 

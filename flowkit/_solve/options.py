@@ -42,6 +42,8 @@ def resolve(
         num_steps = operator.index(num_steps)
         _check_grid(num_steps, controller, adjoint)
     else:
+        # Made here and compared nowhere: a default that is told from others by its identity
+        # is another object after `fit`, a restore, or any `jax.tree.map`.
         if controller is None:
             controller = dfx.PIDController(rtol=1e-5, atol=1e-5)
         _check_controller(controller, solver)
@@ -128,6 +130,7 @@ def compiled(fn: Callable) -> Callable:
             # only this hint is lost.
             if "custom_vjp" not in str(error):
                 raise
+
             raise ValueError(
                 "the default `adjoint` has reverse mode only; give "
                 "`adjoint=diffrax.ForwardMode()` for `jax.jvp` and `jax.jacfwd`, or "

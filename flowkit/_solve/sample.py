@@ -145,6 +145,7 @@ def as_batch(
 
 @compiled
 def _sample(flow, batch, x0, key, options):
+    # The ODE runs in standardized coordinates; the units join at its end.
     units = flow
     flow = eqx.nn.inference_mode(bare(flow))
     x0 = batch.starts(key) if x0 is None else x0
@@ -153,6 +154,7 @@ def _sample(flow, batch, x0, key, options):
         x0 = x0 if mask is None else zero_masked(x0, mask)
         times = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
         solution = solve(with_mask(flow, mask), x0, cond, times, options)
+
         value = jump_to_data(flow, end_state(solution), cond, mask)
         value = unstandardize(units, value)
         value = value if mask is None else zero_masked(value, mask)

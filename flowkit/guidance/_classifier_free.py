@@ -25,7 +25,8 @@ def guided(
 ) -> Flow | Standardized:
     r"""A flow with classifier-free guidance, for samplers.
 
-    $$v_\omega(t, x, c) = v(t, x, \varnothing) + \omega \left(v(t, x, c) - v(t, x, \varnothing)\right)$$
+    $$v_\omega(t, x, c)
+        = v(t, x, \varnothing) + \omega \left(v(t, x, c) - v(t, x, \varnothing)\right)$$
 
     and the same for whatever the network predicts, since all predictions are affine in the
     velocity. Scale 1 is the flow itself, scale 0 the flow without a condition; above 1 samples
@@ -94,6 +95,8 @@ class _Guided(eqx.Module):
             raise ValueError(
                 "`cond` is missing; a guided flow needs the condition that it leaves out."
             )
+
+        # Both conditions go through the network in one batch.
         both = jax.tree.map(
             lambda *rows: jnp.stack(rows), cond, null_of(cond, self.null)
         )

@@ -1,15 +1,21 @@
-"""The classical Runge-Kutta method."""
+r"""The classical Runge-Kutta method.
+
+$$x_{n+1} = x_n + \tfrac h6 (k_1 + 2 k_2 + 2 k_3 + k_4).$$
+"""
 
 import diffrax as dfx
 import numpy as np
 
 
 class RK4(dfx.AbstractERK):
-    """The classical Runge-Kutta method: order 4, four evaluations per step, no error estimate.
+    """The classical Runge-Kutta method.
+
+    It has order 4, four evaluations per step, and no error estimate.
 
     For uniform grids, `num_steps=n`, or `diffrax.StepTo`.
 
-    **Reference:** Kutta, Beitrag zur näherungsweisen Integration totaler Differentialgleichungen (1901).
+    **Reference:** Kutta, Beitrag zur näherungsweisen Integration totaler
+    Differentialgleichungen (1901).
     """
 
     tableau = dfx.ButcherTableau(
