@@ -121,6 +121,7 @@ PAGES = [
     ROOT / "docs" / "pages" / f"{name}.md"
     for name in (
         "getting-started/install",
+        "getting-started/your-own-data",
         "getting-started/save-restore-resume",
         "tutorials/toys",
         "tutorials/conditions-and-guidance",
