@@ -74,7 +74,7 @@ class SetFlowConfig:
     """Number of layers of the backbone."""
     features: bool = False
     """Whether the networks also see sines and cosines of the coordinates, for fine detail."""
-    time_scale: float = 10.0
+    time_scale: float = 1.0
     """Highest frequency of the sinusoidal embeddings of time."""
     path: Literal["linear", "cosine"] = "linear"
     """The path from noise to data."""
