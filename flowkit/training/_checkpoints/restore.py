@@ -122,8 +122,8 @@ def _read_last(
     folder = Path(directory).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"`directory`: there is no folder {folder}.")
-    options = ocp.CheckpointManagerOptions(read_only=True)
     with quiet():
+        options = ocp.CheckpointManagerOptions(read_only=True)
         manager = ocp.CheckpointManager(folder, options=options)
     damage = None
     with quiet(), contextlib.closing(manager):
