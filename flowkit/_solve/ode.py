@@ -6,6 +6,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_example, check_time
@@ -148,9 +149,10 @@ def solve(
     controller = options.controller
     max_steps = options.max_steps
     if options.num_steps is not None:
-        steps = jnp.arange(options.num_steps + 1, dtype=t0.dtype) / options.num_steps
-        # Written so that both ends are exact.
-        controller = dfx.StepTo(t0 * (1 - steps) + t1 * steps)
+        # Both ends must be exact, and a compiler may round the sum as it likes.
+        steps = np.arange(options.num_steps + 1) / options.num_steps
+        grid = t0 + (t1 - t0) * jnp.asarray(steps, t0.dtype)
+        controller = dfx.StepTo(grid.at[0].set(t0).at[-1].set(t1))
         max_steps = options.num_steps
 
     solution = dfx.diffeqsolve(
