@@ -1,4 +1,5 @@
-"""Steps and the loop: oracles are a plain hand-written loop, closed forms, and runs that must agree."""
+"""Steps and the loop: oracles are a plain hand-written loop, closed forms, and runs that
+must agree."""
 
 import functools as ft
 import itertools

@@ -1,4 +1,5 @@
-"""Checkpoints: a run that was stopped in any way goes on as if nothing had happened, and nothing is ever lost."""
+"""Checkpoints: a run that was stopped in any way goes on as if nothing had happened, and
+nothing is ever lost."""
 
 import functools as ft
 import json
@@ -155,7 +156,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import conftest
 import test_training_checkpoints as tests
-tests.run({directory!r}, every=10, stop=tests.stop_at(50, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+tests.run({directory!r}, every=10, stop=tests.stop_at(50, kill))
 """
 
 

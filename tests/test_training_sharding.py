@@ -1,4 +1,5 @@
-"""Two virtual devices give one device's parameters, and the compiled program moves gradients, not batches."""
+"""Two virtual devices give one device's parameters, and the compiled program moves
+gradients, not batches."""
 
 import functools as ft
 

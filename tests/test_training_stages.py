@@ -86,7 +86,8 @@ def assert_same_results(one, two):
 
 @pytest.mark.parametrize("average", [True, False])
 def test_frozen_parts_keep_their_bits(average):
-    """With weight decay; the second stage goes on from the average of the first one, or from its last weights."""
+    """With weight decay; the second stage goes on from the average of the first one, or
+    from its last weights."""
     results = run(start_from_average=average)
     first, second = results["first"], results["second"]
     np.testing.assert_array_equal(first.model.second, MODEL.second)
@@ -99,7 +100,8 @@ def test_frozen_parts_keep_their_bits(average):
 
 
 def test_stages_start_afresh():
-    """Each has its own steps, histories and optimiser state, and ends where `fit` ends from the same start."""
+    """Each has its own steps, histories and optimizer state, and ends where `fit` ends
+    from the same start."""
     results = run()
     assert [len(result.history["loss"].values) for result in results.values()] == [
         12,
@@ -251,7 +253,8 @@ def test_batches_made_from_the_model_of_the_stage_before():
 
 
 def test_own_batches_and_callbacks():
-    """The mean of its own data is what the second stage finds; callbacks of all stages and of one."""
+    """The mean of its own data is what the second stage finds; callbacks of all stages
+    and of one."""
     seen = []
     loss = lambda model, batch, key: jnp.mean((model.second - batch) ** 2)
     common = tr.Every(100, lambda state, step: {"both": np.zeros(())})
@@ -275,7 +278,8 @@ def test_own_batches_and_callbacks():
 
 @pytest.mark.parametrize("momentum", [tr.DEFAULT_MOMENTUM, tr.DOUBLED_MOMENTUM])
 def test_momentum(momentum):
-    """The first step of each average, written out; doubled means averages over twice as many steps."""
+    """The first step of each average, written out; doubled means averages over twice as
+    many steps."""
     for name, decay in tr.DEFAULT_MOMENTUM.items():
         np.testing.assert_allclose(1 / (1 - tr.DOUBLED_MOMENTUM[name]), 2 / (1 - decay))
     with jax.numpy_dtype_promotion("standard"):

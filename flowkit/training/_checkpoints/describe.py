@@ -47,8 +47,10 @@ def describe_static(tree: PyTree[Any]) -> dict[str, str]:
 
 
 def _walk(node: Any, path: str, found: dict[str, str]) -> None:
+    # Arrays are described elsewhere. A tracer has no value yet.
     if is_array(node) or isinstance(node, Tracer):
         return
+
     children = _children(node)
     if children is None:
         found[path] = _text(node)
@@ -61,14 +63,17 @@ def _walk(node: Any, path: str, found: dict[str, str]) -> None:
 def _children(node: Any) -> list[tuple[str, Any]] | None:
     """The parts of a node with their paths; `None` for a leaf."""
     if isinstance(node, eqx.Module):
-        names = [field.name for field in dataclasses.fields(node)]
-        return [(f".{name}", getattr(node, name, None)) for name in names]
+        # Static fields are no leaves of the tree, but fields of the class all the same.
+        fields = [field.name for field in dataclasses.fields(node)]
+        return [(f".{name}", getattr(node, name, None)) for name in fields]
     if isinstance(node, dict):
         return [(f"[{key!r}]", value) for key, value in node.items()]
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return [(f".{name}", getattr(node, name)) for name in node._fields]
+    names = getattr(node, "_fields", None)
+    if isinstance(node, tuple) and names is not None:
+        return [(f".{name}", getattr(node, name)) for name in names]
     if isinstance(node, list | tuple):
         items = [(f"[{i}]", value) for i, value in enumerate(node)]
+        # Only paths that two descriptions share are compared, so the length is stated.
         return [(".length", len(node)), *items]
     return _registered_children(node)
 

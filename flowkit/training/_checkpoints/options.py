@@ -47,6 +47,7 @@ class Checkpoints:
         self.keep = positive("keep", keep)
         if dataclasses.is_dataclass(config) and not isinstance(config, type):
             config = dataclasses.asdict(config)
+        # Through JSON and back, as it will be when it is compared with a stored one.
         try:
             self.config = json.loads(json.dumps(config, default=_plain))
         except TypeError as error:

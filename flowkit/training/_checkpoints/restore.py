@@ -104,6 +104,7 @@ def restore(
                 f"{directory} was trained without an average of the weights; pass "
                 "`ema=False`."
             )
+
         name = "ema" if average else "model"
         skeleton = _skeleton(directory, build, meta, name)
         with damage_reported():
@@ -122,6 +123,7 @@ def _read_last(
     folder = Path(directory).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"`directory`: there is no folder {folder}.")
+
     with quiet():
         options = ocp.CheckpointManagerOptions(read_only=True)
         manager = ocp.CheckpointManager(folder, options=options)
@@ -162,6 +164,7 @@ def _skeleton(
     directory: str | os.PathLike[str], build: Callable[..., Any], meta: Any, name: str
 ) -> PyTree[Any]:
     """The model without its arrays, which must fit those that are stored."""
+    # Networks look at `restoring` for the defaults of the release that wrote the run.
     version = None if "static" in meta else _WITHOUT_STATIC
     token = restoring.set(version)
     try:

@@ -1,6 +1,7 @@
 """The folder of a run that is under way: where it goes on, and where it is saved."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class Snapshot(NamedTuple):
     """
 
     state: TrainState
-    history: dict[str, tuple[np.ndarray, np.ndarray]]
+    history: Mapping[str, tuple[np.ndarray, np.ndarray]]
     position: Any
     seconds: float
     stopped: int | None
@@ -102,6 +103,7 @@ class Saver:
             "seconds": snapshot.seconds,
             "stopped": snapshot.stopped,
         }
+        # Numbers as names: those of metrics may hold what a path on disk may not.
         history = {}
         for number, (steps, values) in enumerate(snapshot.history.values()):
             history[str(number)] = {"steps": steps, "values": values}
@@ -111,6 +113,7 @@ class Saver:
             items[name] = ocp.args.StandardSave(numbered(part))
         items["meta"] = ocp.args.JsonSave(meta)
         items["history"] = ocp.args.StandardSave(history)
+
         with quiet():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._last = step
@@ -165,6 +168,8 @@ class Saver:
         """Rename damaged checkpoints, so that new ones can take their places."""
         if not steps:
             return
+
+        # The manager keeps its own list of steps, so it is opened again afterwards.
         self._manager.close()
         if jax.process_index() == 0:
             for step in steps:

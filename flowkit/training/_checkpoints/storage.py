@@ -96,6 +96,8 @@ def read_arrays(
 
 def _own(leaf: jax.Array) -> jax.Array:
     """A copy of an array just read, in a buffer that may be donated and moved."""
+    # The arrays of orbax are committed to their device, so they could not join others on
+    # a mesh.
     if len(leaf.sharding.device_set) > 1:
         return leaf.copy()
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

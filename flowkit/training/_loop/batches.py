@@ -33,6 +33,7 @@ class Resident:
                 f"the examples, got lengths {sorted(sizes)}; batches one after the "
                 "other come from an iterator."
             )
+
         (size,) = sizes
         if batch_size is not None and not 1 <= batch_size <= size:
             raise ValueError(
@@ -124,6 +125,7 @@ def make_source(
     is_grain = isinstance(
         batches, grain.MapDataset | grain.IterDataset | grain.DatasetIterator
     )
+    # A dataset of grain is iterable and has a length, but it is no tree of arrays.
     if not is_grain and _is_tree(batches):
         return Resident(batches, batch_size, mesh)
     if batch_size is not None:

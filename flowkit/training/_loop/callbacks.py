@@ -91,6 +91,7 @@ class EarlyStopping:
         self._waited = 0
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float] | Stop:
+        # A new run: the same object may serve several.
         if step == 0:
             self._minimum = float("inf")
             self._waited = 0

@@ -1,6 +1,7 @@
 """`fit`: one model, one loss, one run."""
 
 import contextlib
+import functools as ft
 import logging
 import operator
 import sys
@@ -136,28 +137,43 @@ def fit(
     configuration = Configuration.of(
         loss, optimizer, ema_decay=ema_decay, trainable=trainable, mesh=mesh
     )
-    saves = checkpoints is not None
-    source = make_source(batches, batch_size, mesh, needs_position=saves)
+    source = make_source(
+        batches, batch_size, mesh, needs_position=checkpoints is not None
+    )
     state = init_state(
         model, optimizer, ema_decay=ema_decay, trainable=trainable, key=key
     )
 
+    make_loop = ft.partial(
+        Loop,
+        configuration,
+        source,
+        state,
+        callbacks=as_callbacks(callbacks),
+        steps_per_call=steps_per_call,
+    )
+    return _run(make_loop, num_steps, checkpoints, progress=progress)
+
+
+def _run(
+    make_loop: Callable[..., Loop],
+    num_steps: int,
+    checkpoints: Checkpoints | None,
+    *,
+    progress: bool,
+) -> FitResult:
+    """The loop, with everything that has to be closed after it."""
     shows = progress and jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         saver = None
         if checkpoints is not None:
             saver = stack.enter_context(contextlib.closing(Saver(checkpoints)))
-        loop = Loop(
-            configuration,
-            source,
-            state,
-            saver,
-            callbacks=as_callbacks(callbacks),
-            steps_per_call=steps_per_call,
-        )
+        loop = make_loop(saver)
         if checkpoints is not None and loop.step > 0:
             _announce(checkpoints, loop.step, num_steps, shows=shows)
-        interrupted = stack.enter_context(ctrl_c(active=saves))
+
+        # Without checkpoints nothing would be saved, so Ctrl-C may interrupt at once.
+        interrupted = stack.enter_context(ctrl_c(active=saver is not None))
         bar = stack.enter_context(
             tqdm(total=num_steps, initial=loop.step, disable=not shows, unit="step")
         )

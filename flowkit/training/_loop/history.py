@@ -58,16 +58,18 @@ class Recorder:
         if not fetched:
             return
 
+        # Calls of several steps have a leading axis of steps already.
         join = np.concatenate if self._stacked else np.stack
-        last_step, first_metrics = fetched[-1][0], fetched[0][1]
+        last_step, _ = fetched[-1]
         values = {}
-        for name in first_metrics:
+        for name in fetched[0][1]:
             values[name] = join([np.asarray(metrics[name]) for _, metrics in fetched])
 
         count = len(values["loss"])
         steps = np.arange(last_step - count + 1, last_step + 1)
         for name, value in values.items():
             self._append(name, Series(steps, value))
+
         self.loss = float(np.mean(values["loss"], dtype=np.float32))
         self.last = {name: np.asarray(value[-1]) for name, value in values.items()}
         self._check_finite(steps, values["skipped"])
@@ -94,6 +96,7 @@ class Recorder:
         parts.append(series)
 
     def _check_finite(self, steps, skipped):
+        # The count goes on from one fetch to the next.
         for step, skip in zip(steps, skipped, strict=True):
             self._skipped = self._skipped + 1 if skip else 0
             if self._skipped == _MAX_SKIPPED:

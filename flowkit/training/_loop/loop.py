@@ -62,9 +62,11 @@ class Loop:
         self._programs: dict[int | None, Callable[..., Any]] = {}
         self._pace = Pace()
 
+        # Between calls the state is a flat list of arrays, which is what the step takes.
         self._arrays, self._static = partition(state)
         if configuration.mesh is not None:
             self._arrays = replicate(self._arrays, configuration.mesh)
+
         self.step = 0
         self._stopped: int | None = None
         self._seconds_before = 0.0
@@ -133,6 +135,7 @@ class Loop:
         while self.step < pause and time.monotonic() < refresh:
             self._call(num_steps)
 
+        # Without a pause only what is ready is fetched: the device stays busy.
         self._recorder.drain(wait=self.step >= pause)
         if self._recorder.loss is not None:
             bar.set_postfix(loss=f"{self._recorder.loss:.4g}", refresh=False)

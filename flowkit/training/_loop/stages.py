@@ -129,13 +129,11 @@ def fit_stages(
     _check(stages, batches)
     first = 0
     if checkpoints is not None:
-        before, whole = _placed(stages, checkpoints.directory)
-        first = len(before)
-        if before:
-            folder = checkpoints.directory / before[-1][0]
-            model = _complete(folder, before[-1][1], model, average=start_from_average)
-        _write(checkpoints.directory / _RECORD, whole)
+        first, model = _start(
+            stages, model, checkpoints.directory, average=start_from_average
+        )
 
+    shared: Any = {"ema_decay": ema_decay, "mesh": mesh, "progress": progress}
     results = {}
     for number, stage in enumerate(stages, start=first):
         data, size = _data_of(stage, model, batches, batch_size)
@@ -146,20 +144,17 @@ def fit_stages(
             data,
             optimizer=stage.optimizer,
             num_steps=stage.num_steps,
-            ema_decay=ema_decay,
             trainable=stage.trainable,
-            mesh=mesh,
             steps_per_call=stage.steps_per_call or steps_per_call,
             batch_size=size,
             checkpoints=saved,
             callbacks=[*callbacks, *stage.callbacks],
-            progress=progress,
             key=jr.fold_in(key, number),
+            **shared,
         )
         results[stage.name] = result
-        model = result.model
-        if start_from_average and result.ema is not None:
-            model = result.ema
+        has_average = start_from_average and result.ema is not None
+        model = result.ema if has_average else result.model
     return results
 
 
@@ -210,6 +205,18 @@ def _data_of(
     return stage.batches, stage.batch_size
 
 
+def _start(
+    stages: Sequence[Stage], model: PyTree[Any], directory: Path, *, average: bool
+) -> tuple[int, PyTree[Any]]:
+    """The number of the first stage in its folder, and the model it starts from."""
+    before, whole = _placed(stages, directory)
+    if before:
+        name, num_steps = before[-1]
+        model = _complete(directory / name, num_steps, model, average=average)
+    _write(directory / _RECORD, whole)
+    return len(before), model
+
+
 def _complete(
     folder: Path, num_steps: int, model: PyTree[Any], *, average: bool
 ) -> PyTree[Any]:
@@ -238,10 +245,13 @@ def _placed(
     while stored and not (directory / stored[-1][0]).exists():
         stored.pop()
 
+    # A list that begins with a stage of the folder goes on from there; any other one
+    # comes after all stages of the folder.
     names = [name for name, _ in stored]
     start = names.index(given[0][0]) if given[0][0] in names else len(stored)
     whole = stored[:start] + given
     whole_names = [name for name, _ in whole]
+
     goes_on = whole_names[: len(names)] == names
     is_unique = len(set(whole_names)) == len(whole_names)
     # A stage may be made longer until a later one has started from its result.

@@ -100,6 +100,8 @@ def update(
     draw_key, loss_key = jr.split(jr.fold_in(state.key, state.step))
     if batch_size is not None:
         batch = _draw(batch, batch_size, configuration.mesh, key=draw_key)
+
+    # Only what is trained is differentiated: the rest is a constant of the loss.
     mask = trainable_mask(state.model, configuration.trainable.value)
     params, frozen = eqx.partition(state.model, mask)
 
@@ -122,14 +124,15 @@ def update(
     average = _average(configuration, state, model, opt_state)
 
     # The step counts on even if nothing moves, so that no key is used twice.
-    parts = _where(
+    model, average, opt_state = _where(
         finite,
         (model, average, opt_state),
         (state.model, state.average, state.opt_state),
     )
     skipped = (~finite).astype(jnp.int32)
     metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": skipped} | extra
-    return TrainState(*parts, state.step + 1, state.key), metrics
+    state = TrainState(model, average, opt_state, state.step + 1, state.key)
+    return state, metrics
 
 
 def _average(
@@ -196,6 +199,7 @@ def compiled(
 
     if configuration.mesh is None:
         return jax.jit(run, donate_argnums=0)
+    # Stated, or XLA may choose to leave a part of the state split.
     everywhere = replicated(configuration.mesh)
     return jax.jit(run, donate_argnums=0, out_shardings=everywhere)
 
@@ -352,6 +356,7 @@ def _value_and_metrics(result: Any) -> tuple[Array, dict[str, Array]]:
     if isinstance(result, tuple) and len(result) == 2:
         value, metrics = result
 
+    # NaN is a scalar too: such a step is skipped, not refused.
     is_scalar = eqx.is_inexact_array(value) and jnp.shape(value) == ()
     if not is_scalar or not isinstance(metrics, dict):
         came = jax.tree.map(lambda leaf: getattr(leaf, "aval", type(leaf)), result)
