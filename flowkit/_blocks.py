@@ -6,8 +6,8 @@ examples the rule of forward mode
 
 $$\dot L = \langle \nabla_\theta L, \dot\theta \rangle + \langle \nabla_z L, \dot z \rangle$$
 
-needs the gradient alone. It is taken together with the value, one block after another, so
-the activations of one block only ever exist. The rule is linear in the tangents, so
+needs the gradient alone. It is taken together with the value, one block after another,
+so only the activations of one block ever exist. The rule is linear in the tangents, so
 reverse mode is its transpose, and both modes can be nested.
 """
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float, PyTree
 
-from flowkit._types import summation_dtype
+from flowkit._types import sum_dtype
 
 
 class AutomaticBlock(eqx.Module):
@@ -34,14 +34,14 @@ class AutomaticBlock(eqx.Module):
 
     - where all of it fits,
     - on any other platform,
-    - if the error has a convolution, which XLA computes several times slower inside a loop
-      on a CPU,
+    - if the error has a convolution, which XLA computes several times slower inside a
+      loop on a CPU,
     - if JAX sees more than one device, since the batch may be split over them.
 
     **Arguments:**
 
-    - `cache_bytes`: the limit in bytes. The default was measured on two cores with 32 MiB
-      of shared cache; more cores share their cache among more work.
+    - `cache_bytes`: the limit in bytes. The default was measured on two cores with 32
+      MiB of shared cache; more cores share their cache among more work.
     """
 
     # Matrix products are what the compiler stores: it fuses most other operations into
@@ -70,7 +70,8 @@ def mean_over_batch(
     - `examples`: a pytree of arrays with equal leading axes.
     - `block`: how many examples at a time. Values and gradients do not depend on it.
 
-    **Returns:** the mean, and the `aux` of all examples, through which no gradient flows.
+    **Returns:** the mean, and the `aux` of all examples, through which no gradient
+    flows.
 
     **Raises:** `ValueError` if `block` does not divide the batch.
     """
@@ -227,7 +228,7 @@ def _blocked_mean_jvp(primals, tangents, *, size):
     def share_of_mean(moving_block, fixed_block):
         shared, block = eqx.combine(moving_block, fixed_block)
         values, aux = _apply(shared, block)
-        return jnp.sum(values.astype(summation_dtype(values.dtype))) / num, (
+        return jnp.sum(values.astype(sum_dtype(values.dtype))) / num, (
             values,
             aux,
         )
@@ -241,7 +242,7 @@ def _blocked_mean_jvp(primals, tangents, *, size):
         total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, of_shared)
         return total, (of_block, out)
 
-    zeros = lambda leaf: jnp.zeros(leaf.shape, summation_dtype(leaf.dtype))
+    zeros = lambda leaf: jnp.zeros(leaf.shape, sum_dtype(leaf.dtype))
     start = jax.tree.map(zeros, moving[0])
     blocks = _split((moving[1], fixed[1]), size)
     of_shared, (of_blocks, (values, aux)) = jax.lax.scan(step, start, blocks)
@@ -259,7 +260,7 @@ def _is_moving(tangents: PyTree[Any]) -> PyTree[bool]:
 
 def _inner_product(gradient: PyTree[Any], tangents: PyTree[Any]) -> Float[Array, ""]:
     def product(a, b):
-        wide = summation_dtype(a.dtype)
+        wide = sum_dtype(a.dtype)
         return jnp.sum(jnp.real(a.astype(wide) * b.astype(wide)))
 
     return sum(jax.tree.leaves(jax.tree.map(product, gradient, tangents)))

@@ -138,7 +138,8 @@ def check_folder(argument: str, folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"`{argument}`: the folder {folder} cannot be written to ({error.strerror}); name another one."
+            f"`{argument}`: the folder {folder} cannot be written to ({error.strerror}); "
+            "name another one."
         ) from error
 
 

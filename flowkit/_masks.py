@@ -1,7 +1,8 @@
 """Masks of point clouds: `(n,)`, which rows of a cloud are valid.
 
 What stands at a masked row means nothing and may be infinite or NaN, so it is selected
-away, never multiplied by zero. Whether a function takes a mask is read off its signature.
+away, never multiplied by zero. Whether a function takes a mask is read off its
+signature.
 """
 
 import inspect

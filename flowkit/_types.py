@@ -1,7 +1,7 @@
 """Array types shared by the whole package.
 
-Shapes are those of **one example**: a vector `(d,)`, a point cloud `(n, d)`, an image `(h, w, c)`, a time `()`.
-NumPy arrays are accepted wherever a JAX array is.
+Shapes are those of **one example**: a vector `(d,)`, a point cloud `(n, d)`, an image
+`(h, w, c)`, a time `()`. NumPy arrays are accepted wherever a JAX array is.
 """
 
 from collections.abc import Callable
@@ -63,9 +63,6 @@ Cond: TypeAlias = PyTree[Any]
 VelocityField: TypeAlias = Callable[..., Any]
 """`(t, x, cond) -> dx/dt`, the shape of `x`; also Diffrax's `(t, y, args)`."""
 
-FlowMap: TypeAlias = Callable[..., Any]
-"""`(s, t, x, cond) -> u`, the average velocity from `s` to `t`: the map is `x + (t - s) u`."""
-
 
 class Constant(eqx.Module):
     """An array that belongs to a model and is saved with it, but is never trained.
@@ -86,15 +83,10 @@ def sum_dtype(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def summation_dtype(dtype: Any) -> Any:
-    """The type in which values of a floating-point type are summed: at least 32 bits."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
-
-
 def numbers_as_arrays(tree: Any) -> Any:
     """`tree` with its Python numbers as arrays: as numbers they would be constants of a
-    compiled program, and every new value would compile it again. Booleans stay as they are:
-    they switch between two programs."""
+    compiled program, and every new value would compile it again. Booleans stay as they
+    are: they switch between two programs."""
 
     def convert(leaf):
         number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)

@@ -22,8 +22,8 @@ from flowkit._types import FloatArray, PRNGKey
 class AbstractDistribution(eqx.Module):
     """A distribution over arrays.
 
-    To add one: subclass and implement `sample` and `log_prob`. Accept any leading axes as
-    independent rows, and store what can be trained unconstrained.
+    To add one: subclass and implement `sample` and `log_prob`. Accept any leading axes
+    as independent rows, and store what can be trained unconstrained.
     """
 
     @abc.abstractmethod
@@ -42,8 +42,8 @@ class AbstractDistribution(eqx.Module):
 class AbstractExactDistribution(AbstractDistribution):
     r"""A distribution of data whose flow from a Gaussian source is known in closed form.
 
-    With $x_1$ drawn from it, $x_0$ from the source, and $x = \alpha x_1 + \sigma x_0$. To
-    add one: implement `posterior` and `marginal` as well; `fk.exact_flow` and
+    With $x_1$ drawn from it, $x_0$ from the source, and $x = \alpha x_1 + \sigma x_0$.
+    To add one: implement `posterior` and `marginal` as well; `fk.exact_flow` and
     `fk.marginal` then take it.
     """
 
@@ -53,8 +53,8 @@ class AbstractExactDistribution(AbstractDistribution):
     ) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
         r"""A function `(x, alpha, sigma) -> (x0, x1)`, the means of $x_0$ and $x_1$ given $x$.
 
-        What does not depend on `x` is computed here, once. The function is an `eqx.Module`
-        if it holds arrays.
+        What does not depend on `x` is computed here, once. The function is an
+        `eqx.Module` if it holds arrays.
         """
 
     @abc.abstractmethod

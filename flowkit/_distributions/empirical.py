@@ -1,5 +1,6 @@
 r"""Finite data. Given $x = \alpha x_1 + \sigma x_0$ each row $x_1^i$ has the weight
-$\gamma_i \propto p_0((x - \alpha x_1^i) / \sigma)$, with $p_0$ the density of the source.
+$\gamma_i \propto p_0((x - \alpha x_1^i) / \sigma)$, with $p_0$ the density of the
+source.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,9 @@
 r"""Gaussian mixtures, in closed form along every path.
 
-With source $\mathcal N(\mu_0, \mathrm{diag}(s_0^2))$ and data
-$\sum_k \pi_k \mathcal N(m_k, \Sigma_k)$, $x = \alpha x_1 + \sigma x_0$ has components of
-mean $\alpha m_k + \sigma \mu_0$ and covariance
-$C_k = \alpha^2 \Sigma_k + \sigma^2 \mathrm{diag}(s_0^2)$. With the deviations $d_k$ from
-these means and the responsibilities $\gamma_k$,
+With source $\mathcal N(\mu_0, \mathrm{diag}(s_0^2))$ and data $\sum_k \pi_k \mathcal
+N(m_k, \Sigma_k)$, $x = \alpha x_1 + \sigma x_0$ has components of mean $\alpha m_k +
+\sigma \mu_0$ and covariance $C_k = \alpha^2 \Sigma_k + \sigma^2 \mathrm{diag}(s_0^2)$.
+With the deviations $d_k$ from these means and the responsibilities $\gamma_k$,
 
 $$\mathbb E[x_1 \mid x] = \sum_k \gamma_k (m_k + \alpha \Sigma_k C_k^{-1} d_k), \qquad
 \mathbb E[x_0 \mid x] =
@@ -44,8 +43,8 @@ class GaussianMixture(AbstractExactDistribution):
     r"""$p(x) = \sum_k \pi_k\, \mathcal N(x; m_k, L_k L_k^\top)$ over vectors `(d,)`.
 
     The parameters are stored unconstrained, so that they can be trained as they are:
-    `logits` of the weights, `means`, and `factors`, the lower Cholesky factors $L_k$ with
-    their diagonal in logarithms.
+    `logits` of the weights, `means`, and `factors`, the lower Cholesky factors $L_k$
+    with their diagonal in logarithms.
 
     **Arguments:**
 

@@ -34,8 +34,8 @@ class Normal(AbstractExactDistribution):
 
     **Arguments:**
 
-    - `mean`: the mean, a number or an array that broadcasts against the trailing axes of a
-      sample.
+    - `mean`: the mean, a number or an array that broadcasts against the trailing axes
+      of a sample.
     - `std`: the standard deviation, likewise, positive.
 
     Numbers are constants of the program. Arrays are leaves: they can be swept without

@@ -39,18 +39,18 @@ def exact_flow(
 
     **Arguments:**
 
-    - `distribution`: `fk.GaussianMixture`, `fk.Normal` or `fk.Empirical`, the latter two of
-      any shape; or your own `fk.AbstractExactDistribution`.
+    - `distribution`: `fk.GaussianMixture`, `fk.Normal` or `fk.Empirical`, the latter
+      two of any shape; or your own `fk.AbstractExactDistribution`.
     - `path`: any path.
     - `source`: the source, `fk.Normal(mean, std)`.
     - `prediction`: what the exact network returns; each one is in closed form.
 
-    **Returns:** a `Flow`, itself a velocity field. It is exact on all of [0, 1], except for
-    finite data at `t = 1`, where the noise is not determined, and for paths whose
+    **Returns:** a `Flow`, itself a velocity field. It is exact on all of [0, 1], except
+    for finite data at `t = 1`, where the noise is not determined, and for paths whose
     derivative diverges there.
 
-    **Raises:** `ValueError` for any other distribution, and for scores with another source
-    than the standard one.
+    **Raises:** `ValueError` for any other distribution, and for scores with another
+    source than the standard one.
     """
     if isinstance(prediction, Score) and not _is_standard(source):
         raise ValueError(
@@ -70,8 +70,8 @@ def marginal(
 ) -> AbstractDistribution:
     """The exact marginal $p_t$ of the path, with `log_prob` and `score`, at `t = 1` as well.
 
-    It is a `fk.Normal` for one of those, and a `fk.GaussianMixture` for mixtures and finite
-    data.
+    It is a `fk.Normal` for one of those, and a `fk.GaussianMixture` for mixtures and
+    finite data.
 
     **Arguments:**
 

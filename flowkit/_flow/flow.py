@@ -28,14 +28,17 @@ class Flow(eqx.Module):
 
     **Arguments:**
 
-    - `network`: called `(t, x, cond)`, and with `mask=` and `key=` if its signature has them; returns the shape of `x`,
-      or what the `head` reads.
+    - `network`: called `(t, x, cond)`, and with `mask=` and `key=` if its signature has
+      them; returns the shape of `x`, or what the `head` reads.
     - `path`: how noise and data are joined; `fk.LinearPath()` by default.
-    - `prediction`: what the network's output means. `fk.Velocity()`, the default, is exact on the closed interval
-      [0, 1]. The velocity of a `fk.Noise()` network is evaluated at `t = 1e-3` at the earliest and that of a
-      `fk.Target()` network at `t = 1 - 1e-3` at the latest, where samplers finish with the jump to the data: an error
-      e of such a network costs about e log(1000) in a sample, whatever the solver does.
-    - `head`: how the output is read: as the prediction, the default, or as a law of it, `fk.MixtureHead(k)`.
+    - `prediction`: what the network's output means. `fk.Velocity()`, the default, is
+      exact on the closed interval [0, 1]. The velocity of a `fk.Noise()` network is
+      evaluated at `t = 1e-3` at the earliest and that of a `fk.Target()` network at `t
+      = 1 - 1e-3` at the latest, where samplers finish with the jump to the data: an
+      error e of such a network costs about e log(1000) in a sample, whatever the solver
+      does.
+    - `head`: how the output is read: as the prediction, the default, or as a distribution of it,
+      `fk.MixtureHead(k)`.
     """
 
     network: Callable
@@ -68,7 +71,10 @@ class Flow(eqx.Module):
 
     @property
     def t_end(self) -> float:
-        """The last time at which a velocity is evaluated; samplers jump to the data from here if it is below 1."""
+        """The last time at which a velocity is evaluated.
+
+        If it is below 1, samplers jump to the data from here.
+        """
         return min(self.path.t_end, 1 - CUT if self.prediction.singular_end else 1.0)
 
     def __call__(
@@ -89,8 +95,8 @@ class Flow(eqx.Module):
         - `mask`: `(n,)`, which points are valid.
         - `key`: for networks that draw random numbers, such as dropout.
 
-        **Raises:** `ValueError` if `t` is known and outside [0, 1], if the network cannot take the mask, or if its
-        output has another shape than `x`.
+        **Raises:** `ValueError` if `t` is known and outside [0, 1], if the network
+        cannot take the mask, or if its output has another shape than `x`.
         """
         t = jnp.clip(_checked_time(t, x), self.t_start, self.t_end)
         return self.predict(Velocity(), t, x, cond, mask=mask, key=key)
@@ -105,7 +111,9 @@ class Flow(eqx.Module):
         mask: Mask | None = None,
         key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
-        """Any prediction at `(t, x)`, converted from the network's own by `fk.convert`; zero at masked points.
+        """Any prediction at `(t, x)`, converted from the network's own by `fk.convert`.
+
+        It is zero at masked points.
 
         `fk.Score()` is the score for a standard normal source only.
         """
@@ -137,7 +145,8 @@ def network_keywords(of: Any, mask: Mask | None, key: PRNGKey | None) -> dict:
     """The mask and the key for a network that takes them."""
     if mask is not None and not of.takes_mask:
         raise ValueError(
-            "`mask` was given, but the network does not take one; add a `mask=None` argument to its `__call__`."
+            "`mask` was given, but the network does not take one; add a `mask=None` "
+            "argument to its `__call__`."
         )
     keywords = {"mask": mask} if of.takes_mask else {}
     return keywords | ({"key": key} if of.takes_key else {})

@@ -1,6 +1,7 @@
-r"""How the output of a network is read as a prediction: the prediction itself, or a law of it.
+r"""How the output of a network is read: as the prediction, or as a distribution of it.
 
-What is predicted, velocity, noise or data, and how are two choices; any prediction goes with any head.
+What is predicted, velocity, noise or data, and how are two choices; any prediction goes
+with any head.
 """
 
 import abc
@@ -22,8 +23,9 @@ from flowkit._types import FloatArray, Mask
 class AbstractHead(eqx.Module):
     """How the output of a network is read.
 
-    To add one: subclass, implement `mean` and `error`, and say in `squared` whether the error is the mean square of
-    `mean(output) - target`: only then can losses be converted to other targets and weighted.
+    To add one: subclass, implement `mean` and `error`, and say in `squared` whether the
+    error is the mean square of `mean(output) - target`: only then can losses be
+    converted to other targets and weighted.
     """
 
     squared: eqx.AbstractClassVar[bool]
@@ -36,7 +38,7 @@ class AbstractHead(eqx.Module):
     def error(
         self, output: FloatArray, target: FloatArray, mask: Mask | None = None
     ) -> Float[Array, ""]:
-        """What training minimises for one example, the mean over its valid points."""
+        """What training minimizes for one example, the mean over its valid points."""
 
 
 class PointHead(AbstractHead):
@@ -66,7 +68,7 @@ class Components(NamedTuple):
     """A Gaussian mixture for each vector of a prediction."""
 
     log_weights: Float[Array, "... k"]
-    """Normalised."""
+    """Normalized."""
     means: Float[Array, "... k d"]
     std: Float[Array, "..."]
     """One for all components and dimensions."""
@@ -75,28 +77,32 @@ class Components(NamedTuple):
 class MixtureHead(AbstractHead):
     r"""The output is a Gaussian mixture of the prediction, trained by its negative log-likelihood.
 
-    $$q(v \mid x_t) = \sum_k \pi_k\, \mathcal N(v; \mu_k, s^2 I), \qquad v \approx \sum_k \pi_k \mu_k,$$
+    $$q(v \mid x_t) = \sum_k \pi_k\, \mathcal N(v; \mu_k, s^2 I), \qquad
+    v \approx \sum_k \pi_k \mu_k,$$
 
-    one for each vector along the last axis of `x`: for each point of a cloud. A squared error learns only the mean of
-    all pairs that pass through a place; the mixture also says how they are spread. Its mean is what flows, samplers
-    and conversions use.
+    one for each vector along the last axis of `x`: for each point of a cloud. A squared
+    error learns only the mean of all pairs that pass through a place; the mixture also
+    says how they are spread. Its mean is what flows, samplers and conversions use.
 
     ```python
     head = fk.MixtureHead(8)
     flow = fk.Flow(fk.nn.MLP(2, head.out_size(2), key=key), head=head)
     ```
 
-    The output holds the `k` logits, the `k` means of size `d`, and $\log s$. The means are relative to fixed places of
-    mean zero, different for each component: a network that starts at zero is then the prediction zero, and its
-    components are told apart. The error is in nats per vector, and may be negative. It is minimised as it is: other
-    `targets` than the prediction itself, and a `weighting`, are a `ValueError`.
+    The output holds the `k` logits, the `k` means of size `d`, and $\log s$. The means
+    are relative to fixed places of mean zero, different for each component: a network
+    that starts at zero is then the prediction zero, and its components are told apart.
+    The error is in nats per vector, and may be negative. It is minimized as it is:
+    other `targets` than the prediction itself, and a `weighting`, are a `ValueError`.
 
     **Arguments:**
 
     - `num_components`: `k`.
-    - `min_std`: the least $s$, without which the likelihood of data with repeated values has no bound.
+    - `min_std`: the least $s$, without which the likelihood of data with repeated
+      values has no bound.
 
-    **Reference:** Chen et al., Gaussian Mixture Flow Matching Models (2025), arXiv 2504.05304.
+    **Reference:** Chen et al., Gaussian Mixture Flow Matching Models (2025), arXiv
+    2504.05304.
     """
 
     squared: ClassVar[bool] = False
@@ -121,8 +127,9 @@ class MixtureHead(AbstractHead):
         output = jnp.asarray(output)
         if output.shape[-1:] != (self.out_size(size),):
             raise ValueError(
-                f"`network` must return arrays (..., {self.out_size(size)}) for a mixture of {num} components over "
-                f"vectors of size {size}, but returned {output.shape}; build it with `out_size=head.out_size({size})`."
+                f"`network` must return arrays (..., {self.out_size(size)}) for a mixture "
+                f"of {num} components over vectors of size {size}, but returned "
+                f"{output.shape}; build it with `out_size=head.out_size({size})`."
             )
         logits, means, log_std = jnp.split(output, (num, num * (size + 1)), axis=-1)
         means = jnp.reshape(means, (*means.shape[:-1], num, size))
@@ -154,7 +161,8 @@ class MixtureHead(AbstractHead):
     def _components(self, output: FloatArray, x: FloatArray) -> Components:
         if x.ndim == 0 or output.shape[:-1] != x.shape[:-1]:
             raise ValueError(
-                f"`network` must return a vector for each of `x`, {x.shape}, but returned {output.shape}."
+                f"`network` must return a vector for each of `x`, {x.shape}, "
+                f"but returned {output.shape}."
             )
         return self.components(output, x.shape[-1])
 

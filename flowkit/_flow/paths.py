@@ -1,16 +1,18 @@
-r"""Affine probability paths: $x_t = \alpha_t x_1 + \sigma_t x_0$ from noise at $t = 0$ to data at $t = 1$.
+r"""Affine probability paths $x_t = \alpha_t x_1 + \sigma_t x_0$.
 
-A path is its two coefficients; their derivatives come from one forward-mode derivative. With
-$D_t = \alpha'_t \sigma_t - \alpha_t \sigma'_t$, which is positive on $(0, 1)$:
+They run from noise at $t = 0$ to data at $t = 1$.
+
+A path is its two coefficients; their derivatives come from one forward-mode derivative.
+With $D_t = \alpha'_t \sigma_t - \alpha_t \sigma'_t$, which is positive on $(0, 1)$:
 
 | path | $\alpha_t$ | $\sigma_t$ | $D_t$ |
 |---|---|---|---|
 | `LinearPath` | $t$ | $1 - (1 - \sigma_{\min}) t$ | $1$ |
 | `CosinePath` | $\sin(\pi t / 2)$ | $\cos(\pi t / 2)$ | $\pi / 2$ |
 | `PolynomialPath` | $t^n$ | $1 - t^n$ | $n t^{n-1}$ |
-| `VariancePreservingPath` | $\exp(-\tfrac14 (1-t)^2 \Delta - \tfrac12 (1-t) \beta_0)$ | $(1 - \alpha_t^2)^{1/2}$ | |
+| `VariancePreservingPath` | $e^{-b_t / 2}$ | $(1 - \alpha_t^2)^{1/2}$ | |
 
-with $\Delta = \beta_1 - \beta_0$.
+with $b_t = \tfrac12 (1-t)^2 (\beta_1 - \beta_0) + (1-t) \beta_0$.
 """
 
 import abc
@@ -39,8 +41,9 @@ class Coefficients(NamedTuple):
 class AbstractPath(eqx.Module):
     r"""An affine probability path.
 
-    To add one: subclass, implement `alpha` and `sigma`, and set `t_end`, the last time at which both derivatives are
-    finite (1 if they always are). Nothing else is needed: derivatives, conversions and oracles follow.
+    To add one: subclass, implement `alpha` and `sigma`, and set `t_end`, the last time
+    at which both derivatives are finite (1 if they always are). Nothing else is needed:
+    derivatives, conversions and oracles follow.
     """
 
     t_end: eqx.AbstractClassVar[float]
@@ -58,17 +61,17 @@ class AbstractPath(eqx.Module):
         check_time("t", t)
         t = as_time(t)
         both = lambda t: (self.alpha(t), self.sigma(t))
-        alpha, sigma = both(t)
         inside = jnp.minimum(t, self.t_end)
         _, (d_alpha, d_sigma) = jax.jvp(both, (inside,), (jnp.ones_like(t),))
-        return Coefficients(alpha, sigma, d_alpha, d_sigma)
+        return Coefficients(self.alpha(t), self.sigma(t), d_alpha, d_sigma)
 
     def interpolate(
         self, t: Scalar, x0: FloatArray, x1: FloatArray
     ) -> Float[Array, "..."]:
         r"""$x_t = \alpha_t x_1 + \sigma_t x_0$, for one pair."""
         check_time("t", t)
-        x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
+        x0 = jnp.asarray(x0)
+        x1 = jnp.asarray(x1)
         t = as_time(t, x1.dtype)
         return self.alpha(t) * x1 + self.sigma(t) * x0
 
@@ -76,11 +79,12 @@ class AbstractPath(eqx.Module):
 class LinearPath(AbstractPath):
     r"""$x_t = t x_1 + (1 - (1 - \sigma_{\min}) t) x_0$: straight lines, the default.
 
-    With $\sigma_{\min} > 0$ the path ends in the data with that much noise. Samples of a `fk.Target()` flow, which end
-    in a jump to $\mathbb E[x_1 \mid x_t]$, have it averaged away, not removed: they are narrower than the data.
+    With $\sigma_{\min} > 0$ the path ends in the data with that much noise. Samples of
+    a `fk.Target()` flow, which end in a jump to $\mathbb E[x_1 \mid x_t]$, have it
+    averaged away, not removed: they are narrower than the data.
 
-    **Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv 2210.02747; Liu et al., Flow
-    Straight and Fast (2023), arXiv 2209.03003.
+    **Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv
+    2210.02747; Liu et al., Flow Straight and Fast (2023), arXiv 2209.03003.
     """
 
     sigma_min: Number = 0.0
@@ -100,8 +104,8 @@ class LinearPath(AbstractPath):
 class CosinePath(AbstractPath):
     r"""$\alpha_t = \sin(\pi t / 2)$, $\sigma_t = \cos(\pi t / 2)$; $\alpha^2 + \sigma^2 = 1$.
 
-    **Reference:** Albergo and Vanden-Eijnden, Building Normalizing Flows with Stochastic Interpolants (2023), arXiv
-    2209.15571.
+    **Reference:** Albergo and Vanden-Eijnden, Building Normalizing Flows with
+    Stochastic Interpolants (2023), arXiv 2209.15571.
     """
 
     t_end: ClassVar[float] = 1.0
@@ -117,8 +121,9 @@ class CosinePath(AbstractPath):
 class PolynomialPath(AbstractPath):
     r"""$\alpha_t = t^n$, $\sigma_t = 1 - t^n$.
 
-    For $n > 1$ both derivatives are 0 at $t = 0$, so a velocity tells nothing about data and noise there: converting
-    it at $t = 0$ is evaluated a little later (see `fk.convert`).
+    For $n > 1$ both derivatives are 0 at $t = 0$, so a velocity tells nothing about
+    data and noise there: converting it at $t = 0$ is evaluated a little later (see
+    `fk.convert`).
 
     **Arguments:**
 
@@ -140,12 +145,16 @@ class PolynomialPath(AbstractPath):
 
 
 class VariancePreservingPath(AbstractPath):
-    r"""The path of variance-preserving diffusion, $\alpha_t^2 + \sigma_t^2 = 1$, with linear $\beta$.
+    r"""The path of variance-preserving diffusion with linear $\beta$.
 
-    It starts at $\alpha_0 = 0.0066$, not 0, so its source is approximate. $\sigma'$ diverges at $t = 1$: derivatives
-    are taken at `t_end` at the latest, and samplers stop there and jump to the data.
+    $\alpha_t^2 + \sigma_t^2 = 1$.
 
-    **Reference:** Song et al., Score-Based Generative Modeling through SDEs (2021), arXiv 2011.13456.
+    It starts at $\alpha_0 = 0.0066$, not 0, so its source is approximate. $\sigma'$
+    diverges at $t = 1$: derivatives are taken at `t_end` at the latest, and samplers
+    stop there and jump to the data.
+
+    **Reference:** Song et al., Score-Based Generative Modeling through SDEs (2021),
+    arXiv 2011.13456.
     """
 
     beta_min: Number = 0.1
@@ -166,16 +175,20 @@ class VariancePreservingPath(AbstractPath):
 
 
 class AffinePath(AbstractPath):
-    r"""A path of your own: any smooth $\alpha$ and $\sigma$, with derivatives by automatic differentiation.
+    r"""A path of your own: any smooth $\alpha$ and $\sigma$.
 
-    They should run from $\alpha_0 = 0, \sigma_0 = 1$ to $\alpha_1 = 1, \sigma_1 = 0$ with finite derivatives on
-    $[0, 1]$, and are checked for it at construction, unless they are traced.
+    The derivatives come from automatic differentiation.
+
+    They should run from $\alpha_0 = 0, \sigma_0 = 1$ to $\alpha_1 = 1, \sigma_1 = 0$
+    with finite derivatives on $[0, 1]$, and are checked for it at construction, unless
+    they are traced.
 
     **Arguments:**
 
     - `alpha_fn`, `sigma_fn`: functions of a time of shape `()`.
 
-    **Raises:** `ValueError` if a coefficient has the wrong value at an end or a derivative there is not finite.
+    **Raises:** `ValueError` if a coefficient has the wrong value at an end or a
+    derivative there is not finite.
     """
 
     alpha_fn: Callable[[Array], Array]
@@ -190,13 +203,13 @@ class AffinePath(AbstractPath):
             alpha, sigma, d_alpha, d_sigma = (float(value) for value in coefficients)
             if abs(alpha - t) > 0.05 or abs(sigma - (1 - t)) > 0.05:
                 raise ValueError(
-                    "`alpha_fn` must run from 0 to 1 and `sigma_fn` from 1 to 0 (t = 0 is noise, t = 1 is data); "
-                    f"at t = {t:g} they are {alpha:g} and {sigma:g}."
+                    "`alpha_fn` must run from 0 to 1 and `sigma_fn` from 1 to 0 (t = 0 is "
+                    f"noise, t = 1 is data); at t = {t:g} they are {alpha:g} and {sigma:g}."
                 )
             if not (abs(d_alpha) < 1e6 and abs(d_sigma) < 1e6):
                 raise ValueError(
-                    f"`alpha_fn` and `sigma_fn` need finite derivatives on [0, 1]; at t = {t:g} they are {d_alpha:g} "
-                    f"and {d_sigma:g}."
+                    "`alpha_fn` and `sigma_fn` need finite derivatives on [0, 1]; at "
+                    f"t = {t:g} they are {d_alpha:g} and {d_sigma:g}."
                 )
 
     def alpha(self, t):

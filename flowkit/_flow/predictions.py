@@ -1,7 +1,7 @@
 r"""What a network predicts, and every conversion between predictions.
 
-Along $x_t = \alpha x_1 + \sigma x_0$ each prediction is a row $(a, b)$ and means $a\, x_1 + b\, x_0$, or its
-conditional expectation given $x_t$:
+Along $x_t = \alpha x_1 + \sigma x_0$ each prediction is a row $(a, b)$ and means $a\,
+x_1 + b\, x_0$, or its conditional expectation given $x_t$:
 
 | prediction | row | ill-conditioned towards |
 |---|---|---|
@@ -10,8 +10,9 @@ conditional expectation given $x_t$:
 | `Target` | $(1, 0)$ | $t = 1$, where $x_1 = x_t$ says nothing about the noise |
 | `Score` | $(0, -1/\sigma)$, for a standard normal source | both |
 
-Together with $x_t$ itself, the row $(\alpha, \sigma)$, a prediction fixes both unknowns, so any other one follows from
-one 2 x 2 solve. **Reference:** Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants (2023), arXiv 2303.08797.
+Together with $x_t$ itself, the row $(\alpha, \sigma)$, a prediction fixes both
+unknowns, so any other one follows from one 2 x 2 solve. **Reference:** Albergo, Boffi
+and Vanden-Eijnden, Stochastic Interpolants (2023), arXiv 2303.08797.
 """
 
 import abc
@@ -27,17 +28,19 @@ from flowkit._types import FloatArray, Scalar
 
 
 CUT = 1e-3
-"""How far from an end of time a velocity is evaluated at the nearest, where the prediction is ill-conditioned there."""
+"""The least distance of a velocity from an end of time where its prediction is
+ill-conditioned."""
 
 _FLOOR = 1e-5
-"""How far from an end of time a conversion is evaluated at the nearest, where its formula divides by 0 there."""
+"""The least distance of a conversion from an end of time where its formula divides by 0."""
 
 
 class AbstractPrediction(eqx.Module):
     """What the output of a network means.
 
-    To add one: subclass, implement `row`, and say in the three attributes where it fails: at which ends of time the
-    velocity cannot be recovered from it, and whether its row is infinite at `t = 1`.
+    To add one: subclass, implement `row`, and say in the three attributes where it
+    fails: at which ends of time the velocity cannot be recovered from it, and whether
+    its row is infinite at `t = 1`.
     """
 
     singular_start: eqx.AbstractClassVar[bool]
@@ -57,7 +60,10 @@ class AbstractPrediction(eqx.Module):
 
 
 class Velocity(AbstractPrediction):
-    r"""The velocity $v = \alpha' x_1 + \sigma' x_0$: finite and exact at every time, the default."""
+    r"""The velocity $v = \alpha' x_1 + \sigma' x_0$, the default.
+
+    It is finite and exact at every time.
+    """
 
     singular_start: ClassVar[bool] = False
     singular_end: ClassVar[bool] = False
@@ -70,7 +76,8 @@ class Velocity(AbstractPrediction):
 class Noise(AbstractPrediction):
     r"""The noise $x_0$.
 
-    The velocity $(\alpha' x - D x_0) / \alpha$ is evaluated at $t = 10^{-3}$ at the earliest.
+    The velocity $(\alpha' x - D x_0) / \alpha$ is evaluated at $t = 10^{-3}$ at the
+    earliest.
     """
 
     singular_start: ClassVar[bool] = True
@@ -84,8 +91,8 @@ class Noise(AbstractPrediction):
 class Target(AbstractPrediction):
     r"""The data $x_1$.
 
-    The velocity $(\sigma' x + D x_1) / \sigma$ is evaluated at $t = 1 - 10^{-3}$ at the latest; samplers stop there
-    and jump to $x_1$.
+    The velocity $(\sigma' x + D x_1) / \sigma$ is evaluated at $t = 1 - 10^{-3}$ at the
+    latest; samplers stop there and jump to $x_1$.
     """
 
     singular_start: ClassVar[bool] = False
@@ -97,7 +104,10 @@ class Target(AbstractPrediction):
 
 
 class Score(AbstractPrediction):
-    r"""The score $\nabla \log p_t(x) = -x_0 / \sigma$ of a standard normal source. Cut at both ends."""
+    r"""The score $\nabla \log p_t(x) = -x_0 / \sigma$ for a standard normal source.
+
+    It is cut at both ends.
+    """
 
     singular_start: ClassVar[bool] = True
     singular_end: ClassVar[bool] = True
@@ -118,13 +128,14 @@ def convert(
 ) -> Float[Array, "..."]:
     r"""Turns one prediction at `(t, x)` into another, exactly.
 
-    With the source row $(a, b)$ and the target row $(a', b')$, Cramer's rule on $x = \alpha x_1 + \sigma x_0$ and
-    $\mathrm{value} = a x_1 + b x_0$ gives
+    With the source row $(a, b)$ and the target row $(a', b')$, Cramer's rule on $x =
+    \alpha x_1 + \sigma x_0$ and $\mathrm{value} = a x_1 + b x_0$ gives
 
     $$\frac{(a' b - b' a)\, x + (\alpha b' - \sigma a')\, \mathrm{value}}{\alpha b - \sigma a}.$$
 
-    Where that divides by zero, at an end of time, it is evaluated $10^{-5}$ away from the end, so the result is
-    finite everywhere. A prediction converts to itself unchanged at every time.
+    Where that divides by zero, at an end of time, it is evaluated $10^{-5}$ away from
+    the end, so the result is finite everywhere. A prediction converts to itself
+    unchanged at every time.
 
     **Arguments:**
 
@@ -134,7 +145,8 @@ def convert(
     - `path`: the path.
     - `source`, `target`: what `value` is, and what is wanted.
     """
-    value, x = jnp.asarray(value), jnp.asarray(x)
+    value = jnp.asarray(value)
+    x = jnp.asarray(x)
     if value.shape != x.shape:
         raise ValueError(
             f"`value` must have the shape of `x`, {x.shape}, got {value.shape}."
@@ -143,6 +155,8 @@ def convert(
         return value
     check_time("t", t)
     c = path.coefficients(_inside(as_time(t, x.dtype), path, source, target))
+
+    # `value` and `x` are two linear equations for the data and the noise.
     a, b = source.row(c)
     to_a, to_b = target.row(c)
     determinant = c.alpha * b - c.sigma * a
@@ -163,18 +177,21 @@ def _inside(
     target: AbstractPrediction,
 ) -> Float[Array, ""]:
     """The nearest time at which the conversion is finite."""
-    at_start, at_end = source.singular_start, source.singular_end or target.infinite_end
+    at_start = source.singular_start
+    at_end = source.singular_end or target.infinite_end
     if isinstance(source, Velocity):
-        at_start, at_end = (
-            at_start | _stands_still(path, 0.0),
-            at_end | _stands_still(path, 1.0),
-        )
+        at_start = at_start | _stands_still(path, 0.0)
+        at_end = at_end | _stands_still(path, 1.0)
+
     start = jnp.where(at_start, _FLOOR, 0.0).astype(t.dtype)
     end = jnp.where(at_end, 1 - _FLOOR, 1.0).astype(t.dtype)
     return jnp.clip(t, start, end)
 
 
 def _stands_still(path: AbstractPath, t: float) -> Array:
-    """Whether D = 0 at an end of the path, so that the velocity there tells nothing about data and noise."""
+    """Whether D = 0 at an end of the path.
+
+    The velocity there then says nothing about data and noise.
+    """
     c = path.coefficients(t)
     return c.d_alpha * c.sigma - c.alpha * c.d_sigma == 0

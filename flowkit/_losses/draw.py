@@ -61,7 +61,7 @@ def draw_examples(flow: Any, batch: Batch, draw: Draw, key: PRNGKey) -> Example:
 
 
 def draw_endpoints(flow: Any, batch: Batch, draw: Draw, key: PRNGKey) -> Example:
-    """What `draw_examples` draws, without the times: `t` is `None`, and `draw.times` is not called."""
+    """What `draw_examples` draws, without the times: `t` is `None`."""
     skey, ckey, _, nkey = jr.split(key, 4)
     x1, cond, mask, extra = batch
     # What stands at a masked point may be NaN, which would reach the gradient through a

@@ -41,14 +41,15 @@ def explained_velocity(
     r"""How much of the velocity the flow explains, per time bin: has it converged?
 
     With $v_c$ the conditional velocities of a bin, $\bar v_c$ their mean for each
-    coordinate (the last axis), and all sums running over its examples and valid entries,
+    coordinate (the last axis), and all sums running over its examples and valid
+    entries,
 
     $$R^2 = 1 - \frac{\sum \|v_\theta - v_c\|^2 - F}{\sum \|v_c - \bar v_c\|^2 - F}.$$
 
     Without a `floor` $F = 0$, and even a perfect flow stays below 1 because the target
-    varies given $x_t$. With the exact flow as the `floor`, $F = \sum \|v_* - v_c\|^2$, and
-    a perfect flow has $R^2 = 1$ in every bin. These are ratios of sums, not means of
-    ratios. Times are stratified.
+    varies given $x_t$. With the exact flow as the `floor`, $F = \sum \|v_* - v_c\|^2$,
+    and a perfect flow has $R^2 = 1$ in every bin. These are ratios of sums, not means
+    of ratios. Times are stratified.
 
     **Arguments:**
 

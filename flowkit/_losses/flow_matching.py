@@ -1,16 +1,19 @@
 r"""Flow matching: regression of a conditional target along a path.
 
-For a pair $(x_0, x_1)$ of the coupling and a time $t$ of its law, $x_t = \alpha x_1 + \sigma x_0$ and the network
-is trained towards $a x_1 + b x_0$, the row of its prediction. With $e$ the error of a prediction of row $(a, b)$ at
-the same network output,
+For a pair $(x_0, x_1)$ of the coupling and a time $t$, $x_t = \alpha x_1 +
+\sigma x_0$ and the network is trained towards $a x_1 + b x_0$, the row of its
+prediction. With $e$ the error of a prediction of row $(a, b)$ at the same network
+output,
 
 $$e \propto a \sigma - b \alpha, \qquad\text{so}\qquad
 e_v : e_0 : e_1 = D : -\alpha : \sigma, \qquad D = \alpha' \sigma - \alpha \sigma',$$
 
-which turns the squared error of the network into that of any other prediction by an exact factor.
+which turns the squared error of the network into that of any other prediction by an
+exact factor.
 
-**Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv 2210.02747; Kingma and Gao,
-Understanding Diffusion Objectives as the ELBO (2023), arXiv 2303.00848, for the weights.
+**Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv
+2210.02747; Kingma and Gao, Understanding Diffusion Objectives as the ELBO (2023), arXiv
+2303.00848, for the weights.
 """
 
 import functools as ft
@@ -50,7 +53,10 @@ from flowkit._types import AnyArray, Cond, PRNGKey
 
 
 class Errors(NamedTuple):
-    """The loss of each example, and its time as the law drew it (see `fk.Flow` for cuts); both `(batch,)`."""
+    """The loss of each example, `(batch,)`, and its time.
+
+    A time is the one that was drawn; see `fk.Flow` for where the network is evaluated.
+    """
 
     values: Float[Array, " batch"]
     times: Float[Array, " batch"]
@@ -74,8 +80,9 @@ def flow_matching_loss(
 
     $$L = \frac1B \sum_i \sum_j \mathrm{mean}\, \| e_j(t_i) \|^2$$
 
-    over the examples and the listed `targets`, the inner mean over all valid entries of an example. It does not go to
-    zero: its floor is the variance of the target given $x_t$. See `fk.explained_velocity` for a readable number.
+    over the examples and the listed `targets`, the inner mean over all valid entries of
+    an example. It does not go to zero: its floor is the variance of the target given
+    $x_t$. See `fk.explained_velocity` for a readable number.
 
     ```python
     loss = fk.flow_matching_loss(flow, x1, key=key, coupling=fk.assignment)
@@ -86,21 +93,26 @@ def flow_matching_loss(
     - `flow`: the flow.
     - `x1`: the data, `(batch, ...)`.
     - `cond`: a pytree with the same leading axis.
-    - `source`: the law of `x0`.
-    - `coupling`: how noise and data are paired: `fk.independent`, `fk.assignment`, within clouds
-      `fk.point_assignment`, or any `(x0, x1, cond, *, key)`, with `mask=` if it is in the signature, to a `fk.Pairing`.
-    - `times`: the law of `t`, `(num, *, key) -> (num,)`.
-    - `targets`: whose errors are summed, whatever the network predicts; the factors between them are exact. The
-      velocity error is $1/t^2$ times that of a `fk.Noise()` and $1/(1-t)^2$ times that of a `fk.Target()` network, up
-      to $10^6$: train these with `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
-    - `weighting`: `(path, t) -> ()`. It multiplies the squared velocity error, once per listed target, in place of
-      their factors; `fk.likelihood_weighting` is the "optimal" one.
-    - `mask`: `(batch, n)`, which points of each cloud are valid. The others influence neither loss nor gradient.
-    - `block`: how many examples are worked on at a time, after times, noise and coupling are drawn for the whole
-      batch. The same result in a fraction of the memory, and on a CPU several times as fast. Reverse mode only.
+    - `source`: the distribution of `x0`.
+    - `coupling`: how noise and data are paired: `fk.independent`, `fk.assignment`,
+      within clouds `fk.point_assignment`, or any `(x0, x1, cond, *, key)`, with `mask=`
+      if it is in the signature, to a `fk.Pairing`.
+    - `times`: the distribution of `t`, a function `(num, *, key) -> (num,)`.
+    - `targets`: the predictions whose errors are summed, whatever the network predicts; the factors
+      between them are exact. The velocity error is $1/t^2$ times that of a `fk.Noise()`
+      and $1/(1-t)^2$ times that of a `fk.Target()` network, up to $10^6$: train these
+      with `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
+    - `weighting`: `(path, t) -> ()`. It multiplies the squared velocity error, once per
+      listed target, in place of their factors; `fk.likelihood_weighting` is the
+      "optimal" one.
+    - `mask`: `(batch, n)`, which points of each cloud are valid. The others influence
+      neither loss nor gradient.
+    - `block`: the number of examples that are worked on at a time, after times, noise and
+      pairs are drawn for the whole batch: `None` for all of them, or a divisor of the batch.
+      It changes time and memory, never the result. The default chooses while tracing.
 
-    **Raises:** `ValueError` for batches that do not fit together, and, where the values are known, for non-finite
-    data and clouds without a valid point.
+    **Raises:** `ValueError` for batches that do not fit together, and, where the values
+    are known, for non-finite data and clouds without a valid point.
     """
     check_batch(x1, cond, mask)
     x1 = standardize(flow, x1)
@@ -127,7 +139,10 @@ def flow_matching_errors(
     mask: Bool[AnyArray, "batch n"] | None = None,
     block: Block = AutomaticBlock(),
 ) -> Errors:
-    """The terms whose mean is `fk.flow_matching_loss`, with their times; same arguments, same draws."""
+    """The terms that `fk.flow_matching_loss` averages, with their times.
+
+    Arguments and draws are the same.
+    """
     check_batch(x1, cond, mask)
     x1 = standardize(flow, x1)
     flow = bare(flow)
@@ -152,8 +167,9 @@ def check_targets(
     own = len(targets) == 1 and same_prediction(targets[0], flow.prediction)
     if not flow.head.squared and (weighting is not None or not own):
         raise ValueError(
-            f"`targets` and `weighting` convert squared errors, but the flow is trained by that of {flow.head}; leave "
-            "`weighting` out and give `targets=(flow.prediction,)`."
+            "`targets` and `weighting` convert squared errors, but the flow is trained by "
+            f"that of {flow.head}; leave `weighting` out and give "
+            "`targets=(flow.prediction,)`."
         )
 
 

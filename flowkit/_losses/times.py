@@ -1,7 +1,7 @@
-r"""Laws of the training time. A law is `(num, *, key) -> times (num,)` in [0, 1].
+r"""Distributions of the training time: `(num, *, key) -> times (num,)` in [0, 1].
 
-Drawing from a density $p(t)$ and weighting the loss by $w(t)$ are the same freedom: uniform times with weight
-$w(t)\, p(t)$ have the same expectation.
+Drawing from a density $p(t)$ and weighting the loss by $w(t)$ are the same freedom:
+uniform times with weight $w(t)\, p(t)$ have the same expectation.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,10 @@ from jaxtyping import Array, Float
 from flowkit._types import is_traced, PRNGKey, Scalar
 
 
-def stays_inside(law: Callable) -> bool:
-    """Whether a law is one of these, whose times are in [0, 1] by construction."""
-    return isinstance(law, LogitNormal | ArctanLogNormal | Beta) or law in (
-        uniform,
-        stratified,
-        cosmap,
-    )
+def stays_inside(times: Callable) -> bool:
+    """Whether a distribution is one of this file, whose times are in [0, 1] by construction."""
+    # A function has a module of its own, an instance that of its class.
+    return getattr(times, "__module__", None) == __name__
 
 
 def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
@@ -30,18 +27,26 @@ def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
 
 
 def stratified(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
-    """Uniform times, one in each of `num` equal strata in random order: the same law each, less variance together."""
+    """Uniform times, one in each of `num` equal strata, in random order.
+
+    Each of them is uniform on [0, 1), and their mean varies less than that of independent
+    ones.
+    """
     ukey, pkey = jr.split(key)
     offsets = jr.uniform(ukey, (num,))
     return (jr.permutation(pkey, num).astype(offsets.dtype) + offsets) / num
 
 
 class LogitNormal(eqx.Module):
-    r"""$t = \mathrm{sigmoid}(m + s n)$ with $n \sim \mathcal N(0, 1)$; the median is $\mathrm{sigmoid}(m)$.
+    r"""$t = \mathrm{sigmoid}(m + s n)$ with $n \sim \mathcal N(0, 1)$.
 
-    A law quoted for a time that runs from data to noise has its mean's sign changed here.
+    The median is $\mathrm{sigmoid}(m)$.
 
-    **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv 2403.03206.
+    For a mean quoted for a time that runs from data to noise, the sign is changed
+    here.
+
+    **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv
+    2403.03206.
     """
 
     mean: Scalar = 0.0
@@ -58,7 +63,8 @@ class LogitNormal(eqx.Module):
 class ArctanLogNormal(eqx.Module):
     r"""$t = 1 - \tfrac{2}{\pi} \arctan(\exp(s n - m))$ with $n \sim \mathcal N(0, 1)$.
 
-    **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models (2025), arXiv 2507.03738.
+    **Reference:** Peng et al., FACM: Flow-Anchored Consistency Models (2025), arXiv
+    2507.03738.
     """
 
     mean: Scalar = 0.8
@@ -69,9 +75,8 @@ class ArctanLogNormal(eqx.Module):
             raise ValueError(f"`std` must be positive, got {self.std}.")
 
     def __call__(self, num: int, *, key: PRNGKey) -> Float[Array, " num"]:
-        return 1 - 2 / jnp.pi * jnp.arctan(
-            jnp.exp(self.std * jr.normal(key, (num,)) - self.mean)
-        )
+        log_tangent = self.std * jr.normal(key, (num,)) - self.mean
+        return 1 - 2 / jnp.pi * jnp.arctan(jnp.exp(log_tangent))
 
 
 class Beta(eqx.Module):
@@ -91,9 +96,12 @@ class Beta(eqx.Module):
 
 
 def cosmap(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
-    r"""$t = 1 - 1 / (\tan(\pi u / 2) + 1)$ with uniform $u$: the density of the cosine schedule's signal-to-noise.
+    r"""$t = 1 - 1 / (\tan(\pi u / 2) + 1)$ with uniform $u$.
 
-    **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv 2403.03206.
+    The signal-to-noise ratio then has the density that it has in the cosine schedule.
+
+    **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv
+    2403.03206.
     """
     # The same map with sine and cosine, finite at both ends.
     angle = 0.5 * jnp.pi * jr.uniform(key, (num,))

@@ -21,14 +21,16 @@ Weighting = Callable[[AbstractPath, Array], Array]
 
 
 def likelihood_weighting(path: AbstractPath, t: Scalar) -> Float[Array, ""]:
-    r"""The "optimal" weight $\alpha / (\sigma D)$ of the velocity error, for which the loss bounds the likelihood.
+    r"""The "optimal" weight $\alpha / (\sigma D)$ of the velocity error.
 
-    The same weight is $D / (\alpha \sigma)$ on the noise and $\alpha D / \sigma^3$ on the target error. It diverges at
-    $t = 1$, and is evaluated at $t = 1 - 10^{-3}$ at the latest (and at $t = 10^{-5}$ at the earliest, where it is 0/0
-    on some paths).
+    With it the loss bounds the likelihood.
 
-    **Reference:** Kingma and Gao (2023), arXiv 2303.00848; Song et al., Maximum Likelihood Training of Score-Based
-    Diffusion Models (2021), arXiv 2101.09258.
+    The same weight is $D / (\alpha \sigma)$ on the noise and $\alpha D / \sigma^3$ on
+    the target error. It diverges at $t = 1$, and is evaluated at $t = 1 - 10^{-3}$ at
+    the latest (and at $t = 10^{-5}$ at the earliest, where it is 0/0 on some paths).
+
+    **Reference:** Kingma and Gao (2023), arXiv 2303.00848; Song et al., Maximum
+    Likelihood Training of Score-Based Diffusion Models (2021), arXiv 2101.09258.
     """
     t = jnp.clip(as_time(t), 1e-5, 1 - CUT)
     c = path.coefficients(t)
