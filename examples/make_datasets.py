@@ -19,23 +19,9 @@ from typing import Literal
 import jax
 import jax.random as jr
 import numpy as np
-import tyro
 
 import flowkit as fk
-
-
-TURN = (0.0, 2 * np.pi)
-CLOUDS = {
-    "single": {},
-    "rotated": {"rotate": TURN},
-    "translated": {"translate": (-1.5, 1.5)},
-    "rotated-translated": {"rotate": TURN, "translate": (-1.5, 1.5)},
-}
-SCENES = {
-    "scenes": {},
-    "scenes-rotated": {"rotate": TURN},
-    "scenes-rotated-scaled": {"rotate": TURN, "scale": (0.5, 1.5)},
-}
+from flowkit import pipelines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +51,11 @@ class Config:
     min_objects: int = 1
     """Smallest number of digits in a scene."""
     max_objects: int = 4
-    """Largest number of digits in a scene, which has room for so many times the number of points."""
+    """Largest number of digits in a scene, which has room for that many times the number of points."""
     weighted: bool = False
     """Draw pixels with probability proportional to their intensity, instead of equally likely above one half."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
     output: str = "artifacts/make_datasets"
     """Folder for the files and pictures."""
 
@@ -78,7 +64,7 @@ def main(config: Config) -> None:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     images = load_images(config)
-    names = [*CLOUDS, *SCENES]
+    names = [*fk.data.DIGIT_POSES, *fk.data.SCENE_POSES]
     for name in names if config.dataset == "all" else [config.dataset]:
         start = time.perf_counter()
         # A key of its own, so that a data set does not depend on which others are made.
@@ -108,11 +94,15 @@ def load_images(config: Config) -> fk.data.Images:
 def make(
     name: str, images: fk.data.Images, config: Config, *, key: jax.Array
 ) -> fk.data.PosedSets | fk.data.Scenes:
-    if name in CLOUDS:
+    if name in fk.data.DIGIT_POSES:
         turns = np.arange(config.num_sets) % len(images.images)
         chosen = fk.data.Images(images.images[turns], images.labels[turns])
         return fk.data.image_clouds(
-            chosen, config.num_points, weighted=config.weighted, **CLOUDS[name], key=key
+            chosen,
+            config.num_points,
+            weighted=config.weighted,
+            **fk.data.DIGIT_POSES[name],
+            key=key,
         )
     return fk.data.scenes(
         images,
@@ -120,13 +110,13 @@ def make(
         config.num_points,
         num_objects=(config.min_objects, config.max_objects),
         weighted=config.weighted,
-        **SCENES[name],
+        **fk.data.SCENE_POSES[name],
         key=key,
     )
 
 
 def draw(sets: fk.data.PosedSets | fk.data.Scenes, path: Path) -> None:
-    """The first 36 clouds, or the first 16 scenes with a colour for each object."""
+    """The first 36 clouds, or the first 16 scenes with a color for each object."""
     if isinstance(sets, fk.data.PosedSets):
         color = fk.plotting.colors["data_x"]
         fk.plotting.point_clouds(sets.points[:36], color=color, path=path)
@@ -140,4 +130,5 @@ def draw(sets: fk.data.PosedSets | fk.data.Scenes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    with pipelines.exit_on_misuse():
+        main(pipelines.parse(Config))

@@ -32,7 +32,7 @@ def make(folder, dataset):
 @pytest.mark.slow
 def test_all_data_sets(tmp_path, capsys):
     make(tmp_path / "all", "all")
-    names = [*example.CLOUDS, *example.SCENES]
+    names = [*data.DIGIT_POSES, *data.SCENE_POSES]
     assert len(capsys.readouterr().out.splitlines()) == 7
     assert {path.name for path in (tmp_path / "all").iterdir()} == {
         f"{n}.{e}" for n in names for e in ("npz", "png")

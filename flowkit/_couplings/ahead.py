@@ -102,8 +102,13 @@ def _pairs(
     try:
         for step, batch in enumerate(batches):
             x1, cond = _copied_parts(batch, options.batch_size)
+            # By the number of the batch, so that the draws do not depend on which
+            # thread is faster.
             step_key = jr.fold_in(key, step)
             ahead.append(pool.submit(_plan, options, x1, cond, step_key))
+            # One plan more than there are threads keeps all of them busy; a longer
+            # queue would only hold more large batches in memory. The oldest is handed
+            # out, whichever is done first.
             if len(ahead) > options.num_workers:
                 yield from _split(ahead.popleft().result(), options.batch_size)
 
@@ -138,6 +143,7 @@ def _copied_parts(batch: Any, batch_size: int) -> tuple[Any, Cond]:
 
 
 def _copied(leaf: Any) -> Any:
+    # A JAX array cannot change under the threads.
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 

@@ -40,6 +40,8 @@ def assignment(
     del cond, key
     check_batches(x0, x1)
 
+    # On a line, sorting is optimal: the k-th smallest noise goes to the k-th smallest
+    # datum.
     if x1[0].size == 1:
         return Pairing(source=_sorted_alike(jnp.ravel(x0), jnp.ravel(x1)))
     columns = solve_assignment(squared_costs(x1, x0), failure=NO_ASSIGNMENT)
@@ -51,6 +53,7 @@ def _sorted_alike(
 ) -> Int[Array, " batch"]:
     """The order of `x0` in which it has the ranks of `x1`."""
     x0, x1 = jax.lax.stop_gradient((x0, x1))
+    # The scatter inverts the order of `x1` without a third sort.
     rows = jnp.zeros(x0.shape, jnp.int32)
     return rows.at[jnp.argsort(x1)].set(jnp.argsort(x0).astype(jnp.int32))
 
@@ -133,6 +136,8 @@ class ConditionalAssignment(eqx.Module):
             differences = jax.lax.stop_gradient(squared_distances(values, values))
             weight = self._weight(x0, x1, differences, same)
             cost = cost + weight * differences
+        # Some assignment has a finite cost: the pairs as they were drawn have equal
+        # labels.
         return jnp.where(same, cost, jnp.inf)
 
     def _weight(
@@ -176,10 +181,12 @@ class ConditionalAssignment(eqx.Module):
         # the pair as it was drawn, or their labels differ.
         limits = jnp.where(same & (limits >= 0), limits, -1)
         ascending = jnp.sort(limits, axis=None)
+        # A fraction `candidates` of all limits lies at or above this entry.
         quantile = ascending[round((1 - self.candidates) * num**2)]
 
         # Above the largest finite limit only unlimited pairs are left, and no weight
         # changes them.
         largest = jnp.max(limits, where=jnp.isfinite(limits), initial=0)
         weight = jnp.where(jnp.isfinite(quantile), quantile, largest)
+        # The quantile is the mark -1 if too few pairs are candidates at any weight.
         return jnp.clip(weight, min=0)

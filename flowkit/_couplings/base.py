@@ -83,6 +83,7 @@ class ChainedCouplings(eqx.Module):
         mask: Bool[AnyArray, "batch n"] | None = None,
         key: PRNGKey,
     ) -> Pairing:
+
         keys = jr.split(key, len(self.couplings))
         # The row numbers and the weights are moved like any other data.
         rows = jnp.arange(x1.shape[0])
@@ -92,6 +93,8 @@ class ChainedCouplings(eqx.Module):
         for coupling, ckey in zip(self.couplings, keys, strict=True):
             data = (x1, cond, mask, rows, weights)
             x0, data, factors = pair(coupling, x0, data, key=ckey)
+            # The same object if no rows were taken: a question about the program, not
+            # about values, so it has an answer under tracing too.
             moved = moved or data[3] is not rows
             x1, cond, mask, rows, weights = data
             weights = _product(weights, factors)
@@ -149,6 +152,7 @@ class Paired(eqx.Module):
                 f"got {beta}."
             )
         self.x0 = jnp.asarray(x0)
+        # A Python number stays static, so that `beta=0` is known while tracing.
         self.beta = float(beta) if isinstance(beta, Number) else beta
 
     def __call__(
@@ -180,6 +184,7 @@ def pair(
       same rows of all of them are taken.
     """
     pairing = call_coupling(coupling, x0, data, key=key)
+    # A replaced source comes first: the rows of `source` are rows of it.
     source = jnp.asarray(x0) if pairing.x0 is None else pairing.x0.astype(x0.dtype)
     source = _take(source, pairing.source)
     return source, _take(data, pairing.data), pairing.weights
@@ -198,6 +203,8 @@ def reorder_source(
     place.
     """
     x0, moved, weights = pair(coupling, x0, data, key=key)
+    # `pair` returns the very same tuple if no rows were taken, which is known under
+    # tracing.
     if moved is not data or weights is not None:
         raise ValueError(
             "`assignment` may only choose the order of the noise, but it moved the data or "
@@ -248,6 +255,9 @@ def _checked(pairing: Pairing, shape: tuple[int, ...], *, trusted: bool) -> Pair
                 f"`coupling` returned `{name}` of shape {jnp.shape(value)}, which must be "
                 f"{(num,)}, one entry per example."
             )
+    # The check below costs time at every step, and these rows are in range by
+    # construction. A chain is trusted too, because each of its parts has come through
+    # here.
     if trusted:
         return pairing
     # JAX clips indices that are out of range, so a wrong one would train on wrong pairs.

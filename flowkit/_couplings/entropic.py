@@ -198,6 +198,7 @@ class UnbalancedCoupling(eqx.Module):
             return Pairing(source, rows)
 
         num = probs.shape[0]
+        # The limit also bounds the power of a row with hardly any mass.
         weights = (num * probs[rows]) ** -self.weight_power
         return Pairing(source, rows, jnp.minimum(weights, self.max_weight))
 
@@ -208,6 +209,7 @@ def _systematic_draw(probs: Float[Array, " batch"], key: PRNGKey) -> Array:
     offset = jr.uniform(key, (), probs.dtype)
     # One place in each of B equal parts of [0, 1].
     places = (jnp.arange(num, dtype=probs.dtype) + offset) / num
+    # On the right side, so that a row without mass is never drawn.
     rows = jnp.searchsorted(jnp.cumsum(probs), places, side="right")
     # The cumulative sum may end a little below 1.
     return jnp.minimum(rows, num - 1)
@@ -255,6 +257,7 @@ def _solve(
         rho=rho,
     )
 
+    # Relative to the product of the weights, which is `1 / num**2` for every pair.
     log_plan = (f[:, None] + g[None, :] - cost) / epsilon - 2 * math.log(num)
     log_mass = logsumexp(log_plan)
     log_probs = log_plan - log_mass
@@ -282,6 +285,7 @@ def _sharp(plan: Plan, fix: str) -> Float[Array, "batch batch"]:
         f"{_DIFFUSE} of the {num} examples of the batch, so it barely differs from "
         f"`fk.independent`; {fix}."
     )
+    # Known values raise here; traced ones can only raise when the program runs.
     if is_traced(diffuse):
         return eqx.error_if(plan.log_probs, diffuse, message)
     if diffuse:

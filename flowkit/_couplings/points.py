@@ -137,7 +137,10 @@ class EntropicPointAssignment(eqx.Module):
     def _order(self, clouds: _Clouds) -> Int[Array, " n"]:
         x0, x1, mask = clouds
         cost = squared_costs(x1, x0)
+        # At least 1, for a cloud without valid points.
         count = jnp.maximum(jnp.sum(mask, dtype=cost.dtype), 1)
+        # Selected, not multiplied: the costs of masked points mean nothing, and must
+        # not count.
         valid = mask[:, None] & mask[None, :]
         mean = jnp.sum(jnp.where(valid, cost, 0)) / count**2
         mean = jnp.maximum(mean, jnp.finfo(cost.dtype).tiny)
@@ -150,6 +153,9 @@ class EntropicPointAssignment(eqx.Module):
             tolerance=0.5,
             max_iterations=self.max_iterations,
         )
+
+        # Only the order of the scores matters, and exchanges repair what a loose
+        # tolerance leaves.
         scores = f[:, None] + g[None, :] - cost
         columns = round_to_permutation(scores, mask)
         return improve_by_swaps(x1, x0, columns, mask, self.num_swaps)
@@ -252,6 +258,8 @@ def superset_pairs(
     starts = [min(start, last) for start in range(0, len(points), block)]
     for start in tqdm(starts, desc="pairs", disable=not progress):
         rows = slice(start, start + block)
+        # Where the last block overlaps, noise is drawn again and assigned with its
+        # cloud, so the pairs still belong together.
         nkey, akey = jr.split(jr.fold_in(key, start))
         part = jnp.asarray(points[rows], dtype)
         part_mask = None if mask is None else mask[rows]
@@ -307,6 +315,7 @@ def _centered(x0: FloatArray, x1: FloatArray, mask: AnyArray | None) -> _Clouds:
 
     def center(x: Array) -> Array:
         mean = jnp.sum(x, axis=1, keepdims=True) / count
+        # The mean would move padding away from zero.
         return jnp.where(full, x - mean, 0)
 
     return _Clouds(center(clouds.x0), center(clouds.x1), clouds.mask)
@@ -317,6 +326,7 @@ def _exact_order(clouds: _Clouds) -> Int[Array, " n"]:
     x0, x1, mask = clouds
     cost = squared_costs(x1, x0)
     columns = solve_assignment(cost, mask, mask, failure=NO_ASSIGNMENT)
+    # The solver marks masked rows by -1, which as an index would be the last row.
     own = jnp.arange(mask.shape[0], dtype=columns.dtype)
     return jnp.where(mask, columns, own)
 

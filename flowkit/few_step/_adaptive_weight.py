@@ -61,6 +61,7 @@ def weighted(
     if weight is not None:
         num_entries = jnp.asarray(example.x1.size, error.dtype)
         if example.mask is not None:
+            # The valid fraction of all entries, however many entries a point has.
             num_entries *= jnp.mean(example.mask.astype(error.dtype))
         error = weight(error, num_entries)
 

@@ -100,6 +100,8 @@ class _Error(eqx.Module):
             tangent = jax.lax.stop_gradient(own_velocity)
 
         u, du = total_derivative(flow_map, s, t, x, tangent, example.cond, **keywords)
+        # The target holds the velocity of the pair whatever the tangent is: it is
+        # linear in it, so its mean over pairs is right.
         error = mean_square(u, v + (t - s) * du, example.mask)
         return weighted(error, self.weight, example), None
 
@@ -121,6 +123,8 @@ def _guided(
 
     velocity = jax.lax.stop_gradient(jnp.where(dropped, v, guided))
     drop = lambda row, none: jnp.where(dropped, none, row)
+    # Replaced only now: all examples of a batch run in one program, so the terms above
+    # are computed with the condition even where it is dropped.
     cond = jax.tree.map(drop, example.cond, null)
     return PathPoint(x, velocity), example._replace(cond=cond)
 
@@ -136,6 +140,7 @@ def _loss(
     pairs_of: Callable,
     block: Block,
 ) -> Float[Array, ""]:
+    # Split with or without guidance, so that the other draws are the same.
     dkey, gkey = jr.split(key)
     examples = draw_with_times(flow_map, batch, draw, dkey, pairs_of)
     if error.guidance is not None:

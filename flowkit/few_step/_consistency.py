@@ -63,6 +63,7 @@ class _AnchoredError(eqx.Module):
         s = example.t
         u, step = _remaining_step(flow_map, example, point)
         if self.clamp is not None:
+            # Clamped before it is relaxed: the bound is for the step itself.
             step = jnp.clip(step, -self.clamp, self.clamp)
         if self.relaxation is not None:
             step = (1 - s**self.relaxation) * step
@@ -78,6 +79,7 @@ class _AnchoredError(eqx.Module):
         x, v = point
         s = example.t
         keywords = {"mask": example.mask, "key": example.key}
+        # Equal times: the network as a velocity, not as a jump.
         velocity = flow_map(s, s, x, example.cond, **keywords)
 
         error = mean_square(velocity, v, example.mask)
@@ -141,6 +143,8 @@ def _loss(
 ) -> tuple[Float[Array, ""], dict[str, Array] | None]:
     examples = draw_with_times(flow_map, batch, draw, key)
     loss, parts = mean_over_batch(error, flow_map, examples, block=block)
+
+    # The loss without an anchor has no parts: `None` maps to `None`.
     return loss, jax.tree.map(jnp.mean, parts)
 
 

@@ -66,6 +66,8 @@ class _ExactNetwork(eqx.Module):
     ) -> Float[Array, "..."]:
         del cond
         s, t = times
+        # Where both errors meet: the quotient is wrong by about `eps / h`, the midpoint
+        # by `h**2`.
         short = jnp.abs(t - s) < jnp.finfo(x.dtype).eps ** (1 / 3)
 
         # Where the interval is short, the far end of time stands in for `t`: the quotient
@@ -158,6 +160,8 @@ def _bisect(marginal: _Marginal, level: Array, sign: Array) -> Float[Array, ""]:
         below = sign * (_log_tail(marginal, middle, sign) - level) < 0
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
+    # Wide enough for the tails of any start that is itself within 40 standard
+    # deviations.
     low = jnp.min(marginal.means - 40 * marginal.stds)
     high = jnp.max(marginal.means + 40 * marginal.stds)
     # As many halvings as a double has digits.

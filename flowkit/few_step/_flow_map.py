@@ -50,6 +50,8 @@ def expanded_interval(s: Scalar, t: Scalar) -> Float[Array, ""]:
             f"got s={s} and t={t}; a map with `both_times` has all pairs."
         )
     s = jnp.asarray(s)
+    # Both branches give 1 at `s = t = 1`, where a jump to the end and the velocity
+    # agree.
     return jnp.where(s == t, 2 - s, s)
 
 
@@ -188,6 +190,7 @@ def total_derivative(
     x = jnp.asarray(x)
     s = as_time(s).astype(x.dtype)
     along = lambda s, x: flow_map(s, t, x, *args, **keywords)
+    # Along the flow time advances by one while `x` moves by the velocity; `t` stays.
     tangents = (jnp.ones_like(s), jnp.asarray(velocity, x.dtype))
 
     try:

@@ -56,6 +56,7 @@ def reflow_pairs(
     """
     shape = as_shape(shape)
     num_pairs = as_size("num_pairs", num_pairs)
+    # Drawn here, not in `sample`, because the noise is half of each pair.
     x0 = source.sample((num_pairs, *shape), key=key)
     samples = sample(flow, shape, num_samples=num_pairs, x0=x0, cond=cond, **options)
     return ReflowPairs(x0, samples.values)

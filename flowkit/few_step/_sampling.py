@@ -101,6 +101,7 @@ def _sample(
     renoise: bool,
     key: PRNGKey,
 ) -> Array:
+    # No dropout in sampling, whatever mode training has left the network in.
     flow_map = eqx.nn.inference_mode(flow_map)
     path = flow_map.path if isinstance(flow_map, FlowMap) else LinearPath()
 
@@ -115,12 +116,16 @@ def _sample(
             return jump_all(x, s, t), None
 
         end = jump_all(x, s, jnp.ones_like(t))
+        # Numbers start at 1: 0 has drawn the first noise.
         noise = start.noise(jr.fold_in(key, number))
+        # Selected, so that the samples hold no rounding of a path that ends near zero
+        # noise.
         return jnp.where(t == 1, end, path.interpolate(t, noise, end)), None
 
     x = start.noise(jr.fold_in(key, 0))
     grid = jnp.asarray(times, x.dtype)
     inputs = (grid[:-1], grid[1:], jnp.arange(1, grid.size))
+    # A scan, so that one jump is compiled however many there are.
     return jax.lax.scan(step, x, inputs)[0]
 
 
@@ -185,6 +190,8 @@ def _grid(num_steps: int, grid: Sequence[float] | None) -> tuple[float, ...]:
     if grid is None:
         return tuple(i / num_steps for i in range(num_steps + 1))
 
+    # Plain floats are static in a compiled function: every grid is a program of its
+    # own.
     times = tuple(float(t) for t in grid)
     increases = all(s < t for s, t in itertools.pairwise(times))
     if len(times) < 2 or times[0] != 0 or times[-1] != 1 or not increases:

@@ -100,6 +100,7 @@ def _loss(
     level = jr.randint(level_key, (num_jumps,), 0, sizes.num_levels)
     start = jr.randint(start_key, (num_jumps,), 0, 2**level)
     dtype = examples.t.dtype
+    # Powers of two, whose multiples are exact: no jump passes 1 by rounding.
     size = (2.0 ** -level.astype(dtype)).astype(dtype)
     # The velocity stands for the average over half of the smallest size.
     half_span = jnp.where(level == sizes.num_levels - 1, 0, size / 2)
@@ -112,6 +113,9 @@ def _loss(
         "flow_matching": jnp.mean(velocity_errors),
         "self_consistency": jnp.mean(jump_errors),
     }
+
+    # Every example counts once. The parts are means over their own examples, so they do
+    # not add up to the loss.
     total = jnp.sum(velocity_errors) + jnp.sum(jump_errors)
     return total / batch.x1.shape[0], parts
 
@@ -139,5 +143,6 @@ def _self_consistency(
     halfway = x + half * first
     second = flow_map(t + half, t + half + half_span, halfway, *args)
     value = flow_map(t, t + size, x, *args)
+    # No gradient flows into the two half jumps: `mean_square` stops that of its target.
     error = mean_square(value, 0.5 * (first + second), example.mask)
     return weighted(error, None, example)
