@@ -1,4 +1,4 @@
-"""torchcfm at the tasks of `toys.py`, which runs this in a Python that has torch and torchcfm.
+"""torchcfm on the tasks of `toys.py` and `toys_steps.py`, which run this in its Python.
 
     python _torchcfm.py versions                                # as JSON
     python _torchcfm.py steps DATA.npy                          # milliseconds of a training step, as JSON
