@@ -77,6 +77,7 @@ class Augment:
 
     def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> "_Moves":
         num, _, dim = shape
+        # In this order, which decides what a seed gives.
         matrices = self._matrices(rng, num, dim)
         scales = None
         if self.scale is not None:
@@ -104,6 +105,7 @@ class Augment:
         signs[:, list(self.flip)] = rng.choice([-1.0, 1.0], (num, len(self.flip)))
         if matrices is None:
             matrices = np.eye(dim)
+        # Columns change their signs, not rows: the flip acts before the rotation.
         return matrices * signs[:, None]
 
 

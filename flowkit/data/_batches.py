@@ -142,6 +142,8 @@ class _Gather:
         batch = jax.tree.map(lambda leaf: leaf[rows], self.data)
         if self.transform is None:
             return batch
+        # The 1 keeps this stream apart from that of the permutations, which has a 0
+        # there.
         seed = (self.order.seed, 1, step, self.order.shard.index)
         return self.transform(batch, np.random.default_rng(seed))
 

@@ -119,6 +119,7 @@ def cloud_split(
             f"`name` is {str(name)!r}: give one of {', '.join(known)}, or the path of an "
             ".npz file."
         )
+    # Cut at the end, so that fewer clouds are the first ones of the same split.
     return CloudSplit(
         _first(split.train, max_samples),
         _first(split.seen, test_samples),
@@ -142,6 +143,7 @@ def halve(sets: PointSets, *, seed: int = 0) -> tuple[PointSets, PointSets]:
     if sets.mask is None:
         half = size // 2
         first = sets._replace(points=points[:, :half])
+        # An odd point is left out, so that both halves have one size.
         return first, sets._replace(points=points[:, half : 2 * half])
 
     place = np.arange(size)

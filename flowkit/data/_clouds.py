@@ -181,6 +181,7 @@ def scenes(
         object_ids=np.repeat(ids, num_points, axis=1),
         digit_labels=_place(np.asarray(images.labels)[chosen], there, -1),
         rotations=_place(poses.rotations, there, 0),
+        # A place without an object has the factor 1, a pose that changes nothing.
         scales=_place(poses.scales, there, 1),
         translations=_place(poses.translations, there, 0),
     )
@@ -277,6 +278,7 @@ def _draw_poses(
     if translate is not None:
         check_range("translate", translate)
 
+    # The order of these draws decides what a key gives: keep it.
     rng = _generator(key)
     rotations = np.zeros(num, np.float32)
     scales = np.ones(num, np.float32)
@@ -294,9 +296,11 @@ def _draw_poses(
 def _place(objects: np.ndarray, there: np.ndarray, rest: Any) -> np.ndarray:
     """Objects, one after the other, in their places of the scenes."""
     placed = np.full((*there.shape, *objects.shape[1:]), rest, objects.dtype)
+    # A boolean index runs through the scenes in order, as the objects do.
     placed[there] = objects
     return placed
 
 
 def _generator(key: PRNGKey) -> np.random.Generator:
+    # Poses are drawn on the host, but they depend on the key like all the rest.
     return np.random.default_rng(np.asarray(jr.key_data(key)))

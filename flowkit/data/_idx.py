@@ -57,6 +57,7 @@ class _Bad(Exception):
 def _read(file: Any, ndim: int) -> np.ndarray:
     shape = _read_header(file, ndim)
     content = _read_content(file, math.prod(shape))
+    # The content is a `bytearray`, not `bytes`, so the array can be written to.
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

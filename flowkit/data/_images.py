@@ -183,10 +183,12 @@ def _choose_pixels(images: Array, num_points: int, dtype: Any, key: PRNGKey) -> 
     places = ft.partial(jnp.flatnonzero, size=size, fill_value=0)
     inked = jax.vmap(places)(images)
     count = jnp.count_nonzero(images, axis=1, keepdims=True)
+    # An image without ink has no last pixel; its points are replaced in the end.
     last = jnp.maximum(count - 1, 0)
 
     if images.dtype == bool:
-        # Equally likely pixels need no search.
+        # Equally likely pixels need no search. The bias of the remainder is
+        # about one part in five million for an image of MNIST.
         bits = jr.bits(key, (num, num_points), jnp.uint32)
         rank = bits % (last + 1).astype(jnp.uint32)
         return jnp.take_along_axis(inked, rank, axis=1)

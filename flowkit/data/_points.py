@@ -88,6 +88,7 @@ def _is_real(entries: list[str]) -> bool:
     """Whether a line holds finite numbers that are not all whole."""
     if all(entry.strip().isdecimal() for entry in entries):
         return False
+    # `float` also reads "nan" and "inf", which the comparison refuses.
     return all(_is_number(x) and abs(float(x)) <= _LARGEST for x in entries)
 
 
@@ -110,6 +111,7 @@ def fit_unit_box(
     **Returns:** the new points, float32, and the `Units` that map other points in the same
     way, and samples back.
     """
+    # Means of many points far from zero lose digits in float32.
     array = np.asarray(points, np.float64)
     _check_points(array)
     mean = array.mean(axis=0)
@@ -146,6 +148,8 @@ def read_rows(
     if len(delimiter) != 1:
         raise ValueError(f"`delimiter` must be one character, got {delimiter!r}.")
     try:
+        # Some spreadsheets write a byte order mark, which would belong to the first
+        # name.
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter)
             rows = [

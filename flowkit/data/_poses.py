@@ -88,6 +88,7 @@ def pose(
         points = np.where(mask[..., None], points, dtype.type(0))
 
     if rotations is not None:
+        # Points are rows, so they meet the transposed matrix.
         points = points @ np.swapaxes(rotations, 1, 2).astype(dtype)
     if scales is not None:
         points = points * scales[:, None, None].astype(dtype)
@@ -97,6 +98,7 @@ def pose(
     points = points + translations[:, None].astype(dtype)
     if mask is None:
         return points
+    # The translation has moved the others away from zero.
     return np.where(mask[..., None], points, dtype.type(0))
 
 
@@ -117,6 +119,7 @@ def check_range(name: str, ends: Range, *, positive: bool = False) -> None:
 def check_angles(name: str, ends: Range) -> None:
     """Raises for what is no range of angles, or one of more than a turn: degrees."""
     check_range(name, ends)
+    # A little more than a turn, for ends that were rounded.
     if max(abs(float(end)) for end in ends) > 2 * np.pi + 1e-3:
         raise ValueError(
             f"`{name}` must be angles in radians, within a full turn of 2 pi; got {ends}. "

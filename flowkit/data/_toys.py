@@ -222,6 +222,7 @@ def _moons(num: int, noise: Array, key: PRNGKey):
     arm_key, angle_key, noise_key = jr.split(key, 3)
     inner = jr.bernoulli(arm_key, shape=(num, 1))
     outer_points = unit_circle(jr.uniform(angle_key, (num,), maxval=jnp.pi))
+    # The inner moon is the outer one turned by half a circle and moved.
     inner_points = jnp.array([[1.0, 0.5]]) - outer_points
     return blur(jnp.where(inner, inner_points, outer_points), noise, noise_key)
 
@@ -274,6 +275,7 @@ def _pinwheel(
 def _checkerboard(num: int, key: PRNGKey):
     column_key, row_key, inside_key = jr.split(key, 3)
     column = jr.randint(column_key, (num,), 0, 4)
+    # Rows have the parity of their column, so the square is one of the eight.
     row = 2 * jr.randint(row_key, (num,), 0, 2) + column % 2
     corner = jnp.stack([column, row], axis=-1).astype(float)
     return 2 * (corner + jr.uniform(inside_key, (num, 2))) - 4

@@ -268,6 +268,7 @@ def _vae_loss(
     # Averaged over the batch first: a latent is free if it is so on average.
     kl = jnp.mean(normal_kl(mean, log_variance), axis=0)
     is_paid = kl >= divergence.free_bits
+    # A free latent keeps its value in the loss and loses only its gradient.
     paid = jnp.where(is_paid, kl, jax.lax.stop_gradient(kl))
 
     loss = reconstruction + divergence.weight * divergence.reduction(paid)

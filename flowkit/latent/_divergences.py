@@ -98,4 +98,6 @@ def marginal_kl(latents: Float[AnyArray, "batch k c"]) -> Float[Array, ""]:
     """
     mean = jnp.mean(latents, axis=(0, 1))
     variance = jnp.var(latents, axis=(0, 1))
+    # Latents that are the same for all clouds have variance zero, whose logarithm is
+    # infinite.
     return jnp.mean(0.5 * (variance + mean**2 - 1 - jnp.log(variance + 1e-8)))

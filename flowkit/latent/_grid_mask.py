@@ -79,6 +79,7 @@ def grid_mask(
 
     low = jnp.min(points, axis=0, keepdims=True)
     high = jnp.max(points, axis=0, keepdims=True)
+    # A cloud may have no extent along an axis; the clip below is for its upper face.
     scaled = grid_size * (points - low) / (high - low + 1e-8)
     cells = jnp.clip(jnp.floor(scaled).astype(jnp.int32), 0, grid_size - 1)
 

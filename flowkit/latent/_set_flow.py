@@ -73,6 +73,8 @@ class SetFlow(eqx.Module):
 
         For encoders with one latent per point it is that of a single point.
         """
+        # Shapes only, nothing is computed; in inference mode, since dropout would want
+        # a key.
         encoder = eqx.nn.inference_mode(self)
         points = jax.ShapeDtypeStruct((1, self.in_size), jnp.result_type(float))
         mean, _ = eqx.filter_eval_shape(encoder.posterior, points)
@@ -195,6 +197,8 @@ class SetFlow(eqx.Module):
         check_sampling(shape, num_samples, cond, cond_axes, mask)
         zkey, xkey = jr.split(key)
         if cond_axes is None:
+            # The prior draws all latents in one call, with one condition for each of
+            # them.
             cond = _repeated(cond, num_samples)
         latents = self.prior.sample(
             (num_samples, *self.latent_shape),
@@ -228,6 +232,8 @@ def draw_latents(
     mean: Float[Array, "k c"], log_variance: Float[Array, "k c"], *, key: PRNGKey
 ) -> Float[Array, "k c"]:
     """Normal latents; rows of zeros stand for nothing and stay zero."""
+    # An encoder returns exact zeros for what is masked. Noise there would make it
+    # something.
     exists = jnp.any((mean != 0) | (log_variance != 0), axis=-1, keepdims=True)
     noise = jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
     return mean + jnp.where(exists, noise, 0)

@@ -220,6 +220,7 @@ class _CloudError(eqx.Module):
         encoding: _Encoding = example.extra
         mean, log_variance = encoding.posterior(model)
         zkey, kkey = jr.split(encoding.latent_key)
+
         latents = mean
         if log_variance is not None:
             latents = draw_latents(mean, log_variance, key=zkey)
@@ -326,6 +327,7 @@ def _prior_loss(
     cond: Cond,
     block: Block,
 ) -> Float[Array, ""]:
+    # Only to encode: the prior below is that of `model`, which keeps its dropout.
     encoder = eqx.nn.inference_mode(model)
     encode = lambda encoder, cloud: encoder.posterior(*cloud)[0]
     clouds = (jnp.asarray(points), mask)

@@ -60,6 +60,8 @@ def w2(
 
 def _check_counts(x, y, mask_x, mask_y) -> None:
     check_pair(x, y, mask_x, mask_y)
+    # Counts are not known yet: unequal ones make the assignment fail, and the value
+    # NaN.
     if is_traced(mask_x, mask_y):
         return
 
@@ -90,6 +92,7 @@ def _w2(x, y, mask_x, mask_y):
 
 def _squared_gaps(x, y, indices):
     """`|x_i - y_indices(i)|^2`, through which the gradient flows."""
+    # A masked row has index -1, which takes the last point; the mean leaves it out.
     return jnp.sum(jnp.square(x - y[indices]), axis=1)
 
 

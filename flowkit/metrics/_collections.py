@@ -128,6 +128,7 @@ def scores_with_floor(
                 "least as many clouds as the reference has, or cut the reference."
             )
 
+    # Once, for the collections of the samples and of the floor alike.
     within = pairwise(distance, reference, mask_xs=mask_reference)
 
     def mean_scores(clouds: AnyArray, mask: Any) -> SetScores:

@@ -109,6 +109,7 @@ def _statistics(latents, labels, num_classes):
         return jax.ops.segment_sum(values, labels, num_classes)
 
     count = total(jnp.ones(len(labels), latents.dtype))
+    # Zero for a class without examples, whose moments are then 0/0, NaN.
     divisor = count.reshape(-1, *[1] * (latents.ndim - 1))
     # In two passes: a difference of mean squares would cancel for latents far from zero.
     mean = total(latents) / divisor

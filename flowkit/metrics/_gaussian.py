@@ -52,6 +52,7 @@ def _check_covariance(name: str, cov: AnyArray) -> None:
         return
 
     cov = np.asarray(cov, np.float64)
+    # Room for the rounding of covariances that were estimated in float32.
     tolerance = 1e-4 * np.abs(cov).max()
     if np.abs(cov - cov.T).max() > tolerance:
         raise ValueError(

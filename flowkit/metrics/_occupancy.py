@@ -99,6 +99,7 @@ def _occupancy(points, mask, low, width, num_cells):
 
     # A reference of one point has a cube of width zero, all of whose cells are one.
     scaled = (points - low[None]) / jnp.where(width > 0, width, 1)
+    # Masked points may hold NaN, which has no integer; they are counted as zero below.
     scaled = jnp.where(valid[:, None], scaled, 0)
     cells = jnp.clip(jnp.floor(scaled * num_cells), 0, num_cells - 1).astype(jnp.int32)
 
@@ -106,6 +107,7 @@ def _occupancy(points, mask, low, width, num_cells):
     for k in range(cells.shape[1]):
         index += cells[:, k] * num_cells**k
     num_all = num_cells ** cells.shape[1]
+    # In integers: a float32 sum of ones stops growing at `2**24`.
     counts = jax.ops.segment_sum(valid.astype(jnp.int32), index, num_all)
     return counts.astype(points.dtype) / jnp.sum(counts).astype(points.dtype)
 

@@ -164,6 +164,7 @@ def _emd_bounds(x, y, epsilon, max_iterations, mask_x, mask_y):
 
 
 def _positive(scale):
+    # Far above the smallest number, so that `epsilon` times it does not underflow.
     return jnp.maximum(scale, jnp.finfo(scale.dtype).tiny ** 0.5)
 
 
@@ -194,6 +195,7 @@ def _cost_of_rounded_plan(problem, f, g, epsilon):
 
     held = transposed.over_rows(over_rows, g)
     s = b * jnp.minimum(1, 1 / _not_zero(held))
+    # Negative by rounding alone.
     missing_b = jnp.maximum(b - s * held, 0)
 
     def of_plan(costs, valid, f, r):
@@ -208,6 +210,8 @@ def _cost_of_rounded_plan(problem, f, g, epsilon):
 
 
 def _not_zero(sums):
+    # A masked row or column holds nothing: its quotient must stay finite, and is cut to
+    # 1.
     return jnp.maximum(sums, 1e-30)
 
 
@@ -244,6 +248,8 @@ def _entropic_cost(problem, epsilon, scale, max_iterations):
     def row_mass(costs, valid, f):
         return jnp.sum(b[None] * ratios(costs, valid, f, g, epsilon), axis=1)
 
+    # The excess is zero at the optimum, but the gradient comes from it alone: the
+    # potentials are held fixed.
     mass = jnp.where(problem.mask_x, problem.over_rows(row_mass, f), 1)
     excess = mean_over(mass, problem.mask_x) - 1
     values = mean_over(f, problem.mask_x) + mean_over(g, problem.mask_y)

@@ -129,6 +129,7 @@ def _prepared(x, y, mask_x, mask_y):
 
 def _quantile_gaps(x, y, mask_x, mask_y):
     """`|F_x^-1 - F_y^-1|` where both are constant, and the lengths of these intervals."""
+    # The steps of both functions coincide, so sorting is enough.
     if mask_x is None and x.shape == y.shape:
         gaps = jnp.abs(jnp.sort(x) - jnp.sort(y))
         return gaps, jnp.full(x.shape, 1 / len(x), x.dtype)
@@ -137,6 +138,7 @@ def _quantile_gaps(x, y, mask_x, mask_y):
     y, levels_y = _quantiles(y, mask_y)
     levels = jnp.sort(jnp.concatenate([jnp.zeros(1, x.dtype), levels_x, levels_y]))
 
+    # In the middle of an interval no rounding decides on which side of a step it lies.
     middles = (levels[1:] + levels[:-1]) / 2
     at_x = x[jnp.searchsorted(levels_x, middles)]
     at_y = y[jnp.searchsorted(levels_y, middles)]
@@ -152,5 +154,7 @@ def _quantiles(x, mask):
     # Infinity puts what is masked behind every valid value.
     ordered = jnp.sort(jnp.where(mask, x, jnp.inf))
     values = ordered[jnp.minimum(jnp.arange(size), count - 1)]
+    # Masked values end at level 1, as the last valid one does: their intervals are
+    # empty.
     ends = jnp.minimum(jnp.arange(1, size + 1), count)
     return values, ends.astype(x.dtype) / count.astype(x.dtype)

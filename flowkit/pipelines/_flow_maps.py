@@ -60,6 +60,7 @@ def flow_map_stages(
         return few_step.reflow_pairs(velocity, shape, num_pairs, **options, key=key)
 
     def stage(name: str, loss: Callable, steps: int, **data: Any) -> training.Stage:
+        # A schedule for each stage, so that every stage begins at the full rate.
         schedule = optax.cosine_decay_schedule(learning_rate, steps)
         return training.Stage(name, loss, steps, optax.adam(schedule), **data)
 
@@ -113,10 +114,12 @@ def flow_map_distances(
 
     def ends(stage: str, **options: Any) -> jax.Array:
         flow = few_step.velocity_of(models[stage])
+        # One key for all models, so that they differ by more than their noise.
         drawn = sample(flow, shape, num_samples=number, **options, key=sample_key)
         return drawn.values.reshape(num_draws, num_points, *shape)
 
     how: Any = {"solver": solver, "num_steps": num_steps}
+
     floor = measure("w2_floor", fresh[num_draws:])
     ratio, error = measure("w2", ends("flow", **how)).over(floor)
     numbers["w2_over_floor"] = ratio

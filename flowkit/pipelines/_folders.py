@@ -36,9 +36,11 @@ def open_run(
     folder = Path(folder)
     record = folder / _RECORD
     _check_writable(folder)
+    # Refused, not filled: its files may be someone else's.
     if not record.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder`: {folder} holds something else; name a new folder.")
 
+    # Through JSON and back, because the record has lists where the options have tuples.
     given = json.loads(json.dumps(dict(config)))
     found = json.loads(record.read_text()) if record.exists() else given
     if found != given and any(folder.glob(made)):
@@ -75,6 +77,7 @@ def restore_stages(
     record = folder / "stages.json"
     if not record.exists():
         raise FileNotFoundError(_missing(folder))
+
     names = [name for name, _ in json.loads(record.read_text())]
     trained = [name for name in names if checkpoint_steps(folder / name)]
     if not trained:
@@ -96,6 +99,8 @@ def _missing(folder: Path) -> str:
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Permissions do not tell everything, such as a full or read-only disk; a file
+        # does.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -88,6 +88,8 @@ def _check(
         name = prefix + field.name
         option = f"--{name.replace('_', '-')}"
         reason = without_effect.get(name, of_group)
+        # A group: its options are checked on their own, with the group's reason if they
+        # have none.
         if dataclasses.is_dataclass(value):
             _check(value, without_effect, f"{name}.", reason)
             continue

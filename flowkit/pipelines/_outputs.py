@@ -131,10 +131,13 @@ def output_distances(
     `w2_two_steps`, `path_to_one_step` (how far one step ends from the path), `latent_w2`,
     `latent_mean` and `latent_std`.
     """
+    # Rounded up, so that all batches are full.
     parts = -(-num_samples // batch_size)
     fresh_key, floor_key, prior_key, data_key = jr.split(key, 4)
     number = parts * batch_size
     fresh = sampler(number, key=fresh_key)
+    # One draw as input, one to compare latents with, and a third for the floor between
+    # them.
     prior = jr.normal(prior_key, (3, *fresh.shape))
     others = [sampler(number, key=one) for one in jr.split(floor_key, _NUM_FLOORS)]
     floor = metrics.repeated_distance(others, [fresh] * _NUM_FLOORS)

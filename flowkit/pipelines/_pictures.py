@@ -84,6 +84,7 @@ def explore_training(
     **Raises:** `ImportError` if plotly is not there.
     """
     times = np.linspace(0, 1, num_steps + 1)
+    # Indices repeat where a grid has fewer times than are shown.
     shown = np.unique(np.linspace(0, num_steps, _EXPLORER_TIMES).astype(int))
     how: Any = {"solver": solver, "num_steps": num_steps}
 

@@ -55,14 +55,18 @@ def continued(
     fields = dataclasses.asdict(model)
     try:
         checkpoints = training.last_stage(Path(folder) / "checkpoints")
+    # No run yet: what is asked for now decides.
     except FileNotFoundError:
         return model, fixed | {"model": fields}
 
     before = training.stored_config(checkpoints)
+    # The stored values of free options, so that comparing the two configurations finds
+    # no difference in them.
     fixed |= {name: before[name] for name in free if name in before}
     missing = {
         name: value for name, value in LEGACY.items() if name not in before["model"]
     }
+    # Left out again, because the stored configuration lacks them too.
     fields = {name: value for name, value in fields.items() if name not in missing}
     return dataclasses.replace(model, **missing), fixed | {"model": fields}
 

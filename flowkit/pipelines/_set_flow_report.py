@@ -203,6 +203,8 @@ class SetFlowReport(eqx.Module):
         total = _NUM_COLLECTIONS * number
         generated = self._generate(model, num_points, total, key=sample_key)
 
+        # Without replacement: a cloud that occurs twice would be its own nearest
+        # neighbor.
         chosen = np.asarray(jr.permutation(train_key, len(train.points)))[:total]
         some = jax.tree.map(lambda leaf: leaf[chosen], train)
         if some.points.shape[1] > num_points:
@@ -225,6 +227,8 @@ class SetFlowReport(eqx.Module):
 
 def _is_local(model: latent.SetFlow) -> bool:
     """Whether every point has a latent, so that the prior cannot draw any."""
+    # Two points against the one of `latent_shape`: the shapes differ if every point has
+    # a latent. Nothing is computed.
     points = jax.ShapeDtypeStruct((2, model.in_size), jnp.result_type(float))
     latents = eqx.filter_eval_shape(eqx.nn.inference_mode(model).encode, points)
     return latents.shape != model.latent_shape

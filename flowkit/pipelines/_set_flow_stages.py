@@ -86,6 +86,7 @@ class _Clouds(NamedTuple):
             batch = self.cut(batch, rng)
             return augment(batch, rng) if options.augment else batch
 
+        # Labels that nothing reads would still be copied to the device at every step.
         sets = self.sets if labels else self.sets._replace(labels=None)
         return data.batches(
             sets, options.batch_size, seed=self.seed, transform=transform
@@ -108,6 +109,7 @@ def _trained_stages(
     folder: str | os.PathLike[str] | None,
 ) -> list[training.Stage]:
     """The stage of the encoder in the folder, as long as it is: nothing is left to do."""
+    # Without a folder the model comes trained, and has no stage to restore.
     if folder is None:
         return []
     for name in ("joint", "flow"):
@@ -129,6 +131,7 @@ def _flow_stage(
 ) -> training.Stage:
     """Encoder and flow; in the joint stage the prior as well."""
     joint = name == "joint"
+    # A Python number: with 0 the loss leaves the prior out of the program.
     prior_weight = float(joint and model.has_trainable_prior)
 
     def loss(model_, batch, key):
@@ -159,6 +162,7 @@ def _flow_stage(
         loss,
         num_steps,
         optax.chain(optax.clip_by_global_norm(1.0), options.make_optimizer(schedule)),
+        # The prior keeps its initial weights for a stage of its own.
         None if joint else lambda model: (model.encoder, model.flow),
         batches=source.batches(options, labels=model.num_classes > 0),
     )
@@ -170,6 +174,8 @@ def _prior_stage(
     """The prior alone, on latents of clouds as the encoder saw them in training."""
 
     def latents_of(trained: latent.SetFlow) -> tuple[Any, Any]:
+        # The latents are computed once, so every cloud is cut once, by a generator that
+        # a restarted run makes again.
         sets = source.cut(source.sets, np.random.default_rng(source.seed))
         latents = latent.encode_sets(trained, sets.points, mask=sets.mask)
         labels = jnp.asarray(sets.labels) if model.num_classes else None

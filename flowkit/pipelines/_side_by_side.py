@@ -176,6 +176,7 @@ class SideBySide(NamedTuple):
 
 
 def _outputs_of(history: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    # In the order of the names, whatever the order of the records.
     recorded = [name for name in OUTPUT_NAMES if name in history]
     return {name: history[name].values[1:] for name in recorded}
 

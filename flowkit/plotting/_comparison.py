@@ -140,6 +140,8 @@ def comparison_frames(
     figure = comparison(panels, columns=columns, limits=limits, title=title)
     background = _Background(figure, list(panels), limits, dpi)
     every = enumerate(itertools.chain([(title, panels)], rest))
+    # A generator expression: in a generator function the checks above would wait for
+    # the first frame.
     return (
         background.frame(number, title, panels) for number, (title, panels) in every
     )

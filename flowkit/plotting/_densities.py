@@ -101,6 +101,7 @@ def density_2d(
         resolution > 1,
         f"`resolution` is {resolution}; a heat map needs at least two cells along each axis.",
     )
+    # Before the density is evaluated, which may take long.
     check_path(path)
 
     lows, highs = box(named.values(), 2, limits)

@@ -236,6 +236,7 @@ def _usual_speed(fields: Sequence[np.ndarray | None]) -> float:
     finite = every[np.isfinite(every)]
     if not len(finite):
         return 1.0
+    # The page divides by it, also for a flow that stands still.
     return max(float(np.quantile(finite, 0.95)), 1e-12)
 
 

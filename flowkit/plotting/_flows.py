@@ -58,6 +58,7 @@ def vector_field(
         resolution > 1,
         f"`resolution` is {resolution}; a grid needs at least two arrows along each axis.",
     )
+    # Before the velocity is evaluated, which may take long.
     check_path(path)
 
     lows, highs = box([], 2, limits)

@@ -74,6 +74,7 @@ def write_frames(
             )
             for part in parts
         ]
+        # An error in a process is raised here.
         for one in running:
             one.result()
 

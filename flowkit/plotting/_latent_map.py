@@ -104,6 +104,7 @@ def as_pairs(name: str, panel: LatentMap) -> dict[str, tuple[np.ndarray, np.ndar
         )
         keep = np.isfinite(first).all(1) & np.isfinite(second).all(1)
         pairs[kind] = (first[keep], second[keep])
+        # Encoding goes from data to latents, but all pairs have their latents first.
         if kind == "encode":
             pairs[kind] = (second[keep], first[keep])
     require(bool(pairs), f"`{name}` has no pairs; there is nothing to draw.")

@@ -159,6 +159,7 @@ def _tables(
     mean: np.ndarray, std: np.ndarray, class_mean: Any, class_std: Any
 ) -> list[_Table]:
     """Moments of the classes relative to those of all examples."""
+    # A latent that never varies keeps its own unit.
     scale = np.where(std > 0, std, 1)
     shift = (_by_class(class_mean, len(mean)) - mean) / scale
     spread = _by_class(class_std, len(mean)) / scale

@@ -67,6 +67,7 @@ def reconstructions(
 
     panels = []
     for i in range(number):
+        # The first row names the columns of all rows.
         titles = ("input", "sample") if i < columns else ("", "")
         valid = entry(masks, i)
         cloud = as_points("inputs", inputs[i], valid)
@@ -177,6 +178,7 @@ def segmentations(
         ids = drawn("slots", cloud, valid, slots[i])
         found.append(match_ids(ids, true[i]))
 
+    # One palette for all clouds, so that a number has the same color in every panel.
     largest = max((int(ids.max()) for ids in (*true, *found) if len(ids)), default=0)
 
     panels = []
@@ -201,6 +203,7 @@ def match_ids(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     is_found = found == found_names[:, None]
     is_true = true == true_names[:, None]
     shared = np.sum(is_found[:, None] & is_true, axis=-1)
+    # The solver minimizes, and the most shared points are wanted.
     rows, columns = linear_sum_assignment(-shared)
     pairs = zip(found_names[rows].tolist(), true_names[columns].tolist(), strict=True)
     renamed = dict(pairs)

@@ -160,6 +160,7 @@ def cell_borders(points: np.ndarray, cells: int, camera: Camera) -> np.ndarray:
     if not len(points):
         return np.zeros((0, 2, size))
     ticks = np.linspace(points.min(0), points.max(0), cells + 1)
+    # Along each axis the face that is turned away from the eye.
     back = np.where(camera.towards > 0, 0, cells)
 
     segments = []
@@ -192,6 +193,7 @@ def id_colors(ids: np.ndarray, number: int) -> np.ndarray:
     none.
     """
     palette = np.concatenate([class_colors(max(number, 1)), [to_rgb(NO_CLASS)]])
+    # -1 is the last color of the palette, the gray one.
     return palette[np.where(ids < 0, -1, ids)]
 
 

@@ -194,6 +194,7 @@ def style_space(
         axes.view_init(elev=20, azim=-60)
         for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
             axis.set_pane_color(PAPER)
+            # Private, but the grid of space takes its color in no other way.
             axis._axinfo["grid"].update(color=GRID, linewidth=0.5)
             axis.line.set_color(FAINT)
     else:

@@ -171,6 +171,7 @@ def explained_velocity(
 
     every = np.concatenate(list(arrays.values()))
     low = float(np.min(every, initial=0.0, where=np.isfinite(every)))
+    # A poor model may have any negative value, which would flatten all other curves.
     axes.set_ylim(max(min(low - 0.06, -0.04), -1.04), 1.06)
     axes.set_xlim(0, 1)
     style_legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
@@ -299,6 +300,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
 
+    # Differences of cumulative sums cost the same for every window.
     start = np.maximum(np.arange(len(values)) - window // 2, 0)
     stop = np.minimum(np.arange(len(values)) + window // 2 + 1, len(values))
     total = sums[stop] - sums[start]

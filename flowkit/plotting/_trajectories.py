@@ -243,6 +243,7 @@ def _draw_over_time(axes: Any, panel: Any, dots: Dots) -> None:
     lines = [np.stack([times, x], 1)[np.isfinite(x)] for x in paths]
     _add_lines(axes, lines, "coupling_infer", "paths", **line_style(len(paths)))
 
+    # Data stand at time 1, also if the paths end before it.
     last = max(times.max(), 1.0)
     if len(panel.target):
         at = np.full(len(panel.target), last + 0.03)
