@@ -139,6 +139,7 @@ def _copied_parts(batch: Any, batch_size: int) -> tuple[Any, Cond]:
             f"got {batch_size}."
         )
     check_rows("cond", cond, len(x1), "example of `batches`")
+
     return jax.tree.map(_copied, (x1, cond))
 
 

@@ -108,11 +108,13 @@ class ConditionalAssignment(eqx.Module):
                 "`cond` holds no condition to compare; use `fk.assignment` for pairs "
                 "without one."
             )
+
         cost = self._cost(x0, x1, cond)
         failure = (
             "`x0`, `x1` or `cond` holds NaN or infinity, so there is no assignment; check "
             "the data."
         )
+
         return Pairing(source=solve_assignment(cost, failure=failure))
 
     @eqx.filter_jit

@@ -164,6 +164,7 @@ class Paired(eqx.Module):
                 f"`x0` of the pairs must have the shape {x1.shape} of the data, "
                 f"got {self.x0.shape}."
             )
+
         paired = self.x0.astype(x0.dtype)
         if isinstance(self.beta, float) and self.beta == 0:
             # Then nothing reads the fresh noise, and the compiler does not even draw it.
@@ -211,6 +212,7 @@ def reorder_source(
             "returned weights; use `fk.point_assignment` or "
             "`fk.EntropicPointAssignment()`."
         )
+
     return x0
 
 
@@ -223,6 +225,7 @@ def call_coupling(
             f"`coupling` is the class {coupling.__name__}; give an instance of it, such as "
             f"`fk.{coupling.__name__}()`."
         )
+
     x1, cond, mask, *_ = data
     keywords = {"mask": mask} if has_parameter(coupling, "mask") else {}
     pairing = coupling(x0, x1, cond, key=key, **keywords)
@@ -247,6 +250,7 @@ def _checked(pairing: Pairing, shape: tuple[int, ...], *, trusted: bool) -> Pair
             f"`coupling` returned a source of shape {pairing.x0.shape}, which must be "
             f"{shape}."
         )
+
     num = shape[0]
     for name in ("source", "data", "weights"):
         value = getattr(pairing, name)
@@ -255,11 +259,13 @@ def _checked(pairing: Pairing, shape: tuple[int, ...], *, trusted: bool) -> Pair
                 f"`coupling` returned `{name}` of shape {jnp.shape(value)}, which must be "
                 f"{(num,)}, one entry per example."
             )
+
     # The check below costs time at every step, and these rows are in range by
     # construction. A chain is trusted too, because each of its parts has come through
     # here.
     if trusted:
         return pairing
+
     # JAX clips indices that are out of range, so a wrong one would train on wrong pairs.
     return pairing._replace(
         source=_rows_in_range("source", pairing.source, num),

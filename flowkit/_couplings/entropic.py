@@ -167,6 +167,7 @@ class UnbalancedCoupling(eqx.Module):
                 "`weight_power` must not be negative, and `max_weight` at least 1, the "
                 f"weight of an average example; got {weight_power} and {max_weight}."
             )
+
         self.rho0 = float(rho0)
         self.rho1 = float(rho1)
         self.epsilon = float(epsilon)
@@ -290,4 +291,5 @@ def _sharp(plan: Plan, fix: str) -> Float[Array, "batch batch"]:
         return eqx.error_if(plan.log_probs, diffuse, message)
     if diffuse:
         raise ValueError(message)
+
     return plan.log_probs

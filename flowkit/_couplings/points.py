@@ -265,6 +265,7 @@ def superset_pairs(
         part_mask = None if mask is None else mask[rows]
         noise = jr.normal(nkey, part.shape, dtype)
         pairs[rows] = _assigned(assignment, noise, part, part_mask, akey)
+
     return pairs
 
 

@@ -73,6 +73,7 @@ class Augment:
         x0 = getattr(sets, "x0", None)
         if x0 is None:
             return moved
+
         return moved._replace(x0=pose(np.asarray(x0), moves.matrices))
 
     def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> "_Moves":
@@ -85,6 +86,7 @@ class Augment:
         translations = None
         if self.translate is not None:
             translations = uniform(rng, self.translate, num, dim)
+
         return _Moves(matrices, scales, translations)
 
     def _matrices(
@@ -95,6 +97,7 @@ class Augment:
             raise ValueError(
                 f"`flip` must name axes of the {dim} dimensions, got {self.flip}."
             )
+
         matrices = None
         if self.rotate is not None:
             matrices = _rotations(self.rotate, rng, num, dim)

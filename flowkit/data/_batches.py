@@ -63,6 +63,7 @@ def batches(
         raise ValueError(
             "`shard_index` and `num_shards` belong together; give both or neither."
         )
+
     if shard_index is None or num_shards is None:
         shard_index = jax.process_index()
         num_shards = jax.process_count()

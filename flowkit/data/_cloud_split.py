@@ -99,6 +99,7 @@ def cloud_split(
     }.items():
         if value < 1:
             raise ValueError(f"`{option}` must be at least 1, got {value}.")
+
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"`max_samples` must be at least 1, got {max_samples}.")
 
@@ -119,6 +120,7 @@ def cloud_split(
             f"`name` is {str(name)!r}: give one of {', '.join(known)}, or the path of an "
             ".npz file."
         )
+
     # Cut at the end, so that fewer clouds are the first ones of the same split.
     return CloudSplit(
         _first(split.train, max_samples),

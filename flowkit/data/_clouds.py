@@ -205,6 +205,7 @@ def _candidates(images: Images, threshold: Number, *, weighted: bool) -> np.ndar
             f"`images` has {len(pixels)} images, but {len(images.labels)} labels; give "
             "one label per image."
         )
+
     _check_intensities(pixels)
     if not 0 <= threshold < 1:
         raise ValueError(
@@ -290,6 +291,7 @@ def _draw_poses(
     if translate is not None:
         translations = uniform(rng, translate, num, 2).astype(np.float32)
     made = (rotate is not None, scale is not None, translate is not None)
+
     return _Poses(rotations, scales, translations, made)
 
 

@@ -72,12 +72,14 @@ def load_datasaurus(
             raise ValueError(
                 f"{where}: line {line} is not a shape and two numbers ({error})."
             ) from error
+
     for name, points in shapes.items():
         if len(points) != 142 or not np.isfinite(points).all():
             raise ValueError(
                 f"{where} has {len(points)} points of {name!r}, not 142 finite ones; write "
                 "it again."
             )
+
     return {name: np.array(points, np.float32) for name, points in shapes.items()}
 
 

@@ -70,6 +70,7 @@ def _read_header(file: Any, ndim: int) -> tuple[int, ...]:
             f"it begins with {found}, where {wanted.hex(' ')} is expected, bytes with "
             f"{ndim} axes"
         )
+
     sizes = file.read(4 * ndim)
     if len(sizes) != 4 * ndim:
         raise _Bad("it ends within its header")

@@ -79,9 +79,11 @@ def images_to_points(
     num_points = operator.index(num_points)
     if num_points < 1:
         raise ValueError(f"`num_points` must be at least 1, got {num_points}.")
+
     known = not callable(jitter) and not is_traced(jitter)
     if known and not 0 <= float(jitter) < float("inf"):
         raise ValueError(f"`jitter` must be a finite number >= 0, got {jitter}.")
+
     unit = max(images.shape[1:]) / 2 if unit is None else unit
     if not is_traced(unit) and not 0 < float(unit) < float("inf"):
         raise ValueError(f"`unit` must be a finite number of pixels > 0, got {unit}.")
@@ -101,6 +103,7 @@ def images_to_points(
         width = jitter
     # Split here, where it is compiled once for all sizes.
     keys = jr.split(key, (-(-images.shape[0] // _BLOCK), 3))
+
     return _images_to_points(images, num_points, jitters, width, unit, keys)
 
 
@@ -200,6 +203,7 @@ def _choose_pixels(images: Array, num_points: int, dtype: Any, key: PRNGKey) -> 
     rank = jax.vmap(ft.partial(jnp.searchsorted, side="right"))(cdf, u * cdf[:, -1:])
     # A product that rounds up to the whole sum would be the place after the last one.
     rank = jnp.minimum(rank, last.astype(rank.dtype))
+
     return jnp.take_along_axis(inked, rank, axis=1)
 
 
@@ -221,4 +225,5 @@ def _all_inked(images: np.ndarray, *, must: bool) -> bool:
             f"({np.sum(~inked)} such), which has no points to draw; remove it, or give "
             "`empty` to say what to draw."
         )
+
     return bool(inked.all())

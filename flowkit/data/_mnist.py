@@ -68,6 +68,7 @@ def _load(part: str, folder: str | os.PathLike | None) -> Images:
             f"`{label_path}` has {len(labels)} labels for the {len(pixels)} images of "
             f"`{image_path}`; replace both by files that belong together."
         )
+
     return Images(pixels / np.float32(255), labels.astype(np.int32))
 
 
@@ -110,6 +111,7 @@ def _download(name: str) -> Path:
     cache = pooch.os_cache("flowkit") / "mnist"
     checksum = f"sha256:{_SHA256[name]}"
     failures: list[str] = []
+
     for mirror in _MIRRORS:
         url = mirror + name
         try:
@@ -117,6 +119,7 @@ def _download(name: str) -> Path:
         # A connection that failed, or a file with another checksum.
         except (OSError, ValueError) as error:
             failures.append(f"{url} ({error})")
+
     raise OSError(
         f"{name} could not be downloaded from {', nor from '.join(failures)}; put it into "
         f"{cache}/ by hand."

@@ -50,12 +50,14 @@ def named_sampler(
             f"`name` must be one of {', '.join(toys)}, or the path of a CSV file that "
             f"exists; got {os.fspath(name)!r}."
         )
+
     points, _ = fit_unit_box(load_csv(name, columns or None))
     if points.shape[1] != size:
         raise ValueError(
             f"{os.fspath(name)} has {points.shape[1]} columns, but points of size {size} "
             "are wanted: choose that many with `columns`."
         )
+
     return ft.partial(resample, points, noise=0.0 if noise is None else noise)
 
 
@@ -69,10 +71,12 @@ def _toy(
         raise ValueError(
             f"`columns` are for files, and {name!r} is a toy; leave them out."
         )
+
     if noise is None:
         return toy
     if "noise" not in inspect.signature(toy).parameters:
         raise ValueError(
             f"`noise` is not an option of {name!r}, whose width is its own; leave it out."
         )
+
     return ft.partial(toy, noise=noise)

@@ -135,6 +135,7 @@ def _read_sets(
         name: _read_array(archive, info, headers[name], f"{where}: `{name}`")
         for name, info in members.items()
     }
+
     return kind(**arrays)
 
 
@@ -166,6 +167,7 @@ def _read_header(
             f"{header.num_bytes} bytes, but {info.file_size - start} follow it; it is "
             "damaged, write it again."
         )
+
     return header
 
 
@@ -196,6 +198,7 @@ def _read_array(
         _parse_header(file, where)
         while chunk := file.read(_CHUNK):
             content += chunk
+
     if len(content) != header.num_bytes:
         raise ValueError(
             f"{where} ends after {len(content)} of {header.num_bytes} bytes; write the file "

@@ -63,6 +63,7 @@ def load_csv(
         raise ValueError(
             f"{where} has {len(points)} point(s); a distribution needs at least two."
         )
+
     return points
 
 
@@ -81,6 +82,7 @@ def _has_header(
             f"{where}: line {line}, {', '.join(first)}, may name the columns or be a point; "
             "say which by `header=True` or `header=False`."
         )
+
     return False
 
 
@@ -121,6 +123,7 @@ def fit_unit_box(
             "`points` are all in one place, which has no scale; use other data."
         )
     units = Units(mean.astype(np.float32), np.array(scale, np.float32))
+
     return ((array - mean) / scale).astype(np.float32), units
 
 
@@ -147,6 +150,7 @@ def read_rows(
     """
     if len(delimiter) != 1:
         raise ValueError(f"`delimiter` must be one character, got {delimiter!r}.")
+
     try:
         # Some spreadsheets write a byte order mark, which would belong to the first
         # name.
@@ -161,12 +165,14 @@ def read_rows(
         raise ValueError(
             f"{where} is not a text file of numbers ({error}); export it as CSV."
         ) from error
+
     for line, row in rows:
         if len(row) != len(rows[0][1]):
             raise ValueError(
                 f"{where}: line {line} has {len(row)} entries, line {rows[0][0]} has "
                 f"{len(rows[0][1])}; fix it."
             )
+
     return rows
 
 
@@ -199,6 +205,7 @@ def _position(
             f"{where} has no header to find {column!r} in; `columns` must be positions in "
             f"0 ... {width - 1}, or left out."
         )
+
     raise ValueError(
         f"`columns` must be among {names} of {where}, or positions in 0 ... {width - 1}; "
         f"got {column!r}."
@@ -219,6 +226,7 @@ def _number(text: str, where: str, line: int, column: int) -> float:
             f"{where}: {text!r} in line {line}, column {column + 1} is not a number; choose "
             "`columns`, name the `delimiter`, or fix the file."
         )
+
     number = float(text)
     # Not `>`, which NaN would pass.
     if not abs(number) <= _LARGEST:
@@ -226,6 +234,7 @@ def _number(text: str, where: str, line: int, column: int) -> float:
             f"{where}: {text!r} in line {line}, column {column + 1} is not finite; remove the "
             "line."
         )
+
     return number
 
 

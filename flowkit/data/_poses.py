@@ -43,9 +43,11 @@ class AboutAxis:
             raise ValueError(
                 f"`fk.data.AboutAxis` rotates points in 3 dimensions, got {dim}."
             )
+
         axis = np.array(self.axis, float)
         direction = axis / np.linalg.norm(axis)
         angles = uniform(rng, self.angles, num, 1)
+
         return Rotation.from_rotvec(angles * direction).as_matrix()
 
 

@@ -125,6 +125,7 @@ def pad(
     arrays = [np.asarray(cloud) for cloud in clouds]
     if not arrays:
         raise ValueError("`clouds` is empty; give at least one cloud.")
+
     kinds = {(array.shape[1], array.dtype) for array in arrays}
     if len(kinds) > 1:
         found = sorted(f"{dims} of {dtype}" for dims, dtype in kinds)

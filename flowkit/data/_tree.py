@@ -14,12 +14,14 @@ def leading_size(data: Any) -> int:
             "`data` has no arrays; give a pytree of arrays with one leading axis, the "
             "examples."
         )
+
     shapes = [np.shape(leaf) for leaf in leaves]
     if not all(shapes):
         raise ValueError(
             "`data` must have arrays with a leading axis, the examples; got shapes "
             f"{shapes}."
         )
+
     sizes = {shape[0] for shape in shapes}
     if len(sizes) > 1:
         raise ValueError(
@@ -28,4 +30,5 @@ def leading_size(data: Any) -> int:
         )
     if sizes == {0}:
         raise ValueError(f"`data` has no examples, shapes {shapes}.")
+
     return sizes.pop()

@@ -205,6 +205,7 @@ def facm_loss(
             raise ValueError(
                 f"`{name}` must be positive, or `None` to do without, got {value}."
             )
+
     return _loss(
         flow_map,
         Batch(x1, cond, mask),
@@ -251,4 +252,5 @@ def consistency_loss(
         _ConsistencyError(weight, teacher),
         block=block,
     )
+
     return loss

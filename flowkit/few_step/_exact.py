@@ -48,6 +48,7 @@ def exact_flow_map(
             "`distribution` must be a `fk.Normal`, or a `fk.GaussianMixture` in one "
             "dimension."
         )
+
     return FlowMap(_ExactNetwork(ends, exact_flow(distribution, path)), path)
 
 

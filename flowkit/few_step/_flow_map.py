@@ -121,6 +121,7 @@ class FlowMap(eqx.Module):
                 f"`network` must return the shape of `x`, {x.shape}, "
                 f"but returned {value.shape}."
             )
+
         return value if mask is None else zero_masked(value, mask)
 
 
@@ -204,4 +205,5 @@ def total_derivative(
             "such as a fused attention kernel); build the network from plain operations, as "
             "`fk.nn.Attention` is."
         ) from error
+
     return value, jax.lax.stop_gradient(derivative)

@@ -74,6 +74,7 @@ def sample(
             "`flow_map` has `times=expanded_interval` and jumps to t = 1 only: give "
             "`renoise=True` for several steps, or sample `velocity_of(flow_map)`."
         )
+
     cond = numbers_as_arrays(cond)
     start = _Start((num_samples, *shape), source, cond, cond_axes, mask)
     return _sample(flow_map, start, times, renoise, key)

@@ -75,6 +75,7 @@ def shortcut_loss(
         )
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
+
     sizes = _Sizes(num_jumps, operator.index(num_levels))
     draw = Draw(source, coupling, times)
     return _loss(flow_map, Batch(x1, cond, mask), draw, sizes, key)

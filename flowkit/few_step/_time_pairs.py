@@ -71,12 +71,14 @@ def draw_pairs(
             f"`pairs` must return two arrays of shape {(num,)} when asked for {num} pairs, "
             f"but returned {s.shape} and {t.shape}."
         )
+
     # `TimePairs` has checked its distributions of one time, so nothing is checked
     # twice.
     if not isinstance(pairs, TimePairs):
         outside = jnp.any((s < 0) | (s > 1) | (t < 0) | (t > 1))
         message = "`pairs` drew a time outside [0, 1] (0 is noise, 1 is data)."
         s = eqx.error_if(s, outside, message)
+
     return s.astype(dtype), t.astype(dtype)
 
 

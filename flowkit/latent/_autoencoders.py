@@ -212,6 +212,7 @@ def vae_loss(
         reduction=kl_reduction,
         free_bits=jnp.asarray(free_bits, x1.dtype),
     )
+
     return _vae_loss(model, x1, divergence, key)
 
 

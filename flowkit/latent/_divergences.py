@@ -67,6 +67,7 @@ def sampled_kl(
     """
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+
     mean = jnp.asarray(mean)
     log_variance = jnp.asarray(log_variance)
     std = jnp.exp(0.5 * log_variance)

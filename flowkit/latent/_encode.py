@@ -40,6 +40,7 @@ def encode_sets(
         part = slice(start, start + batch_size)
         latents = _encode(model, points[part], None if mask is None else mask[part])
         parts.append(latents)
+
     return jnp.concatenate(parts)
 
 

@@ -104,6 +104,7 @@ class FlowPrior(AbstractDistribution):
             **self._options(),
         )
         values = samples.values * jnp.exp(self.log_std)[None, None]
+
         return jnp.reshape(values + self.mean[None, None], shape)
 
     def log_prob(self, x: FloatArray, cond: Cond = None) -> Float[Array, ""]:

@@ -160,6 +160,7 @@ class SetFlow(eqx.Module):
             adjoint=adjoint,
             throw=throw,
         )
+
         return samples.values[0]
 
     def sample(
@@ -205,6 +206,7 @@ class SetFlow(eqx.Module):
             key=zkey,
             **prior_keywords(self.prior, cond),
         )
+
         return sample(
             self.flow,
             shape,

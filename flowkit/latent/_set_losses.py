@@ -301,6 +301,7 @@ def _loss(
         latents = map_over_batch(_encode, model, encoding, block=block)
         metrics["marginal_kl"] = marginal_kl(latents)
         loss = loss + terms.marginal_kl_weight * metrics["marginal_kl"]
+
     return loss, metrics
 
 

@@ -121,6 +121,7 @@ def scores_with_floor(
         raise ValueError(
             f"`reference` holds {size} cloud; 1-NNA needs at least two of them."
         )
+
     for name, clouds in (("samples", samples), ("floor", floor)):
         if len(clouds) < size:
             raise ValueError(
@@ -141,6 +142,7 @@ def scores_with_floor(
                     distance, clouds[part], part_mask, reference, mask_reference, within
                 )
             )
+
         return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *scores)
 
     return ScoresWithFloor(

@@ -33,12 +33,14 @@ def straightness(
         raise ValueError(
             f"`points` holds {points.shape[0]} times; a trajectory needs at least two."
         )
+
     check_values("times", times)
     check_values("points", points)
     if not is_traced(times) and not np.all(np.diff(np.asarray(times, float)) > 0):
         raise ValueError(
             "`times` must increase; reverse a trajectory that was integrated backward."
         )
+
     return _straightness(times, points)
 
 
@@ -97,6 +99,7 @@ def latent_statistics(
             f"`labels` run from {np.min(labels)} to {np.max(labels)}, outside "
             f"0 .. {num_classes - 1}."
         )
+
     return _statistics(latents, labels, num_classes)
 
 

@@ -61,6 +61,7 @@ def jsd(
         )
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"`limits` is {limits}; the lower limit comes first.")
+
     return _jsd(samples, reference, num_cells, limits, mask_samples, mask_reference)
 
 

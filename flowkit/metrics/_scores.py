@@ -40,12 +40,14 @@ def one_nna(
                 f"`{name}` has shape {matrix.shape}, but `d_xy` of shape {d_xy.shape} "
                 f"needs {(size, size)}; the order is (samples, reference)."
             )
+
     if num_x != num_y or num_x < 2:
         raise ValueError(
             f"`d_xy` is {num_x} samples against {num_y} references; 1-NNA needs two "
             "equally long lists of at least two clouds."
         )
     _check_matrices(d_xx=d_xx, d_xy=d_xy, d_yy=d_yy)
+
     return _one_nna(d_xx, d_xy, d_yy)
 
 

@@ -55,6 +55,7 @@ def open_run(
             "give the options as they were."
         )
     record.write_text(json.dumps(given, indent=2) + "\n")
+
     return folder
 
 

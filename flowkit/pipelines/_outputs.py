@@ -71,6 +71,7 @@ def model_outputs(
         latents = jax.vmap(encode)(x, jr.split(key, len(x)))
     else:
         latents = jax.vmap(model.encode)(x)
+
     return arrays | {"latents": latents, "decoded": jax.vmap(model.decoder)(latents)}
 
 
@@ -148,12 +149,14 @@ def output_distances(
     x = sampler(number, key=data_key).reshape(z.shape)
     keys = jr.split(data_key, parts)
     found = {}
+
     for name, (model, wanted) in models.items():
         batches = [model_outputs(model, z[i], x[i], key=keys[i]) for i in range(parts)]
         arrays = {
             one: np.concatenate([batch[one] for batch in batches]) for one in wanted
         }
         found[name] = _distances(arrays, fresh, prior[1])
+
     return results | {"models": found}
 
 
@@ -172,6 +175,7 @@ def _distances(arrays: Mapping[str, np.ndarray], fresh: Any, prior: Any) -> dict
     if "latents" in arrays:
         numbers["latent_w2"] = _w2(arrays["latents"], prior)
         numbers |= _moments(arrays["latents"], "latent_")
+
     return numbers
 
 

@@ -95,6 +95,7 @@ def explore_training(
         stages.append(
             plotting.ExplorerStage(f"step {step}", times[shown], points, flow)
         )
+
     return plotting.explorer(stages, path=path, **options)
 
 

@@ -68,6 +68,7 @@ def continued(
     }
     # Left out again, because the stored configuration lacks them too.
     fields = {name: value for name, value in fields.items() if name not in missing}
+
     return dataclasses.replace(model, **missing), fixed | {"model": fields}
 
 

@@ -92,6 +92,7 @@ def _encoder(config: Any, *, key: jax.Array) -> nn.AbstractEncoder:
     if config.pooling == "none":
         return encoder
     pooling = _pooling(config.pooling, out_size, key=pooling_key)
+
     return nn.Pooled(encoder, pooling, out_size=out_size, key=pooling_key)
 
 
@@ -159,6 +160,7 @@ def _conditioner(config: Any, *, key: jax.Array) -> Any:
             return nn.PerPoint()
         case "pool":
             return nn.Pool()
+
     return nn.Select(
         config.in_size,
         config.latent_size,
@@ -184,4 +186,5 @@ def _prior(config: Any, *, key: jax.Array) -> fk.AbstractDistribution:
         time_embedding=nn.SinusoidalTime(128, scale=config.time_scale),
         key=key,
     )
+
     return latent.FlowPrior(fk.Flow(network), size)

@@ -67,6 +67,7 @@ class SetFlowReport(eqx.Module):
                     f"`split.{name}` has one cloud, and scores take at least two: give "
                     "more data, or change `test_fraction` or the numbers of samples."
                 )
+
         if self.guidance != 1 and self.num_classes == 0:
             raise ValueError(
                 f"`guidance` is {self.guidance}, but the prior is not conditioned on classes."
@@ -107,6 +108,7 @@ class SetFlowReport(eqx.Module):
         if not _is_local(model):
             numbers |= self._scores(model, key=sample_key)
         self.draw(model, folder, key=picture_key)
+
         return numbers
 
     def draw(
@@ -191,6 +193,7 @@ class SetFlowReport(eqx.Module):
         samples = model.sample(
             num_points, num_samples=number, cond=cond, key=sample_key, **SOLVER
         )
+
         return np.asarray(samples.values)
 
     def _scores(self, model: latent.SetFlow, *, key: jax.Array) -> dict[str, float]:
@@ -217,6 +220,7 @@ class SetFlowReport(eqx.Module):
             mask_reference=other.mask,
             mask_floor=some.mask,
         )
+
         return {
             "one_nna_chamfer": float(scores.samples.one_nna),
             "one_nna_floor": float(scores.floor.one_nna),

@@ -63,6 +63,7 @@ def set_flow_stages(
         stages = _trained_stages(options, model, source, folder)
     if options.stages != "flow" and options.prior_steps and model.has_trainable_prior:
         stages.append(_prior_stage(options, model, source))
+
     return stages
 
 
@@ -116,6 +117,7 @@ def _trained_stages(
         num_steps = saved_step(folder, name)
         if num_steps:
             return [_flow_stage(name, num_steps, options, model, source)]
+
     raise ValueError(
         f"`stages` is 'prior', but {folder} holds no trained encoder: train one there with "
         "`stages='flow'`, or start from the model of another run."

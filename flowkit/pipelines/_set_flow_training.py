@@ -62,6 +62,7 @@ class SetFlowTraining:
                 raise ValueError(
                     f"`{name}` must be at least 1, got {getattr(self, name)}."
                 )
+
         if self.prior_steps < (self.stages == "prior"):
             raise ValueError(
                 f"`prior_steps` is {self.prior_steps}; the stage of the prior takes at least 1."
@@ -70,11 +71,13 @@ class SetFlowTraining:
             raise ValueError(
                 f"`learning_rate` must be positive, got {self.learning_rate}."
             )
+
         for name in ("ema_decay", "class_dropout", "grid_mask_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"`{name}` must lie in [0, 1], got {getattr(self, name)}."
                 )
+
         if not self.grid_mask:
             reason = "`grid_mask` is off"
             idle = {"grid_size": reason, "grid_mask_probability": reason}

@@ -66,6 +66,7 @@ class SideBySide(NamedTuple):
         if "latents" not in outputs:
             return plotting.LatentMap(train=self.random_pairs, infer=infer)
         latents = outputs["latents"][:_NUM_CODES]
+
         return plotting.LatentMap(
             infer=infer,
             encode=(self.x[:_NUM_CODES], latents),
@@ -87,6 +88,7 @@ class SideBySide(NamedTuple):
         if "latents" in outputs and "output" in outputs:
             infer = (self.z, outputs["output"])
             sides["samples"] = plotting.LatentMap(infer=infer)
+
         return sides
 
     def limits(self, outputs: Sequence[Outputs]) -> tuple[float, float]:

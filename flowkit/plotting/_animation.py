@@ -77,6 +77,7 @@ def animate(
         duration=milliseconds,
         loop=0,
     )
+
     return path
 
 

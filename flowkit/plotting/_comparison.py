@@ -87,6 +87,7 @@ def comparison(
         axes = figure.add_subplot(rows, columns, i + 1)
         style_axes(axes, name)
         _draw(axes, panel, lows, highs, drawing.dots)
+
     _shared_legend(figure, 2 * columns)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)

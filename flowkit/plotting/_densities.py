@@ -164,6 +164,7 @@ def _finite(samples: Any, size: int) -> dict[str, np.ndarray]:
             f"`samples` has {name!r} of shape {values.shape}; (n, {size}) can be drawn.",
         )
         finite[name] = values[np.isfinite(values).all(1)]
+
     require(
         any(len(values) > 0 for values in finite.values()),
         "`samples` holds no finite value; there is nothing to draw.",

@@ -134,6 +134,7 @@ def explorer(
     }
     path = Path(path)
     path.write_text(_filled(page, title, plotly), encoding="utf-8")
+
     return path
 
 

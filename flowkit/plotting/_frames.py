@@ -53,6 +53,7 @@ def write_frames(
     require(num_workers >= 0, f"`num_workers` is {num_workers}; it must be at least 0.")
     files = [Path(path) for path in paths]
     folders = {name: Path(folder) for name, folder in panel_folders.items()}
+
     for folder in {file.parent for file in files} | set(folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
     options = {"limits": limits, "columns": columns, "dpi": dpi}

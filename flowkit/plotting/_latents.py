@@ -79,6 +79,7 @@ def embedding(
     # Empty clouds give the legend its entries.
     for k in np.unique(ids):
         axes.scatter([], [], color=palette[k], label=names[k])
+
     columns = 1 if number <= 20 else 2
     style_legend(axes, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
     return finish(figure, path)
@@ -151,6 +152,7 @@ def latent_statistics(
     _draw_overall(panels[0], mean, std)
     for axes, table in zip(panels[1:], tables, strict=True):
         _heat_map(figure, axes, table, names)
+
     panels[-1].set_xlabel("latent dimension", fontsize=9, color=INK)
     return finish(figure, path)
 

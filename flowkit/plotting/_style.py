@@ -216,6 +216,7 @@ def as_points(name: str, cloud: Any, mask: Any = None) -> np.ndarray:
         raise ValueError(
             f"`{name}` has a cloud of shape {points.shape}; (n, 2) or (n, 3) can be drawn."
         )
+
     # Generated points may have diverged.
     keep = np.isfinite(points).all(1)
     if mask is not None:
@@ -251,6 +252,7 @@ def box(
     center = (low + high) / 2
     # A single point has no extent, and axes need some.
     half = max(float((high - low).max()) / 2 * (1 + 2 * padding), 1e-3)
+
     return center - half, center + half
 
 

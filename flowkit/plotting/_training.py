@@ -163,6 +163,7 @@ def explained_velocity(
     # The last curve, or the only one, has the full color.
     strengths = np.linspace(1, 0.3, len(arrays))[::-1]
     style = {"linewidth": 1.8, "marker": "o", "markersize": 4}
+
     for strength, (name, values) in zip(strengths, arrays.items(), strict=True):
         axes.plot(xs, values, label=name or None, color=tint(color, strength), **style)
     if len(arrays) == 1:
@@ -315,6 +316,7 @@ def _mark_stages(axes: Any, run: _Run) -> None:
     # The names stand between the axes and the title.
     axes.set_title(axes.get_title(), fontsize=10, color=INK, pad=14)
     axes.set_xlim(-0.02 * run.end, 1.02 * run.end)
+
     for name, start in run.starts.items():
         if start > 0:
             axes.axvline(start, color=LEVEL, linewidth=0.8, linestyle=_DASHES, zorder=1)

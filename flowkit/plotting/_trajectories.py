@@ -140,6 +140,7 @@ def curvature(
         lengths = _second_derivative(ts, np.asarray(points, np.float64))
         color = series_color(i)
         axes.plot(ts[1:-1], lengths, label=name or None, color=color, linewidth=1.6)
+
     axes.set_ylim(bottom=0)
     style_legend(axes)
     return finish(figure, path)
