@@ -1,4 +1,5 @@
-"""Signatures of classes whose `__init__` is made from their fields: `equinox.Module` and `NamedTuple`."""
+"""Signatures of classes whose `__init__` is made from their fields: `equinox.Module`
+and `NamedTuple`."""
 
 import griffe
 
@@ -8,7 +9,8 @@ _NOT_FIELDS = ("ClassVar", "AbstractVar", "AbstractClassVar")
 
 
 class Fields(griffe.Extension):
-    """Adds to each such class an `__init__` with one parameter per field, those of its base classes first."""
+    """Adds to each such class an `__init__` with one parameter per field, those of its
+    base classes first."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
         del kwargs

@@ -1,4 +1,5 @@
-"""Settings of the whole suite: two virtual CPU devices, quick compilation, strict dtype promotion, no display."""
+"""Settings of the whole suite: two virtual CPU devices, quick compilation, strict dtype
+promotion, no display."""
 
 import os
 
@@ -26,7 +27,8 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def fresh_caches():
-    """Every compiled program holds memory maps, of which a process has only so many (65,530 by default on Linux)."""
+    """Every compiled program holds memory maps, of which a process has only so many
+    (65,530 by default on Linux)."""
     yield
     jax.clear_caches()
 

@@ -57,7 +57,8 @@ def mixture_log_prob(x):
 
 
 def mixture_map(x, s, t):
-    """The flow map of the one-dimensional mixture: F_t^-1(F_s(x)), since flows in one dimension preserve order."""
+    """The flow map of the one-dimensional mixture: F_t^-1(F_s(x)), since flows in one
+    dimension preserve order."""
 
     def cdf(x, t):
         return np.sum(

@@ -1,4 +1,5 @@
-"""Decoders and autoencoders against the closed forms of linear models, and a small training of each."""
+"""Decoders and autoencoders against the closed forms of linear models, and a small
+training of each."""
 
 import equinox as eqx
 import jax
@@ -78,7 +79,8 @@ def test_decoder_collapses_to_the_mean(key):
 
 
 def test_autoencoder_finds_the_principal_components():
-    """On finite data the projection on them is a stationary point, with the other eigenvalues as loss."""
+    """On finite data the projection on them is a stationary point, with the other
+    eigenvalues as loss."""
     x1 = np.random.default_rng(0).normal(size=(500, 4)) @ np.diag(
         [3.0, 2.0, 1.0, 0.5]
     ) + [1, 0, -2, 0]
@@ -101,7 +103,8 @@ def test_autoencoder_finds_the_principal_components():
 
 @pytest.mark.parametrize("kl_weight", [1.0, 4.0, 10.0])
 def test_linear_vae_has_its_optimum(kl_weight, key):
-    """Gradient, squared error and divergence at the closed form; the last weight is beyond the collapse."""
+    """Gradient, squared error and divergence at the closed form; the last weight is
+    beyond the collapse."""
     dkey, lkey = jr.split(key)
     x1 = VARIANCE**0.5 * jr.normal(dkey, (NUM, 1))
     weight = jnp.asarray(kl_weight)  # one program for all of them
@@ -125,7 +128,8 @@ def test_linear_vae_has_its_optimum(kl_weight, key):
 
 @pytest.mark.parametrize(("ratio", "collapses"), [(1.5, False), (2.5, True)])
 def test_collapse_begins_at_twice_the_variance(ratio, collapses, key):
-    """The collapsed model is a minimum in the slopes of encoder and decoder if the weight is larger, else a saddle."""
+    """The collapsed model is a minimum in the slopes of encoder and decoder if the
+    weight is larger, else a saddle."""
     dkey, lkey = jr.split(key)
     x1 = jr.normal(dkey, (NUM, 1))
     variance = float(jnp.var(x1))
@@ -141,7 +145,8 @@ def test_collapse_begins_at_twice_the_variance(ratio, collapses, key):
 
 
 def test_parts_of_the_vae_loss(key):
-    """The divergence is that of `standard_normal_kl`; weight zero leaves an autoencoder with noise."""
+    """The divergence is that of `standard_normal_kl`; weight zero leaves an autoencoder
+    with noise."""
     x1 = jr.normal(key, (16, 3))
     ekey, dkey, lkey = jr.split(key, 3)
     model = VAE(
@@ -202,7 +207,8 @@ def test_free_bits_spare_small_divergences(key):
 
 @pytest.mark.slow
 def test_trained_baselines_do_what_they_must(key):
-    """On the mixture with small networks: the decoder is constant, the autoencoder exact, the heavy VAE collapsed."""
+    """On the mixture with small networks: the decoder is constant, the autoencoder
+    exact, the heavy VAE collapsed."""
     x1 = np.asarray(fk.data.mixture_1d(500, exact_counts=True, key=jr.key(42)))
     ekey, dkey, tkey = jr.split(key, 3)
     relu = {"activation": jax.nn.relu}

@@ -111,7 +111,8 @@ def test_every_model_keeps_what_it_promises(example, config):
     "coupling", ["assignment", "entropic", "unbalanced", "reweighted"]
 )
 def test_pairs_are_those_of_the_coupling(example, config, coupling):
-    """Each noise and datum of the pairs was drawn; paired by transport they are nearer than at random."""
+    """Each noise and datum of the pairs was drawn; paired by transport they are nearer
+    than at random."""
     config = dataclasses.replace(
         config, coupling=coupling, num_samples=64, batch_size=64
     )

@@ -102,7 +102,8 @@ def test_one_dimension_is_sorted_without_the_host(key):
 
 
 def test_entropic_plan_of_two_points():
-    """Cost [[0, 1], [1, 0]], of mean 1/2: the plan has 1 / 2 / (1 + exp(-1 / epsilon)) on its diagonal."""
+    """Cost [[0, 1], [1, 0]], of mean 1/2: the plan has 1 / 2 / (1 + exp(-1 / epsilon))
+    on its diagonal."""
     x = np.array([[0.0], [1.0]], np.float32)
     plan = fk.EntropicCoupling(epsilon=0.6).plan(x, x)  # 0.3 of the unit of the cost
     diagonal = 0.5 / (1 + np.exp(-1 / 0.3))
@@ -172,7 +173,8 @@ def test_unbalanced_plan_minimises_its_objective(rho0, rho1):
 
 
 def test_unbalanced_plan_is_found_in_few_iterations():
-    """Without the shift between the potentials the constant part would need some `rho / epsilon` log(1 / tolerance)."""
+    """Without the shift between the potentials the constant part would need some `rho /
+    epsilon` log(1 / tolerance)."""
     x0, x1 = batch(5, 64)
     balanced = fk.EntropicCoupling().plan(x0, x1)
     unbalanced = fk.UnbalancedCoupling(rho1=50.0).plan(x0, x1)
@@ -293,7 +295,8 @@ def test_weight_has_plain_and_no_transport_as_limits(key):
 
 
 def test_noise_is_independent_of_the_condition(key):
-    """Data at +-2 by their label: plain assignments give each label its half of the noise, this one all of it."""
+    """Data at +-2 by their label: plain assignments give each label its half of the
+    noise, this one all of it."""
     x0 = np.asarray(jr.normal(key, (600, 2)))
     labels = np.arange(600) % 2
     x1 = np.stack([4.0 * labels - 2, 0 * labels], 1).astype(np.float32)
@@ -309,7 +312,8 @@ def test_noise_is_independent_of_the_condition(key):
 
 @every_coupling
 def test_couplings_serve_the_loss(coupling, key):
-    """At the velocity zero the loss is the cost of the pairs, and less than that of independent ones."""
+    """At the velocity zero the loss is the cost of the pairs, and less than that of
+    independent ones."""
     x0, x1 = batch(12)
     cond = jnp.arange(32) % 2
     network = lambda t, x, cond: jnp.zeros_like(x)
@@ -430,7 +434,8 @@ def test_planned_pairs_take_any_coupling_without_weights(key):
 
 
 def test_planned_pairs_train(key):
-    """Several steps per call, from plans over more than a batch; an iterator that is left early stops its threads."""
+    """Several steps per call, from plans over more than a batch; an iterator that is
+    left early stops its threads."""
     x1 = batch(16, 64)[1]
     pairs = fk.planned_pairs(itertools.repeat(x1), 16, key=key)
 

@@ -128,11 +128,11 @@ def test_crn_starts_as_zero_and_learns(name):
 @pytest.mark.parametrize("name", CRNS)
 def test_crn_of_one_point_depends_on_all_its_inputs_smoothly_in_time(name):
     network = cloudwise(name, 3)
-    latents = (
-        None
-        if network.latents is None
-        else np.asarray(network.latents)[: 1 if name in LOCAL_CRNS else None]
-    )
+    latents = network.latents
+    if latents is not None:
+        # A local network has one latent for its single point.
+        num_latents = 1 if name in LOCAL_CRNS else None
+        latents = np.asarray(latents)[:num_latents]
     points = np.asarray(cloud(3, 1))
     one = eqx.filter_jit(
         lambda t, x, z: jax.jvp(lambda t: network.crn(t, x, z), (t,), (jnp.ones(()),))

@@ -126,7 +126,8 @@ def test_training_batches_hold_some_points_of_each_cloud():
 
 
 def test_augmentation_keeps_what_is_upright():
-    """In space clouds turn about the axis that points up, here 1: a vertical line stays vertical."""
+    """In space clouds turn about the axis that points up, here 1: a vertical line stays
+    vertical."""
     points = np.zeros((8, 10, 3), np.float32)
     points[..., 1] = np.linspace(-1, 1, 10)
     moved = first_batch(points, augment=True)
@@ -435,7 +436,8 @@ def arrays_of(model):
 
 @pytest.mark.slow
 def test_stages_by_hand_and_a_run_found_again(examples, monkeypatch, tmp_path):
-    """A ragged data set in space: the flow, its prior in the same folder, another prior elsewhere."""
+    """A ragged data set in space: the flow, its prior in the same folder, another prior
+    elsewhere."""
     words = [*WORDS.split(), "--data", save_clouds(tmp_path / "clouds.npz")]
     run = tmp_path / "run"
     drawn = {}

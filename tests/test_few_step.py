@@ -1,4 +1,5 @@
-"""Flow maps: exact maps against closed forms, losses by their fixed points, samplers by exact maps."""
+"""Flow maps: exact maps against closed forms, losses by their fixed points, samplers by
+exact maps."""
 
 import equinox as eqx
 import jax
@@ -56,7 +57,8 @@ def test_exact_map_is_where_the_ode_ends(path, law):
 
 
 def test_identity_and_derivative():
-    """The total derivative is that of finite differences along the flow, and satisfies the identity."""
+    """The total derivative is that of finite differences along the flow, and satisfies
+    the identity."""
     with jax.enable_x64(True):
         law = mixture_1d(jnp.float64)
         flow, flow_map, x, s, h = (
@@ -76,7 +78,8 @@ def test_identity_and_derivative():
 
 @pytest.mark.parametrize("law", [GAUSSIAN, mixture_1d()], ids=["gaussian", "mixture"])
 def test_exact_maps_keep_their_digits_in_short_intervals(law):
-    """In single precision: to first order u = v + (t - s) a / 2, and du/ds = a / 2, with the acceleration a."""
+    """In single precision: to first order u = v + (t - s) a / 2, and du/ds = a / 2,
+    with the acceleration a."""
     exact, velocity = fs.exact_flow_map(law), fk.exact_flow(law)
     spans = jnp.array([3e-3, 1e-4, 1e-6, 0.0, -1e-4], jnp.float32)
     s, x = jnp.float32(0.3), jnp.array([0.2])
@@ -147,7 +150,8 @@ CASES = [(name, preset) for name, (_, presets) in LOSSES.items() for preset in p
 
 @pytest.mark.parametrize(("name", "preset"), CASES)
 def test_exact_map_is_a_fixed_point(name, preset):
-    """On the mixture with the toy presets; with weights and clamps on a Gaussian, whose errors are symmetric."""
+    """On the mixture with the toy presets; with weights and clamps on a Gaussian, whose
+    errors are symmetric."""
     loss, presets = LOSSES[name]
     law = mixture_1d() if preset == "toy" else GAUSSIAN
     scores = scores_of_gradient(loss, law, presets[preset])
@@ -159,7 +163,8 @@ def test_exact_map_is_a_fixed_point(name, preset):
 
 
 def test_exact_map_is_consistent_with_its_shortcuts(key):
-    """But for the smallest jumps, which are taken to be straight; a map with another average is not."""
+    """But for the smallest jumps, which are taken to be straight; a map with another
+    average is not."""
     flow_map, x1 = fs.exact_flow_map(GAUSSIAN), GAUSSIAN.sample((256, 1), key=KEY)
     errors = []
     for weight in (0.0, 0.1):
@@ -174,7 +179,8 @@ def test_exact_map_is_consistent_with_its_shortcuts(key):
 
 
 def test_values_of_the_losses_are_their_closed_forms(key):
-    """At the exact map of N(0, 0.5^2) and the times 0.2 and 0.9: the variances of the targets, B.8 and B.9."""
+    """At the exact map of N(0, 0.5^2) and the times 0.2 and 0.9: the variances of the
+    targets, B.8 and B.9."""
     law, num = fk.Normal(0.0, 0.5), 40_000
     data_key, key = jr.split(key)
     flow_map, x1 = fs.exact_flow_map(law), law.sample((num, 1), key=data_key)

@@ -22,7 +22,8 @@ def draws(points, mask=None, *, grid_size, probability, num, key):
 
 
 def test_visible_fraction(key):
-    """Four occupied cells: each is visible with 1 - p, and the guard adds p^4: 0.5625 for p = 0.5."""
+    """Four occupied cells: each is visible with 1 - p, and the guard adds p^4: 0.5625
+    for p = 0.5."""
     visible = np.asarray(
         draws(CORNERS, grid_size=2, probability=0.5, num=20_000, key=key)
     )
@@ -87,7 +88,8 @@ class Reported(eqx.Module):
 
 
 def test_drawn_inside_the_loss_for_the_encoder_only(key):
-    """The loss of a velocity c z is c^2 E z^2 up to 1e-3; z is the number of visible corners, flow points are four."""
+    """The loss of a velocity c z is c^2 E z^2 up to 1e-3; z is the number of visible
+    corners, flow points are four."""
     model = fk.latent.SetFlow(Count(), fk.Flow(Reported()), fk.Normal())
     points = np.broadcast_to(CORNERS, (4000, 4, 2))
 

@@ -115,7 +115,8 @@ def test_parts_add_up(key):
 
 
 def test_encoder_mask_hides_from_the_encoder_only(key):
-    """Moving a hidden point changes what the flow is trained on, and not the latents; a masked one changes nothing."""
+    """Moving a hidden point changes what the flow is trained on, and not the latents; a
+    masked one changes nothing."""
     model, points = make(key), np.array(clouds(key))
     mask, encoder_mask = np.ones((8, 6), bool), np.ones((8, 6), bool)
     mask[:, 5], encoder_mask[:, 4] = False, False
@@ -164,7 +165,8 @@ def test_standard_normal_kl():
 
 
 def test_marginal_kl():
-    """Zero for standardised latents; for others the divergence of two Gaussians with their moments."""
+    """Zero for standardised latents; for others the divergence of two Gaussians with
+    their moments."""
     latents = np.array([[[1.0]], [[-1.0]]], np.float32)
     assert float(marginal_kl(latents)) == pytest.approx(0, abs=1e-6)
     expected = 0.5 * (0.09 + 0.25 - 1 - np.log(0.09))
@@ -308,7 +310,8 @@ def test_shapes_and_modes(key):
 
 
 def test_variational_models_are_trained_on_the_target_too(key):
-    """Unless `targets` says otherwise: the sum of the velocity and the target error, (1 - t)^2 of it."""
+    """Unless `targets` says otherwise: the sum of the velocity and the target error, (1
+    - t)^2 of it."""
     model, x = make(key, variational=True), clouds(key)
     both = set_flow_loss(model, x, key=key)[1]["flow_loss"]
     parts = [

@@ -36,7 +36,8 @@ class Around(fk.AbstractDistribution):
 
 
 class Mean(eqx.Module):
-    """The mean of a cloud is its latent, with a weight; as a variational encoder with log-variances of -2."""
+    """The mean of a cloud is its latent, with a weight; as a variational encoder with
+    log-variances of -2."""
 
     weight: jax.Array
     in_size: int = 2
@@ -93,7 +94,8 @@ class ExactConditional(eqx.Module):
 
 
 def test_conditional_flow_prior_against_its_density(key):
-    """With the exact network: N(m + s cond, s^2) in every row; leading axes of latents and condition agree."""
+    """With the exact network: N(m + s cond, s^2) in every row; leading axes of latents
+    and condition agree."""
     prior = FlowPrior(fk.Flow(ExactConditional()), 2)
     m, s = jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])
     prior = eqx.tree_at(lambda p: (p.mean, p.log_std), prior, (m, jnp.log(s)))
@@ -131,7 +133,8 @@ def test_the_condition_follows_its_cloud(key):
 
 
 def test_weight_of_the_prior(key):
-    """A number 0 leaves the prior out, also one that could not be evaluated; others scale its loss."""
+    """A number 0 leaves the prior out, also one that could not be evaluated; others
+    scale its loss."""
     points, cond = clouds(key), jnp.ones((8, 2))
     total, parts = set_flow_loss(make(), points, key=key, cond=cond, prior_weight=0.25)
     np.testing.assert_allclose(
@@ -234,7 +237,8 @@ def test_reductions_of_a_divergence(key):
 
 
 def test_divergences_in_the_loss(key):
-    """By hand: posteriors N(mean, e^-2), against the standard normal and, by sampling, against the prior."""
+    """By hand: posteriors N(mean, e^-2), against the standard normal and, by sampling,
+    against the prior."""
     points, cond = clouds(key, 2000), jnp.full((2000, 2), 0.5)
     model = make(variational=True)
     means = np.asarray(points.mean(1))
@@ -248,7 +252,8 @@ def test_divergences_in_the_loss(key):
     assert part(kl_reduction=jnp.sum) == pytest.approx(
         2 * closed(means).mean(), rel=1e-4
     )
-    # log q - log p of one draw: (u^2 - e^2) / 2 + 1 with u the distance from the prior's mean, of variance below 1.
+    # log q - log p of one draw: (u^2 - e^2) / 2 + 1 with u the distance from the
+    # prior's mean, of variance below 1.
     assert part(kl_samples=4) == pytest.approx(
         closed(means - 0.5).mean(), abs=5 * 0.5 / np.sqrt(2000)
     )
@@ -296,7 +301,8 @@ def test_conditional_samples(key):
 
 
 def test_priors_over_slots(key):
-    """A prior with a transformer has the same density for the slots in any order, one with an MLP not."""
+    """A prior with a transformer has the same density for the slots in any order, one
+    with an MLP not."""
     x, order = jr.normal(key, (4, 3)), np.array([2, 0, 3, 1])
     transformer = fk.nn.DiT(
         3, 0, width_size=8, depth=1, num_heads=2, cond_size=8, key=key

@@ -88,7 +88,8 @@ def test_factor_table_of_the_linear_path(key):
 
 @pytest.mark.parametrize("prediction", NATIVE)
 def test_likelihood_weighting_is_applied_once(prediction, key):
-    """w_v = t / (1 - t) on the velocity error, whatever the network predicts; twice for two listed targets."""
+    """w_v = t / (1 - t) on the velocity error, whatever the network predicts; twice for
+    two listed targets."""
     with jax.enable_x64(True):
         x1 = jr.normal(key, (64, 2), jnp.float64)
         flow = converted(fk.LinearPath(), prediction)
@@ -105,7 +106,8 @@ def test_likelihood_weighting_is_applied_once(prediction, key):
 
 @pytest.mark.parametrize("name", ["cosine", "polynomial", "variance-preserving"])
 def test_likelihood_weighting_is_half_the_slope_of_the_log_snr(name):
-    """On the noise error, e_v = -(D / alpha) e_0, the weight is lambda' / 2 with lambda = log(alpha^2 / sigma^2)."""
+    """On the noise error, e_v = -(D / alpha) e_0, the weight is lambda' / 2 with lambda
+    = log(alpha^2 / sigma^2)."""
     with jax.enable_x64(True):
         path = PATHS[name]
         for t in (0.2, 0.8):
@@ -125,7 +127,8 @@ def test_likelihood_weighting_is_half_the_slope_of_the_log_snr(name):
     [(np.pi / 2 * 0.5, fk.exact_flow(fk.Normal(1.3, 0.5))), (2.827313, None)],
 )
 def test_loss_of_the_exact_flow_is_its_floor(floor, flow, key):
-    """(pi / 2) s s0 for Gaussians, 2.827313 for the mixture by quadrature; within 5 standard errors."""
+    """(pi / 2) s s0 for Gaussians, 2.827313 for the mixture by quadrature; within 5
+    standard errors."""
     xkey, lkey = jr.split(key)
     data = mixture_1d() if flow is None else fk.Normal(1.3, 0.5)
     x1 = data.sample((200_000, 1), key=xkey)
@@ -145,7 +148,8 @@ def test_loss_of_the_zero_network(key):
 
 @pytest.mark.parametrize("prediction", NATIVE)
 def test_expected_gradient_at_the_exact_flow_is_zero(prediction, key):
-    """The minimiser is the conditional expectation: shifting or scaling the exact network cannot help."""
+    """The minimiser is the conditional expectation: shifting or scaling the exact
+    network cannot help."""
 
     class Perturbed(eqx.Module):
         exact: fk.Flow
@@ -439,7 +443,8 @@ def test_assignment_sorts_in_one_dimension(key):
 
 
 def test_labels_and_masks_follow_their_data(key):
-    """A coupling that reverses the data, and a network that subtracts its label: the loss must not change."""
+    """A coupling that reverses the data, and a network that subtracts its label: the
+    loss must not change."""
 
     def reverse(x0, x1, cond, *, key):
         return fk.Pairing(
@@ -493,7 +498,8 @@ def test_explained_velocity_of_the_exact_flow_is_one(key):
 
 
 def test_explained_velocity_without_a_floor(key):
-    """One Gaussian: 1 - Var(v_c | x_t) / Var(v_c), with Var(v_c | x_t) = s^2 / c_t^2 and Var(v_c) = 1 + s^2."""
+    """One Gaussian: 1 - Var(v_c | x_t) / Var(v_c), with Var(v_c | x_t) = s^2 / c_t^2
+    and Var(v_c) = 1 + s^2."""
     std, num = 0.5, 200_000
     xkey, ekey = jr.split(key)
     x1 = fk.Normal(1.3, std).sample((num, 1), key=xkey)
@@ -505,7 +511,8 @@ def test_explained_velocity_without_a_floor(key):
     expected = 1 - np.array(
         [floor[i * 200 : i * 200 + 201].mean() for i in range(5)]
     ) / (1 + std**2)
-    # The ratio of two means over num / 5 squares of normals: a relative error of about sqrt(2 / (num / 5)) each.
+    # The ratio of two means over num / 5 squares of normals: a relative error of about
+    # sqrt(2 / (num / 5)) each.
     np.testing.assert_allclose(report.r2, expected, atol=5 * 2 * np.sqrt(2 / (num / 5)))
     assert report.total == pytest.approx(float(report.r2.mean()), abs=0.01)
 

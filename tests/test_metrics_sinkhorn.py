@@ -1,4 +1,5 @@
-"""Bounds of the earth mover's distance against scipy's exact values, the Sinkhorn divergence against loops in NumPy."""
+"""Bounds of the earth mover's distance against scipy's exact values, the Sinkhorn
+divergence against loops in NumPy."""
 
 import functools as ft
 
@@ -81,7 +82,8 @@ def test_bounds_of_simple_clouds():
     assert metrics.emd_bounds(x, x).lower == 0
     assert metrics.emd_bounds(x, x).upper < 0.01
     np.testing.assert_allclose(metrics.emd_bounds(x[:1], x[:1]), 0, atol=1e-6)
-    # All points move by the same vector, which no plan does better than: the bounds meet as epsilon falls.
+    # All points move by the same vector, which no plan does better than: the bounds
+    # meet as epsilon falls.
     assert_between(metrics.emd_bounds(x, x + np.array([3.0, 4.0], np.float32)), 5)
 
 
@@ -101,7 +103,8 @@ def test_no_array_is_as_large_as_the_cost_matrix():
 
 
 def entropic_cost(x, y, epsilon):
-    """In float64, by many plain scalings; the value is that of the primal problem, from the plan itself."""
+    """In float64, by many plain scalings; the value is that of the primal problem, from
+    the plan itself."""
     cost = cdist(x, y, "sqeuclidean")
     kernel, columns = np.exp(-cost / epsilon), np.ones(len(y))
     for _ in range(3000):
@@ -151,14 +154,16 @@ def test_divergence_in_its_limits():
     assert metrics.sinkhorn_divergence(x, x) == 0
     assert metrics.sinkhorn_divergence(x, x[::-1].copy()) == pytest.approx(0, abs=1e-4)
     large = metrics.sinkhorn_divergence(x, y, epsilon=1000)
-    # Of an independent plan what remains is the distance of the means: half the energy distance for squared costs.
+    # Of an independent plan what remains is the distance of the means: half the energy
+    # distance for squared costs.
     assert large == pytest.approx(np.sum((x.mean(0) - y.mean(0)) ** 2), rel=1e-2)
     small = metrics.sinkhorn_divergence(x, y, epsilon=0.002, max_iterations=3000)
     assert small == pytest.approx(float(metrics.w2(x, y)) ** 2, rel=0.02)
 
 
 def test_divergence_has_the_gradient_of_its_value():
-    """Against central differences of the float64 loop, epsilon held fixed; masked points have none."""
+    """Against central differences of the float64 loop, epsilon held fixed; masked
+    points have none."""
     x, y = clouds(6, 12, 9, 2)
     mask = np.arange(12) < 10
     divergence = lambda x: metrics.sinkhorn_divergence(
@@ -178,7 +183,8 @@ MASKS = {"x": (12, 20), "y": (20, 15), "both": (12, 15)}
 
 @pytest.mark.parametrize(("num_x", "num_y"), MASKS.values(), ids=MASKS)
 def test_masked_clouds_far_apart(num_x, num_y):
-    """Values and gradients are those of the clouds without padding, though that lies far from both potentials."""
+    """Values and gradients are those of the clouds without padding, though that lies
+    far from both potentials."""
     rng = np.random.default_rng(7)
     x = rng.normal(size=(20, 2)).astype(np.float32)
     y = (0.3 * rng.normal(size=(20, 2)) + [100, 0]).astype(np.float32)

@@ -20,7 +20,8 @@ class Plain(fk.AbstractDistribution):
         return jnp.zeros(())
 
 
-# x, t, then log p_t, data, noise, velocity and score on the linear path, worked out from the closed form and
+# x, t, then log p_t, data, noise, velocity and score on the linear path, worked out
+# from the closed form and
 # checked against quadrature; at t = 1 the score column is that of the path, 0 at the point -2.
 TABLE = [
     (0, 0, -0.918939, -0.800000, 0, -0.800000, 0),
@@ -68,7 +69,8 @@ def test_mixture_slopes(x, t, slope):
     "moments", [(0.0, 1.0), ((0.5, -1.0), (0.7, 1.6))], ids=["standard", "other"]
 )
 def test_continuity_equation(path, moments):
-    """d/dt log p + div v + v . score = 0, with log p, its derivatives and the divergence by autodiff."""
+    """d/dt log p + div v + v . score = 0, with log p, its derivatives and the
+    divergence by autodiff."""
     with jax.enable_x64(True):
         source = fk.Normal(
             *(m if isinstance(m, float) else jnp.array(m) for m in moments)
@@ -91,7 +93,8 @@ def test_continuity_equation(path, moments):
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "target"])
 def test_closed_forms_agree_with_conversions(path, prediction):
-    """Each prediction has its own closed form; the conversion of the velocity is another way to it."""
+    """Each prediction has its own closed form; the conversion of the velocity is
+    another way to it."""
     with jax.enable_x64(True):
         mixture, x = mixture_2d(jnp.float64), jnp.array([0.3, 1.2])
         velocity = fk.exact_flow(mixture, path)

@@ -102,7 +102,8 @@ def test_times_lie_in_the_unit_interval(law, key):
     assert np.all((t >= 0) & (t <= 1))
 
 
-# A monotone map takes medians to medians; that of Beta(2, 1) is 2^(-1/2), and the cosmap is symmetric.
+# A monotone map takes medians to medians; that of Beta(2, 1) is 2^(-1/2), and the
+# cosmap is symmetric.
 MEDIANS = {
     "uniform": 0.5,
     "logit-normal": 0.5987,

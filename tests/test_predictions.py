@@ -112,7 +112,8 @@ def test_velocity_is_exact_on_the_closed_interval(name, t):
 @given(t=st.floats(0, 1, width=32), x=st.floats(-4, 4, width=32))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_every_prediction_gives_the_same_flow(t, x):
-    """Velocities of noise and target networks are those of the exact one, up to the documented cut of 1e-3."""
+    """Velocities of noise and target networks are those of the exact one, up to the
+    documented cut of 1e-3."""
     t, x = np.float32(t), np.array([x], np.float32)
     velocities = [_velocity(name, t, x) for name in ("velocity", "noise", "target")]
     assert np.all(np.isfinite(velocities))
@@ -136,7 +137,8 @@ def test_predict_its_own_prediction_is_the_network(prediction):
 
 
 def test_polynomial_path_at_its_start():
-    """The named exception: at t = 0 the velocity is 0 whatever the data, so the data are not determined by it."""
+    """The named exception: at t = 0 the velocity is 0 whatever the data, so the data
+    are not determined by it."""
     flow = fk.exact_flow(mixture_2d(), fk.PolynomialPath(2))
     x = jnp.array([0.5, -0.5])
     np.testing.assert_array_equal(flow(0.0, x), jnp.zeros(2))

@@ -40,7 +40,8 @@ def python_block() -> str:
 
 
 def moons_log_prob(x: np.ndarray, noise: float, num: int = 2000) -> np.ndarray:
-    """The density of the moons: Gaussians along both half circles, by the midpoint rule on their angles."""
+    """The density of the moons: Gaussians along both half circles, by the midpoint rule
+    on their angles."""
     angles = (np.arange(num) + 0.5) * np.pi / num
     outer = np.stack([np.cos(angles), np.sin(angles)], -1)
     centres = np.concatenate([outer, [1.0, 0.5] - outer])
@@ -64,7 +65,8 @@ def test_block_is_short():
 
 @pytest.mark.slow
 def test_block_runs_as_printed(monkeypatch, tmp_path):
-    """The model is near the truth in both directions, and much nearer than a Gaussian: see the bounds in nats."""
+    """The model is near the truth in both directions, and much nearer than a Gaussian:
+    see the bounds in nats."""
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(python_block(), "README.md", "exec"), names)

@@ -65,7 +65,8 @@ def test_cost_is_least_and_the_noise_stays_the_same_set(coupling, size):
     ("num", "num_points", "size"), [(40, 40, 2), (40, 40, 3), (3, 300, 2), (3, 300, 3)]
 )
 def test_entropic_is_near_the_exact_cost_on_average(num, num_points, size):
-    """As documented: below 1 % for curves and for skewed clouds, some per cent for clouds that are like the noise."""
+    """As documented: below 1 % for curves and for skewed clouds, some per cent for
+    clouds that are like the noise."""
     x0, skewed = clouds(1, num, num_points, size)
     rng = np.random.default_rng(20)
     angles = rng.uniform(0, 2 * np.pi, (num, num_points))
@@ -133,7 +134,8 @@ def test_masked_clouds_far_from_the_origin(coupling):
 
 
 def test_alignment_turns_about_the_origin():
-    """A cloud that was turned about the origin, away from it and with masked rows, is turned back."""
+    """A cloud that was turned about the origin, away from it and with masked rows, is
+    turned back."""
     x1 = clouds(17, 2, 20, 2)[1] + np.float32(5)
     mask = np.arange(20) < np.array([[20], [13]])
     moved = np.asarray(
@@ -236,7 +238,8 @@ def test_alignment_finds_a_small_rotation_and_lowers_the_cost():
     once = coupled(fk.point_assignment, x0, x1)
     aligned = np.asarray(coupled(fk.AlignedAssignment(), x0, x1))
     assert total_cost(aligned, x1) < total_cost(once, x1)
-    # Turned, not stretched nor mirrored: lengths stay, and so does the orientation of any three points.
+    # Turned, not stretched nor mirrored: lengths stay, and so does the orientation of
+    # any three points.
     for before, after in zip(x0, aligned, strict=True):
         np.testing.assert_allclose(
             np.sort(np.linalg.norm(after, axis=1)),
@@ -345,14 +348,16 @@ def test_in_the_loss_of_sets(key):
 
 
 def test_assignment_lowers_the_floor_of_the_loss(key):
-    """The floor is the mean variance of the velocity given x_t; the best linear field stands for the best field."""
+    """The floor is the mean variance of the velocity given x_t; the best linear field
+    stands for the best field."""
     x1 = np.repeat(np.linspace(-2, 2, 32, dtype=np.float32)[None, :, None], 64, 0)
     zero = fk.Flow(lambda t, x, cond: 0 * x)
     apart, near = (
         fk.flow_matching_loss(zero, x1, key=key, coupling=coupling)
         for coupling in (fk.independent, ENTROPIC)
     )
-    # Of the zero field the loss is E |x1 - x0|^2: the sum of the variances, or the squared W2 and its finite-size bias.
+    # Of the zero field the loss is E |x1 - x0|^2: the sum of the variances, or the
+    # squared W2 and its finite-size bias.
     assert apart == pytest.approx(1 + np.mean(x1**2), rel=0.1)
     assert near < 0.2 * apart
 
@@ -450,7 +455,8 @@ def test_supersets(key):
         assert np.all(np.abs(x0.mean((0, 1))) < 4 / np.sqrt(num))
         assert np.all(np.abs((x0**2).mean((0, 1)) - 1) < 4 * np.sqrt(2 / num))
         assert np.abs((x0[..., 0] * x0[..., 1]).mean()) < 4 / np.sqrt(num)
-        # Within one cloud the points are as independent as any: the variance of a cloud's mean is 1 / 32.
+        # Within one cloud the points are as independent as any: the variance of a
+        # cloud's mean is 1 / 32.
         assert np.all(np.abs(32 * x0.mean(1).var(0) - 1) < 4 * np.sqrt(2 / 40))
         costs.append(total_cost(x0, batch.points))
     assert costs[0] < costs[1] < costs[2]
@@ -458,7 +464,8 @@ def test_supersets(key):
 
 
 def test_paths_of_pairs_are_straighter(key):
-    """The exact flow of all pairs of one dense cloud, by a kernel over them, against that of independent pairs."""
+    """The exact flow of all pairs of one dense cloud, by a kernel over them, against
+    that of independent pairs."""
     points = np.linspace(-2, 2, 400, dtype=np.float32)[None, :, None]
     pairs = fk.superset_pairs(points, progress=False, key=key)
     times = np.linspace(0, 1, 21, dtype=np.float32)

@@ -267,7 +267,8 @@ def test_help_names_every_option(example, capsys):
 
 
 def test_network_of_the_first_flow_visualizer(example):
-    """Its 144,834 parameters, and those of the second time: its embedding, and 64 more inputs of the first layer."""
+    """Its 144,834 parameters, and those of the second time: its embedding, and 64 more
+    inputs of the first layer."""
     config = example.ModelConfig(
         hidden_sizes=(128, 256, 256, 128), num_frequencies=0, time="learned"
     )
