@@ -1,11 +1,12 @@
-"""Generated MNIST point clouds against real ones: 1-NN accuracy, coverage, reconstructions, classes, cardinality.
+"""Generated MNIST point clouds against real ones.
 
-    python benchmarks/set_mnist.py                    # trains examples/point_clouds.py first, about 15 minutes
-    python benchmarks/set_mnist.py --run FOLDER       # scores a model that was trained there
+    python benchmarks/set_mnist.py                # trains a model first, about 15 minutes
+    python benchmarks/set_mnist.py --run FOLDER   # scores a model that was trained there
 
-Scores of generated clouds stand beside those of training clouds in their place, reconstructions beside the distance of
-two draws of one image, class accuracy beside that of the classifier on test clouds. Results go to
-`benchmarks/results/set_mnist.json`, and pictures beside it.
+It measures 1-NN accuracy, coverage, reconstructions, classes and cardinality. Each score has
+its floor: training clouds in place of generated ones, the distance between two draws of one
+image for reconstructions, and the accuracy on test clouds for the classifier. Results go to
+`benchmarks/results/set_mnist.json`, with pictures in the same folder.
 """
 
 import dataclasses
@@ -28,10 +29,10 @@ import flowkit as fk
 
 
 NUM_POINTS = 256
-"""Points of every cloud that is scored and of every cloud that the classifier sees."""
+"""Points of every cloud that is scored or that the classifier sees."""
 
 GUIDANCE = 2.0
-"""Scale of the guidance, where there is any."""
+"""Scale of the guidance of guided clouds."""
 
 CHAMFER = jax.jit(jax.vmap(fk.metrics.chamfer))
 """The distances between the clouds of two lists, pair by pair."""
@@ -55,11 +56,11 @@ class Config:
     """What is scored, and on how much."""
 
     run: str | None = None
-    """Folder of a run of `examples/point_clouds.py`; none trains the default one."""
+    """Folder of a run of `examples/point_clouds.py`. None trains the default model."""
     num_chamfer: int = 1000
-    """Clouds of each kind for the scores by Chamfer distance."""
+    """Number of clouds of each kind for the scores by Chamfer distance."""
     num_emd: int = 200
-    """Clouds of each kind for the scores by earth mover's distance."""
+    """Number of clouds of each kind for the scores by earth mover's distance."""
     classifier_steps: int = 4000
     """Training steps of the classifier, 64 clouds each."""
     seed: int = 0
@@ -113,7 +114,7 @@ def main(config: Config) -> None:
 
 
 def scores(model, run, train, test, generated, labels, rkey, skey, config: Config):
-    """All numbers, in the order of how soon they are there; of what is generated without and with guidance."""
+    """All numbers, the fastest first, of clouds generated without and with guidance."""
     yield reconstruction(model, run, test.points[: config.num_chamfer], key=rkey)
     yield cardinality(model, run, key=skey)
     yield classes(train, test, generated, labels, config)
@@ -133,7 +134,7 @@ def generate(
 
 
 def reconstruction(model, run, clouds: np.ndarray, *, key) -> dict:
-    """Chamfer distance of reconstructions to other points of the same images, over that of two draws of them.
+    """Chamfer distance of reconstructions to other draws of their images, and its floor.
 
     The encoder sees as many points as in training; what is compared has more and more of them.
     """

@@ -1,5 +1,4 @@
-"""Toys against closed forms and scikit-learn; digits against the images that they are
-drawn from."""
+"""Toys against closed forms and scikit-learn; digits against their images."""
 
 import sys
 
@@ -166,8 +165,8 @@ def test_pinwheel_unwinds_into_gaussians(key):
     )
     z = (points[:, 0] + 1j * points[:, 1]) / 2
     arms = np.exp(-2j * np.pi * np.arange(3) / 3)
-    # The shear depends on x, which the modulus gives up to the small y: undo it with
-    # the arm that fits best.
+    # The shear depends on x, which the modulus gives up to the small y: undo it with the
+    # arm that fits best.
     straight = z[:, None] * np.exp(-0.25j * np.exp(np.abs(z)))[:, None] * arms
     best = straight[np.arange(NUM), np.abs(np.angle(straight)).argmin(axis=1)]
     assert stats.kstest((best.real - 1) / 0.1, "norm").pvalue > 1e-4

@@ -1,5 +1,4 @@
-"""Ragged clouds, subsets of points, and augmentation: exact where it can be, uniform
-where it should be."""
+"""Ragged clouds, subsets of points, and augmentation: exact, or uniform as it should be."""
 
 import functools as ft
 import os
@@ -249,10 +248,11 @@ def test_about_an_axis():
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 def test_any_rotation_is_the_haar_measure(dim):
-    """Orthogonal, orientation kept, and the first column of Q g is uniform on the
-    sphere for every column and row: its
-    first coordinate squared is Beta(1/2, (d - 1) / 2). In three dimensions the angle
-    has density (1 - cos a) / pi."""
+    """Orthogonal, orientation kept, uniform on the sphere for every column and row.
+
+    The first coordinate of the first column of Q g, squared, is Beta(1/2, (d - 1) / 2). In
+    three dimensions the angle has density (1 - cos a) / pi.
+    """
     matrices = data.any_rotation(RNG(), 4000, dim)
     assert np.allclose(matrices @ np.swapaxes(matrices, 1, 2), np.eye(dim), atol=1e-12)
     assert np.allclose(np.linalg.det(matrices), 1)

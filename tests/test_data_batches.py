@@ -46,8 +46,7 @@ def test_epochs_and_seeds_have_their_own_order():
 
 
 def test_permutations_are_uniform():
-    """Each of the six orders of three examples is equally likely: 5 standard errors of
-    a binomial count."""
+    """The six orders of three examples are equally likely, to 5 standard errors."""
     orders = np.concatenate(take(data.batches(np.arange(3), 3), 1200)).reshape(-1, 3)
     counts = np.unique(orders @ [9, 3, 1], return_counts=True)[1]
     assert len(counts) == 6

@@ -163,8 +163,7 @@ DIGITS = images_of(
 
 
 def test_scenes_undone_are_their_images(key):
-    """Every image has one pixel, that of its label: undoing the pose of each object
-    must lead there."""
+    """Every image has one pixel, that of its label: undone poses must lead there."""
     sets = data.scenes(
         DIGITS, 300, 3, rotate=TURN, scale=(0.5, 1.5), jitter=0.0, key=key
     )

@@ -188,8 +188,7 @@ def test_large_clouds_stay_small(function):
 
 @pytest.mark.parametrize("size", [3, 12])
 def test_many_large_clouds_stay_small(size):
-    """A thousand clouds of 2,048 points against as many: the clouds are 25 MB, all
-    distances 17 TB."""
+    """A thousand clouds of 2,048 points, 25 MB, whose distances would be 17 TB."""
     shape = (1000, 2048, size)
     program = lambda xs, ys: metrics.pairwise(metrics.chamfer, xs, ys)
     assert temporary_memory(program, shape, shape) < 2**27
@@ -522,8 +521,8 @@ def test_straightness():
     times = jnp.linspace(0, 1, 2001)
     line = times[:, None] * jnp.asarray([1.0, 2.0]) + 3
     assert metrics.straightness(times, line) == pytest.approx(0, abs=1e-4)
-    # v = 1 + sin(2 pi t) ends where v = 1 does, and deviates from it by sin: the
-    # integral of its square is 1/2.
+    # v = 1 + sin(2 pi t) ends where v = 1 does, and deviates from it by sin: the integral
+    # of its square is 1/2.
     with jax.enable_x64(True):
         times = np.linspace(0, 1, 2001)
         curved = times + (1 - np.cos(2 * np.pi * times)) / (2 * np.pi)

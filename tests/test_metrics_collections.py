@@ -76,8 +76,7 @@ def test_jsd_known_value():
 
 
 def test_jsd_of_one_law_is_the_bias_of_a_histogram():
-    """For N points each on K equal cells the expectation is (K - 1) / (4 N), by
-    expanding the logarithm."""
+    """(K - 1) / (4 N) for N points each on K equal cells, by expanding the logarithm."""
     rng, num_cells, number = np.random.default_rng(0), 4, 4000
     values = []
     for _ in range(30):
@@ -116,8 +115,7 @@ def test_jsd_of_one_point():
 
 
 def segments(*positions):
-    """Clouds of two points, a unit apart, at positions on a line: the Chamfer distance
-    of two is known."""
+    """Clouds of two points, a unit apart, at positions on a line."""
     return np.asarray([[[p, 0.0], [p, 1.0]] for p in positions], np.float32)
 
 
@@ -134,8 +132,8 @@ def test_known_scores_in_both_orders():
         1 / 3
     )  # all samples are nearest to the reference at 0
     assert back.coverage == pytest.approx(2 / 3)
-    # Of the pool 0 1 2 | 0 10 13: both at 0 are nearest to each other; 1 has one of
-    # each list at distance 1.
+    # Of the pool 0 1 2 | 0 10 13: both at 0 are nearest to each other; 1 has one of each
+    # list at distance 1.
     expected = (0 + 0.5 + 1 + 0 + 1 + 1) / 6
     assert there.one_nna == pytest.approx(expected)
     assert back.one_nna == pytest.approx(
@@ -264,8 +262,7 @@ def test_clouds_of_one_point_and_of_equal_points(distance):
 
 
 def test_scores_of_equal_clouds():
-    """All distances are zero: every classification is a tie, and all samples cover the
-    first reference."""
+    """All distances are zero: only ties, and all samples cover the first reference."""
     clouds = np.zeros((4, 3, 2), np.float32)
     value = metrics.set_scores(clouds, clouds)
     assert (value.one_nna, value.mmd, value.coverage) == (0.5, 0, 0.25)

@@ -1,5 +1,4 @@
-"""Bounds of the earth mover's distance against scipy's exact values, the Sinkhorn
-divergence against loops in NumPy."""
+"""Bounds of the earth mover's distance against scipy, the Sinkhorn divergence against NumPy."""
 
 import functools as ft
 
@@ -82,8 +81,8 @@ def test_bounds_of_simple_clouds():
     assert metrics.emd_bounds(x, x).lower == 0
     assert metrics.emd_bounds(x, x).upper < 0.01
     np.testing.assert_allclose(metrics.emd_bounds(x[:1], x[:1]), 0, atol=1e-6)
-    # All points move by the same vector, which no plan does better than: the bounds
-    # meet as epsilon falls.
+    # All points move by the same vector, which no plan does better than: the bounds meet as
+    # epsilon falls.
     assert_between(metrics.emd_bounds(x, x + np.array([3.0, 4.0], np.float32)), 5)
 
 
@@ -103,8 +102,7 @@ def test_no_array_is_as_large_as_the_cost_matrix():
 
 
 def entropic_cost(x, y, epsilon):
-    """In float64, by many plain scalings; the value is that of the primal problem, from
-    the plan itself."""
+    """In float64, by many plain scalings; the primal value, from the plan itself."""
     cost = cdist(x, y, "sqeuclidean")
     kernel, columns = np.exp(-cost / epsilon), np.ones(len(y))
     for _ in range(3000):
@@ -162,8 +160,7 @@ def test_divergence_in_its_limits():
 
 
 def test_divergence_has_the_gradient_of_its_value():
-    """Against central differences of the float64 loop, epsilon held fixed; masked
-    points have none."""
+    """Against central differences of the float64 loop; masked points have none."""
     x, y = clouds(6, 12, 9, 2)
     mask = np.arange(12) < 10
     divergence = lambda x: metrics.sinkhorn_divergence(
@@ -183,8 +180,7 @@ MASKS = {"x": (12, 20), "y": (20, 15), "both": (12, 15)}
 
 @pytest.mark.parametrize(("num_x", "num_y"), MASKS.values(), ids=MASKS)
 def test_masked_clouds_far_apart(num_x, num_y):
-    """Values and gradients are those of the clouds without padding, though that lies
-    far from both potentials."""
+    """Values and gradients are those of the clouds without padding, far as it lies away."""
     rng = np.random.default_rng(7)
     x = rng.normal(size=(20, 2)).astype(np.float32)
     y = (0.3 * rng.normal(size=(20, 2)) + [100, 0]).astype(np.float32)

@@ -99,8 +99,7 @@ def _find(name: str, folder: str | os.PathLike | None) -> Path:
 
 
 def _download(name: str) -> Path:
-    """The file in the cache, fetched from the first mirror that has it unless it is
-    there already."""
+    """The file in the cache, fetched from the first mirror if it is not there yet."""
     try:
         import pooch
     except ImportError as error:
