@@ -26,8 +26,8 @@ def example():
 @pytest.fixture
 def config(example, tmp_path):
     return example.Config(
-        dim="1d", models=("vae", "backflow"), epochs=2, num_samples=20, hidden_sizes=(8,), batch_size=10,
-        num_inference=10, num_judged=20, num_workers=0, output=str(tmp_path / "run"),
+        dim="1d", models=("vae", "backflow"), epochs=2, num_samples=20, hidden_sizes=(8,),
+        batch_size=10, num_inference=10, num_judged=20, num_workers=0, output=str(tmp_path / "run"),
     )  # fmt: skip
 
 
@@ -43,7 +43,8 @@ def test_run_and_repetition(example, config, monkeypatch):
     output = Path(config.output)
     names = ("vae", "backflow")
     assert {path.name for path in output.iterdir()} == {
-        *(f"{name}_1d_visualization.png" for name in names), *(f"{name}_1d_epochs" for name in (*names, "comparison")),
+        *(f"{name}_1d_visualization.png" for name in names),
+        *(f"{name}_1d_epochs" for name in (*names, "comparison")),
         "comparison_1d.gif", "comparison_1d.png", "metrics.json", "config.json", "checkpoints",
     }  # fmt: skip
     for name in (*names, "comparison"):

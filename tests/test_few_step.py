@@ -237,7 +237,8 @@ def test_parts_of_facm(key):
 
 
 FACM_OPTIONS = [
-    {}, {"clamp": 0.3}, {"relaxation": None}, {"relaxation": 2.0}, {"late_weight": False}, {"cosine": True},
+    {}, {"clamp": 0.3}, {"relaxation": None}, {"relaxation": 2.0},
+    {"late_weight": False}, {"cosine": True},
     {"weight": fs.AdaptiveWeight(0.5, 0.1, summed=False)}, {"weight": fs.AdaptiveWeight(0.5, 0.1)},
 ]  # fmt: skip
 

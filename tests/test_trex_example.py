@@ -19,9 +19,11 @@ from flowkit import few_step
 STEPS = {"flow": 4, "reflow": 2, "map": 3}
 ARGUMENTS = """
 all --seed 7 --data.name circles --data.noise 0.01 --data.num-samples 60 --model.hidden-sizes 8 6
---model.num-frequencies 3 --model.time-size 4 --training.num-steps 4 --training.reflow-steps 2 --training.map-steps 3
---training.num-pairs 20 --training.batch-size 5 --training.steps-per-call 2 --training.checkpoint-every 2
---training.num-judged 12 --training.num-draws 3 --visualization.solver heun --visualization.num-sampling-steps 5
+--model.num-frequencies 3 --model.time-size 4 --training.num-steps 4
+--training.reflow-steps 2 --training.map-steps 3 --training.num-pairs 20
+--training.batch-size 5 --training.steps-per-call 2 --training.checkpoint-every 2
+--training.num-judged 12 --training.num-draws 3
+--visualization.solver heun --visualization.num-sampling-steps 5
 --visualization.num-points 30 --visualization.num-particles 4 --visualization.num-frames 2
 --visualization.grid-size 4
 """
