@@ -179,7 +179,7 @@ def checked(config: Config, split: fk.data.CloudSplit) -> Config:
         idle["guidance"] = "the prior is not conditioned on classes"
     elif config.training.class_dropout == 0:
         idle["guidance"] = "it takes a `class_dropout` above 0"
-    pipelines.refuse_without_effect(config, idle)
+    pipelines.check_options(config, idle)
 
     num_classes = 0
     if config.class_conditional:

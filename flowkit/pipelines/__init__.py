@@ -21,9 +21,6 @@ from flowkit.pipelines._limits import (
     Within as Within,
 )
 from flowkit.pipelines._misuse import exit_on_misuse as exit_on_misuse, parse as parse
-from flowkit.pipelines._options import (
-    refuse_without_effect as refuse_without_effect,
-)
 from flowkit.pipelines._outputs import (
     model_outputs as model_outputs,
     output_distances as output_distances,

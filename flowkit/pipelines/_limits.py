@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -64,7 +64,10 @@ Fraction: TypeAlias = Annotated[float, Within(at_least=0, at_most=1)]
 
 
 def check_options(
-    config: Any, without_effect: Mapping[str, str] = MappingProxyType({})
+    config: Any,
+    without_effect: Mapping[str, str] = MappingProxyType({}),
+    *,
+    flags: bool = True,
 ) -> None:
     """Raises a `ValueError` for an option out of its range, or one that would be ignored.
 
@@ -75,32 +78,56 @@ def check_options(
     - `without_effect`: names of options or of groups, each with the reason why it has no
         effect next to the others. An option of a group has a dot in its name. It is refused
         if its value is not the default.
+    - `flags`: whether errors name options as on a command line, `--num-steps`, or as in
+        code.
     """
-    _check(config, without_effect, "", None)
+    for option in _options(config, without_effect):
+        name = f"`{option.name}`"
+        if flags:
+            name = f"--{option.name.replace('_', '-')}"
+        _check(option, name)
 
 
-def _check(
-    config: Any, without_effect: Mapping[str, str], prefix: str, of_group: str | None
-) -> None:
+class _Option(NamedTuple):
+    name: str
+    value: Any
+    default: Any
+    ranges: list[Within]
+    # Why it has no effect.
+    reason: str | None
+
+
+def _options(
+    config: Any,
+    without_effect: Mapping[str, str],
+    prefix: str = "",
+    of_group: str | None = None,
+) -> Iterator[_Option]:
+    """All options, those of groups too. What holds for a group holds for each of them."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = prefix + field.name
-        option = f"--{name.replace('_', '-')}"
         reason = without_effect.get(name, of_group)
         # A group: its options are checked on their own, with the group's reason if they
         # have none.
         if dataclasses.is_dataclass(value):
-            _check(value, without_effect, f"{name}.", reason)
-            continue
+            yield from _options(value, without_effect, f"{name}.", reason)
+        else:
+            ranges = _ranges(hints[field.name])
+            yield _Option(name, value, field.default, ranges, reason)
 
-        values = value if isinstance(value, tuple | list) else (value,)
-        for limits in _ranges(hints[field.name]):
-            wrong = [one for one in values if one is not None and not limits.holds(one)]
-            if wrong:
-                raise ValueError(f"{option} must be {limits}, got {wrong[0]}.")
-        if reason is not None and value != field.default:
-            raise ValueError(f"{option} has no effect here: {reason}. Leave it out.")
+
+def _check(option: _Option, name: str) -> None:
+    values = option.value
+    if not isinstance(values, tuple | list):
+        values = (values,)
+    for limits in option.ranges:
+        wrong = [one for one in values if one is not None and not limits.holds(one)]
+        if wrong:
+            raise ValueError(f"{name} must be {limits}, got {wrong[0]}.")
+    if option.reason is not None and option.value != option.default:
+        raise ValueError(f"{name} has no effect here: {option.reason}. Leave it out.")
 
 
 def _ranges(hint: Any) -> list[Within]:

@@ -12,7 +12,7 @@ import jax
 import jax.random as jr
 
 from flowkit.latent import SetFlow
-from flowkit.pipelines._options import refuse_without_effect
+from flowkit.pipelines._limits import check_options
 from flowkit.pipelines._set_flow_parts import build_set_flow, is_local
 
 
@@ -132,7 +132,7 @@ class SetFlowConfig:
 
     def check(self) -> None:
         """Raises a `ValueError` for a field that the others leave without effect."""
-        refuse_without_effect(self, _without_effect(self))
+        check_options(self, _without_effect(self), flags=False)
 
     def build(self, *, key: jax.Array = jr.key(0)) -> SetFlow:
         """The model, with random weights."""

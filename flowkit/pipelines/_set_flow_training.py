@@ -6,7 +6,7 @@ from typing import Any, Literal
 import optax
 
 from flowkit import latent, training
-from flowkit.pipelines._options import refuse_without_effect
+from flowkit.pipelines._limits import check_options
 from flowkit.pipelines._set_flow_config import SetFlowConfig
 
 
@@ -81,7 +81,7 @@ class SetFlowTraining:
         if not self.grid_mask:
             reason = "`grid_mask` is off"
             idle = {"grid_size": reason, "grid_mask_probability": reason}
-            refuse_without_effect(self, idle)
+            check_options(self, idle, flags=False)
 
     @property
     def hide(self) -> latent.GridMask | None:
@@ -107,7 +107,7 @@ class SetFlowTraining:
             idle["prior_steps"] = reason
             if self.stages in ("prior", "two-stage"):
                 idle["stages"] = reason
-        refuse_without_effect(self, idle)
+        check_options(self, idle, flags=False)
 
     def make_optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The optimizer that was chosen, with a learning rate by a schedule."""
