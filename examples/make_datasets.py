@@ -4,11 +4,12 @@
     python examples/make_datasets.py --dataset scenes --num-scenes 20000 --num-points 500
     python examples/make_datasets.py --images digits
 
-By default the digits are those of MNIST, from the folder that `FLOWKIT_DATA` names or downloaded once (12 MB).
-`--images digits` takes the 1797 small ones of scikit-learn, which need no download.
+By default the digits are those of MNIST, from the folder that `FLOWKIT_DATA` names or
+downloaded once (12 MB). `--images digits` takes the 1797 small digits of scikit-learn, which
+need no download.
 
-Each data set is one `.npz` file and one picture in `artifacts/make_datasets/`. `fk.data.load_npz` reads it, and
-`fk.data.train_test_split` splits it.
+Each data set is one `.npz` file and one picture in `artifacts/make_datasets/`.
+`fk.data.load_npz` reads it, and `fk.data.train_test_split` splits it.
 """
 
 import dataclasses
@@ -38,22 +39,25 @@ class Config:
         "scenes-rotated-scaled",
         "all",
     ] = "all"
-    """One digit in each cloud: as it is, rotated by any angle, translated by up to 1.5, or both. Scenes of several
-    digits, each translated by up to 3: as they are, rotated, or rotated and scaled by 0.5 to 1.5. Or all of these."""
+    """One digit in each cloud: as it is, rotated by any angle, translated by up to 1.5, or
+    both. Scenes of several digits, each translated by up to 3: as they are, rotated, or
+    rotated and scaled by 0.5 to 1.5. Or all of these."""
     images: Literal["mnist", "digits"] = "mnist"
     """The training images of MNIST, or scikit-learn's digits."""
     num_sets: int = 60_000
-    """Clouds of one digit. Images are taken in turn, again and again if there are fewer."""
+    """Number of clouds of one digit. If there are fewer images, they are used repeatedly."""
     num_scenes: int = 20_000
-    """Scenes."""
+    """Number of scenes."""
     num_points: int = 500
     """Points per digit."""
     min_objects: int = 1
     """Smallest number of digits in a scene."""
     max_objects: int = 4
-    """Largest number of digits in a scene, which has room for that many times the number of points."""
+    """Largest number of digits in a scene. A scene has room for that many times the number
+    of points."""
     weighted: bool = False
-    """Draw pixels with probability proportional to their intensity, instead of equally likely above one half."""
+    """Whether pixels are drawn with probability proportional to their intensity. Otherwise
+    all pixels above one half are equally likely."""
     seed: int = 0
     """Random seed."""
     output: str = "artifacts/make_datasets"
@@ -76,13 +80,14 @@ def main(config: Config) -> None:
         fk.data.save_npz(path, sets)
         draw(sets, path.with_suffix(".png"))
         print(
-            f"{path}: points {sets.points.shape}, {path.stat().st_size / 1e6:.0f} MB, made in {made:.1f} s",
+            f"{path}: points {sets.points.shape}, {path.stat().st_size / 1e6:.0f} MB, "
+            f"made in {made:.1f} s",
             flush=True,
         )
 
 
 def load_images(config: Config) -> fk.data.Images:
-    """All that there is to draw from; the test images of MNIST stay out of it."""
+    """The images to draw from. The test images of MNIST are left out."""
     if config.images == "mnist":
         return fk.data.load_mnist().train
     split = fk.data.load_digits(seed=config.seed)

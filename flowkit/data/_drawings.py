@@ -35,6 +35,7 @@ def _concentric(num: int, noise: Array, key: PRNGKey):
     part_key, angle_key, radius_key, noise_key = jr.split(key, 4)
     directions = unit_circle(jr.uniform(angle_key, (num,), maxval=2 * jnp.pi))
     inside = jr.bernoulli(part_key, 3 / 11, (num, 1))
+    # With the root of a uniform number as radius, points are uniform over the area.
     disk = 0.8 * jnp.sqrt(jr.uniform(radius_key, (num, 1))) * directions
     return jnp.where(inside, disk, blur(2 * directions, noise, noise_key))
 

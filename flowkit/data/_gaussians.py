@@ -77,6 +77,7 @@ def two_centers(num: int, *, key: PRNGKey) -> Float[Array, "{num} 2"]:
 def _draw_full(num: int, mixture: FullMixture, key: PRNGKey) -> Float[Array, "num 2"]:
     check_draw(num)
     means = jnp.asarray(mixture.means, float)
+    # Factored on the host, in float64.
     factors = jnp.asarray(np.linalg.cholesky(mixture.covariances), float)
     return _draw(num, means, factors, jnp.asarray(mixture.weights[1], float), key)
 

@@ -1,4 +1,4 @@
-"""Images as point clouds: each image is a density, from whose pixels points are drawn."""
+"""Images as point clouds: each image is a density, and points are drawn from its pixels."""
 
 import functools as ft
 import operator

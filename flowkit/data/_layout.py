@@ -1,6 +1,6 @@
 """Which arrays a kind of sets holds, and whether given ones have its shapes and types.
 
-A kind is a named tuple whose annotations say it all: `Float[np.ndarray, "b n d"]` is an
+A kind is a named tuple, and its annotations say it all: `Float[np.ndarray, "b n d"]` is an
 array of real numbers that shares its axis `b` with every other one that has it, and
 `| None` means that it may be missing.
 """
@@ -53,6 +53,7 @@ def check_layout(arrays: dict[str, Any], kind: type, where: str) -> None:
             # An axis is as long as where it was met first.
             sizes = dict(zip(field.axes, shape, strict=True)) | sizes
         expected = tuple(sizes.get(axis) for axis in field.axes)
+        # Longer numbers than float64 exist on some machines only, and never in JAX.
         is_number = array.dtype.kind in field.kinds and array.dtype.itemsize <= 8
         if not is_number or shape != expected:
             raise ValueError(

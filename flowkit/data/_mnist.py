@@ -33,13 +33,13 @@ _MIRRORS = (
 def load_mnist(folder: str | os.PathLike | None = None) -> Split:
     """The 70,000 handwritten digits of MNIST, 28 x 28 pixels each.
 
-    There are 60,000 to train and 10,000 to test, in their original order. Each of the four
-    files may be compressed (`train-images-idx3-ubyte.gz`) or not. It is looked for in
-    `folder` and its subfolder `MNIST/raw`, as torchvision has it. Without `folder` these
-    are the folder that the environment variable `FLOWKIT_DATA` names and its subfolder
-    `mnist`, then the user's cache. A file that is nowhere is downloaded to the cache, 12 MB
-    in all, and its checksum compared. Other data in the same format will do: give their
-    `folder`.
+    There are 60,000 to train and 10,000 to test, in their original order. Each of the
+    four files may be compressed (`train-images-idx3-ubyte.gz`) or not. It is looked for
+    in `folder` and its subfolder `MNIST/raw`, as torchvision has it. Without `folder`
+    these are the folder that the environment variable `FLOWKIT_DATA` names and its
+    subfolder `mnist`, then the user's cache. A file that is not found is downloaded to
+    the cache (12 MB in all), and its checksum is compared. Other data in the same
+    format will do: give their `folder`.
 
     **Arguments:**
 

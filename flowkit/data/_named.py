@@ -76,7 +76,7 @@ def _toy(
         return toy
     if "noise" not in inspect.signature(toy).parameters:
         raise ValueError(
-            f"`noise` is not an option of {name!r}, whose width is its own; leave it out."
+            f"`noise` is not an option of {name!r}, which has a width of its own; leave it out."
         )
 
     return ft.partial(toy, noise=noise)

@@ -104,6 +104,8 @@ def save_npz(path: str | os.PathLike, sets: tuple[Any, ...]) -> None:
         with open(temporary, "xb") as file:
             np.savez(file, **arrays)
             file.flush()
+            # On the disk before it replaces the old file, even if the machine stops in
+            # between.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -195,6 +197,7 @@ def _read_array(
     """Grows with the bytes that are there, whatever header and directory claim."""
     content = bytearray()
     with archive.open(info) as file:
+        # The member was opened again, so its header is skipped.
         _parse_header(file, where)
         while chunk := file.read(_CHUNK):
             content += chunk
@@ -207,4 +210,5 @@ def _read_array(
 
     order = "F" if header.fortran_order else "C"
     array = np.frombuffer(content, header.dtype).reshape(header.shape, order=order)
+    # In the byte order of this machine, the only one that JAX takes.
     return np.ascontiguousarray(array, header.dtype.newbyteorder("="))

@@ -51,12 +51,14 @@ def train_test_split(
     order_key, train_key, test_key = np.random.SeedSequence(seed).spawn(3)
     order = np.random.default_rng(order_key).permutation(num)
     if stratify is not None:
+        # Stable, so that the examples of a class stay in random order.
         order = order[np.argsort(np.asarray(stratify)[order], kind="stable")]
     # Evenly spaced places in the order of the classes: exactly `num_test` of all, and its
     # share of each class.
     rank = np.arange(num + 1) * num_test // num
     chosen = rank[1:] > rank[:-1]
 
+    # Shuffled again, because with labels the order is that of the classes.
     train = np.random.default_rng(train_key).permutation(order[~chosen])
     test = np.random.default_rng(test_key).permutation(order[chosen])
     return Split(_take(data, train), _take(data, test))

@@ -106,6 +106,7 @@ _ENDS = [
     [0.25, 0.0],
     [0.3, -0.05],
 ]
+# In the order of `curves` below: head, jaw, body, tail, lines.
 _SHARES = [0.20, 0.10, 0.15, 0.15, 0.08, 0.06, 0.06, 0.06, 0.06, 0.04, 0.04]
 
 

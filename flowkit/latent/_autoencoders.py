@@ -86,7 +86,7 @@ class Autoencoder(eqx.Module):
 
 
 class VAE(eqx.Module):
-    r"""A variational autoencoder, whose encoder gives a Gaussian of latents.
+    r"""A variational autoencoder: its encoder gives a Gaussian of latents.
 
     $$z = \mu(x) + \sigma(x) \epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
 

@@ -103,6 +103,8 @@ class FlowPrior(AbstractDistribution):
             cond=_joined(cond, rows),
             **self._options(),
         )
+        # Axes are written out, so that this also runs where JAX refuses to promote
+        # ranks.
         values = samples.values * jnp.exp(self.log_std)[None, None]
 
         return jnp.reshape(values + self.mean[None, None], shape)

@@ -1,4 +1,4 @@
-r"""Generative models of point clouds, whose points move on their own given the latents.
+r"""Generative models of point clouds: given the latents, points move independently.
 
 $$z = \mathrm{encoder}(X), \qquad \dot X_t = v(t, X_t; z), \qquad z \sim \mathrm{prior}.$$
 

@@ -305,6 +305,7 @@ def _loss(
     return loss, metrics
 
 
+# Encoded again in the backward pass, so that no activations of all clouds are kept.
 @eqx.filter_checkpoint
 def _encode(model: SetFlow, encoding: _Encoding) -> Array:
     return encoding.posterior(model)[0]

@@ -113,6 +113,7 @@ def _minima_of_tile(x, y):
         squared = squared_distances(points, y)
         return jnp.minimum(to_x, jnp.min(squared, axis=0)), jnp.min(squared, axis=1)
 
+    # Minima of columns are carried from block to block; a block has those of its rows.
     start = jnp.full(len(y), jnp.inf, x.dtype)
     to_x, to_y = lax.scan(step, start, row_blocks(x, len(y)))
     return join_blocks(to_y, len(x)), to_x

@@ -42,6 +42,8 @@ class RepeatedDistance(NamedTuple):
                 f"{len(self.values)}; measure both against the same references."
             )
         ratio = self.mean / floor.mean
+        # Both distances have the same references and vary together, so a ratio is more
+        # certain than its parts: this is its error to first order.
         remainder = self.values - ratio * floor.values
         return ratio, _standard_error(remainder) / floor.mean
 

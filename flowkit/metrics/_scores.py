@@ -98,6 +98,7 @@ def _one_nna(d_xx, d_xy, d_yy):
 
 def _hits(d_same, to_other):
     """1 where the nearest other cloud is of the same list, 0.5 where both are."""
+    # No cloud is its own neighbor.
     itself = jnp.eye(len(d_same), dtype=bool)
     to_same = jnp.min(jnp.where(itself, jnp.inf, d_same), axis=1)
     ties = jnp.where(to_same == to_other, 0.5, 0)

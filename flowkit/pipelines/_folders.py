@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what its stages left there."""
+"""The folder of a run: which run it belongs to, and what its stages left there."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def restore_stages(
 
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """The steps whose checkpoints a folder holds, from the first to the last."""
+    """The steps of the checkpoints in a folder, from the first to the last."""
     names = [path.name for path in Path(folder).glob("[0-9]*")]
     return sorted(int(name) for name in names if name.isdigit())
 

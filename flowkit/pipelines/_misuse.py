@@ -33,6 +33,7 @@ def exit_on_misuse(*, interrupted: str = "Interrupted.") -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
+        # 128 plus the number of the signal, as shells report it.
         raise SystemExit(130) from None
     except _MISUSE as error:
         if not _is_ours(error):
@@ -44,8 +45,10 @@ def exit_on_misuse(*, interrupted: str = "Interrupted.") -> Iterator[None]:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the innermost frame of the error lies in flowkit or in the program."""
+    # Raised elsewhere, but about what the user named or has not installed.
     if isinstance(error, FileNotFoundError | ImportError):
         return True
+    # A traceback ends with the frame that raised the error.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     return module.partition(".")[0] in _OURS
@@ -71,6 +74,8 @@ def parse(
             'Command lines are read by tyro: `pip install "flowkit-jax[examples]"`.'
         ) from error
     options: dict[str, Any] = {} if default is None else {"default": default}
+    # tyro prints its message and exits; the message is caught to become that of an
+    # error.
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -124,6 +124,7 @@ class SetFlowConfig:
         sizes = {"in_size": in_size, "num_classes": num_classes}
         for name, size in sizes.items():
             given = getattr(self, name)
+            # `None` and 0 leave a size to the data.
             if given not in (None, 0, size):
                 raise ValueError(
                     f"`{name}` is {given}, but {size} for these data: leave it out."

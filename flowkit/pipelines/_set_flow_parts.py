@@ -61,6 +61,7 @@ def _features(config: Any) -> nn.AbstractFeatures | None:
 
 
 def _encoder(config: Any, *, key: jax.Array) -> nn.AbstractEncoder:
+    # Split even if nothing is pooled, so that a key gives the encoder the same weights.
     encoder_key, pooling_key = jr.split(key)
     in_size = config.in_size
     # A variational encoder returns a mean and a log-variance for every entry.
@@ -129,6 +130,7 @@ def _backbone(config: Any, *, key: jax.Array) -> nn.AbstractCRN:
         conditioner = _conditioner(config, key=conditioner_key)
         return nn.ConcatSquashMLP(*sizes, conditioner=conditioner, **options)
 
+    # Only from here on: concat-squash takes the time as it is.
     options["time_embedding"] = nn.SinusoidalTime(32, scale=config.time_scale)
     if config.backbone == "cross-attention":
         # One latent makes one token, to which attending would say little.

@@ -77,6 +77,7 @@ class SetFlowReport(eqx.Module):
         """The explained velocity, and the Chamfer distance of a hundred reconstructions."""
         seen = _first(self.split.seen, _NUM_MONITORED)
         other = _first(self.split.other, _NUM_MONITORED)
+        # A fixed number of steps, so that a reading costs the same for every model.
         samples = _reconstruct(model, seen, key=key, solver=fk.RK4(), num_steps=10)
         return {
             "explained_velocity": float(_explained(model, self.split, key).total),
@@ -144,6 +145,7 @@ class SetFlowReport(eqx.Module):
         if self.hide is not None:
             mask_key, key = jr.split(key)
             visible = _visible(self.hide, seen, mask_key)
+            # The encoder sees what it saw in training; all valid points are drawn.
             seen = seen._replace(mask=visible)
 
         # A model with a latent for each point moves the points that it encodes.
@@ -200,6 +202,7 @@ class SetFlowReport(eqx.Module):
         """Generated and training clouds, each in the place of the held-out ones."""
         sample_key, train_key = jr.split(key)
         train = self.split.train
+        # The floor is a score of training clouds, which takes as many of them.
         number = min(len(self.split.other.points), len(train.points))
         other = _first(self.split.other, number)
         num_points = other.points.shape[1]

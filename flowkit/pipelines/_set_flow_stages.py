@@ -156,6 +156,7 @@ def _flow_stage(
             key=key,
         )
 
+    # In a short run the warm-up is a tenth of it.
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, options.learning_rate, min(200, num_steps // 10), num_steps
     )

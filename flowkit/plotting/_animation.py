@@ -88,4 +88,5 @@ def _image(frame: Figure | str | os.PathLike, dpi: Number) -> Image.Image:
         source = io.BytesIO()
         frame.savefig(source, format="png", dpi=dpi)
     with Image.open(source) as image:
+        # Dithering would flicker from frame to frame and make the file larger.
         return image.convert("RGB").quantize(256, dither=Image.Dither.NONE)

@@ -131,6 +131,7 @@ def samples_2d(
         "`target` and `generated` need at least one point each.",
     )
 
+    # Data first: in the overlay the samples lie on top of them.
     points = {
         "target": as_points("target", target),
         "generated": as_points("generated", generated),

@@ -163,6 +163,7 @@ class _Background:
         # Drawing settles the layout, which must not move from frame to frame.
         self._canvas.draw()
         figure.set_layout_engine("none")
+        # Measured once, so that the panels of all frames are cut alike.
         self._cuts = [_cut(axes, self._canvas) for axes in figure.axes]
 
         for axes in figure.axes:

@@ -185,6 +185,8 @@ def histogram(
     is missing.
     """
     edges = np.linspace(lows[0], highs[0], bins + 1)
+    # Not `density=True`, which would spread the mass outside the limits over the bins
+    # inside.
     weights = np.full(len(values), 1 / (max(len(values), 1) * (edges[1] - edges[0])))
     axes.hist(values[:, 0], edges, weights=weights, histtype="stepfilled", **style)
     axes.set_xlim(lows[0], highs[0])

@@ -108,6 +108,7 @@ def explorer(
     _check(stages, target)
     check_path(path, [".html", ".htm"])
 
+    # Before the velocities are evaluated, so that a missing plotly is noticed at once.
     plotly = _plotly_script()
     points = [np.asarray(stage.points, np.float32) for stage in stages]
     size = points[0].shape[-1]

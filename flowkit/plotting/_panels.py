@@ -66,6 +66,7 @@ class Camera:
         right = [-np.sin(azimuth), np.cos(azimuth), 0]
         upward = [-sine * np.cos(azimuth), -sine * np.sin(azimuth), cosine]
         directions = [right, upward, np.cross(right, upward)]
+        # The axes are renamed in a cycle, which keeps space right-handed.
         self._directions = np.roll(directions, up - 2, axis=1)
 
     @property
@@ -86,6 +87,7 @@ class Camera:
         if points.shape[-1] == 2 or not len(points):
             return np.ones(len(points))
         depth = points @ self.towards
+        # Points of equal depth are all among the nearest.
         return 1 - (depth.max() - depth) / max(float(np.ptp(depth)), 1e-12)
 
 

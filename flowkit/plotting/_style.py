@@ -100,6 +100,7 @@ class StyledFigure(Figure):
 
 def new_figure(width: Number, height: Number) -> Figure:
     """An empty figure of a size in inches."""
+    # Not by pyplot, which keeps every figure in memory until it is closed.
     return StyledFigure(figsize=(width, height), layout="constrained", facecolor=PAPER)
 
 

@@ -153,6 +153,7 @@ def _second_derivative(times: np.ndarray, points: np.ndarray) -> np.ndarray:
     finite = points[np.isfinite(points).all((1, 2))]
     steps = np.diff(times)[:, None]
     slopes = np.diff(finite, axis=1) / steps
+    # Slopes belong to the middles of the steps, which are this far apart.
     between = (steps[:-1] + steps[1:]) / 2
     second = np.diff(slopes, axis=1) / between
     return np.linalg.norm(second, axis=-1).mean(0)
