@@ -1,18 +1,23 @@
-"""How near is a one-step map to the exact one? Every loss of `fk.few_step`, with its toy options, on a mixture.
+"""How close is a one-step map to the exact one? Every loss of `fk.few_step` on a mixture.
 
     python benchmarks/few_step.py
 
-The data are 0.7 N(-2, 0.8^2) + 0.3 N(2, 0.6^2). In one dimension every exact method is the same map: the quantiles of
-the data at those of the noise. Each method is trained alike, with the same network, batch and steps, and its maps are
-compared with the exact one: in one step, in four, by the adaptive solver on the velocity of the same network, and back
-to the noise where the method promises that. A number is the root mean square of the difference under N(0, 1), without
-the places near the jump of the map between the two modes, where any smooth map is wrong; where a method promises
-nothing the column is empty. Flow matching and one reflow stand beside them, with steps of Euler's method; the decoder
-and the autoencoders, whose optima are known for linear networks, are held to these. Results go to
-`benchmarks/results/few_step.json` and `.png`.
+The data are 0.7 N(-2, 0.8^2) + 0.3 N(2, 0.6^2), and every method has its toy options. In
+one dimension every exact method has the same map: it takes quantiles of the noise to
+those of the data. All methods are trained alike, with the same network, batch and steps,
+and their maps are compared with the exact one: in one step, in four, by the adaptive
+solver on the velocity of the same network, and back to the noise if the method promises
+that. A column is empty where a method promises nothing.
+
+A number is the root mean square of the difference under N(0, 1). It leaves out the places
+near the jump of the map between the two modes, where any smooth map is wrong. Flow
+matching and one reflow are run for comparison, with steps of Euler's method. A decoder
+and the autoencoders are compared with their optima, which are known for linear networks.
+Results go to `benchmarks/results/few_step.json` and `.png`.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,26 +43,26 @@ class Config:
     """The training, and where maps are compared."""
 
     num_steps: int = 20_000
-    """Training steps of each method; reflow has them twice."""
+    """Training steps of each method; reflow takes twice that number."""
     batch_size: int = 1024
     """Fresh pairs per step, from `num_data` examples."""
     num_data: int = 500_000
     """Examples of the mixture."""
     width: int = 64
-    """Of the four hidden layers."""
+    """Width of the four hidden layers."""
     learning_rate: float = 2e-3
-    """At its highest; cosine decay to zero."""
+    """Peak learning rate, with cosine decay to zero."""
     margin: float = 0.25
-    """Noise nearer than this to the jump of the map is left out."""
+    """Noise that is closer than this to the jump of the map is left out."""
     methods: tuple[str, ...] = ()
-    """Names of those to run; all by default."""
+    """Names of the methods to run; all of them by default."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A loss `(model, x1, key)`, and what its model promises beside one step."""
+    """A loss `(model, x1, key)`, and what its model promises in addition to one step."""
 
     loss: Callable[..., Any]
     several: bool = True
@@ -98,7 +103,7 @@ MIXTURE = fk.GaussianMixture(
 )
 EXACT = few_step.exact_flow_map(MIXTURE)
 JUMP = st.norm.ppf(0.7 * st.norm.cdf(2 / 0.8) + 0.3 * st.norm.cdf(-2 / 0.6))
-"""The noise that is carried to the middle between the modes."""
+"""The noise that the exact map takes to the middle between the modes."""
 
 
 def network(config: Config, *, key: jax.Array, num_times: int = 1) -> fk.nn.MLP:
@@ -118,7 +123,7 @@ def train(
     *,
     key: jax.Array,
 ) -> tuple[Any, float]:
-    """The averaged weights, and the seconds that they took, compilation included."""
+    """The model with averaged weights, and the seconds of the training with compilation."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(200, config.num_steps // 2), config.num_steps
     )
@@ -138,7 +143,7 @@ def train(
 
 
 def places(config: Config) -> jax.Array:
-    """Quantiles of the noise, each as likely, away from the jump."""
+    """Equally likely quantiles of the noise, away from the jump."""
     z = st.norm.ppf((np.arange(2000) + 0.5) / 2000)
     return jnp.asarray(z[np.abs(z - JUMP) > config.margin][:, None], jnp.float32)
 
@@ -147,7 +152,8 @@ def places(config: Config) -> jax.Array:
 def along(
     flow_map: few_step.FlowMap, x: jax.Array, times: tuple[float, ...]
 ) -> jax.Array:
-    for s, t in zip(times, times[1:], strict=False):
+    """The points `x` after jumps between neighboring times."""
+    for s, t in itertools.pairwise(times):
         x = jax.vmap(lambda x, s=s, t=t: few_step.jump(flow_map, s, t, x))(x)
     return x
 
@@ -157,19 +163,25 @@ def rms(values: jax.Array, exact: jax.Array) -> float:
 
 
 def solve(flow: fk.Flow, x: jax.Array, **options: Any) -> jax.Array:
-    end = lambda x: jax.tree.leaves(fk.integrate(flow, x, **options).ys)[0][-1]
+    """The ends of the ODE."""
+
+    def end(x: jax.Array) -> jax.Array:
+        return jax.tree.leaves(fk.integrate(flow, x, **options).ys)[0][-1]
+
     return eqx.filter_vmap(end)(x)
 
 
 def run_map(
     config: Config, method: Method, data: jax.Array, z: jax.Array, *, key: jax.Array
 ) -> tuple[dict, jax.Array]:
+    """The scores of a method, and its one-step map of `z`."""
     mkey, fkey = jr.split(key)
     times = few_step.expanded_interval if method.one_time else few_step.both_times
-    model = few_step.FlowMap(
-        network(config, key=mkey, num_times=1 if method.one_time else 2), times=times
+    net = network(config, key=mkey, num_times=1 if method.one_time else 2)
+    model, seconds = train(
+        config, method.loss, few_step.FlowMap(net, times=times), data, key=fkey
     )
-    model, seconds = train(config, method.loss, model, data, key=fkey)
+
     exact = along(EXACT, z, (0.0, 1.0))
     one = along(model, z, (0.0, 1.0))
     row = {
@@ -191,126 +203,131 @@ def run_map(
 def run_flows(
     config: Config, data: jax.Array, z: jax.Array, *, key: jax.Array
 ) -> tuple[dict, dict]:
-    """Flow matching, and a second flow on the pairs of the first."""
+    """Scores and maps of flow matching, and of a second flow on the pairs of the first."""
     mkey, fkey, pkey, rkey = jr.split(key, 4)
-    exact = along(EXACT, z, (0.0, 1.0))
-    loss = lambda flow, x1, key: fk.flow_matching_loss(flow, x1, key=key)
+
+    def loss(flow, x1, key):
+        return fk.flow_matching_loss(flow, x1, key=key)
+
+    def reflow_loss(flow, pairs, key):
+        coupling = fk.Paired(pairs.x0)
+        return fk.flow_matching_loss(flow, pairs.x1, key=key, coupling=coupling)
+
     flow, seconds = train(
         config, loss, fk.Flow(network(config, key=mkey)), data, key=fkey
     )
     pairs = few_step.reflow_pairs(flow, (1,), min(len(data), 100_000), key=pkey)
-    reloss = lambda flow, pairs, key: fk.flow_matching_loss(
-        flow, pairs.x1, key=key, coupling=fk.Paired(pairs.x0)
-    )
-    straight, more = train(config, reloss, flow, pairs, key=rkey)
-    rows, maps = {}, {}
-    for name, one, taken in (
+    straight, more = train(config, reflow_loss, flow, pairs, key=rkey)
+
+    exact = along(EXACT, z, (0.0, 1.0))
+    rows = {}
+    maps = {}
+    for name, trained, taken in (
         ("flow matching", flow, seconds),
         ("reflow", straight, seconds + more),
     ):
-        maps[name], four = (
-            solve(one, z, solver=dfx.Euler(), num_steps=num) for num in (1, 4)
-        )
+        maps[name] = solve(trained, z, solver=dfx.Euler(), num_steps=1)
+        four = solve(trained, z, solver=dfx.Euler(), num_steps=4)
         rows[name] = {
             "one step": rms(maps[name], exact),
             "four steps": rms(four, exact),
-            "solver": rms(solve(one, z), exact),
+            "solver": rms(solve(trained, z), exact),
             "encoding": "",
             "seconds": taken,
         }
     return rows, maps
 
 
-def run_baselines(
-    config: Config, data: jax.Array, *, key: jax.Array
-) -> list[dict[str, Any]]:
-    """What models of one latent reach, and their optimum: for the VAEs with linear networks (Lucas et al., 2019).
+def baseline(model: str, value: str, reached: float, optimum: float) -> dict[str, Any]:
+    """A row of the table of models of one latent."""
+    return {"model": model, "value": value, "reached": reached, "optimum": optimum}
 
-    With the variance `S` of the data, that of a VAE of weight `b` has `w^2 = max(S - b / 2, 0)` and the error
-    `min(b / 2, S)`.
-    """
-    dkey, ekey, vkey, fkey, skey = jr.split(key, 5)
-    mean, variance = float(jnp.mean(data)), float(jnp.var(data))
-    wide = (32, 64, 32)
-    decoder = fk.latent.Decoder(fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey))
-    decoder, _ = train(
-        config,
-        lambda m, x, key: fk.latent.decoder_loss(m, x, key=key),
-        decoder,
-        data,
-        key=fkey,
-    )
+
+def run_decoder(config: Config, data: jax.Array, keys: jax.Array) -> dict[str, Any]:
+    """A decoder of noise that is independent of the data, whose optimum is the mean."""
+    dkey, _, _, fkey, skey = keys
+    net = fk.nn.FeedForward(1, 1, hidden_sizes=(32, 64, 32), key=dkey)
+
+    def loss(decoder, x, key):
+        return fk.latent.decoder_loss(decoder, x, key=key)
+
+    decoder, _ = train(config, loss, fk.latent.Decoder(net), data, key=fkey)
     outputs = decoder.sample(num_samples=10_000, key=skey)
-    rows = [
-        {
-            "model": "decoder",
-            "value": "distance from the mean",
-            "reached": rms(outputs, jnp.asarray(mean)),
-            "optimum": 0.0,
-        }
-    ]
+    reached = rms(outputs, jnp.asarray(float(jnp.mean(data))))
+    return baseline("decoder", "distance from the mean", reached, 0.0)
+
+
+def run_autoencoder(config: Config, data: jax.Array, keys: jax.Array) -> dict[str, Any]:
+    """An autoencoder whose latent is as wide as the data, so that its optimum is zero."""
+    dkey, ekey, _, fkey, _ = keys
+    wide = (32, 64, 32)
     coder = fk.latent.Autoencoder(
         fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=ekey),
         fk.nn.FeedForward(1, 1, hidden_sizes=wide, key=dkey),
     )
-    coder, _ = train(
-        config,
-        lambda m, x, key: fk.latent.autoencoder_loss(m, x),
-        coder,
-        data,
-        key=fkey,
-    )
+
+    def loss(coder, x, key):
+        return fk.latent.autoencoder_loss(coder, x)
+
+    coder, _ = train(config, loss, coder, data, key=fkey)
     error = float(fk.latent.autoencoder_loss(coder, data))
-    rows.append(
-        {
-            "model": "autoencoder",
-            "value": "squared error",
-            "reached": error,
-            "optimum": 0.0,
-        }
+    return baseline("autoencoder", "squared error", error, 0.0)
+
+
+def run_vae(
+    config: Config, data: jax.Array, beta: float, keys: jax.Array
+) -> list[dict[str, Any]]:
+    """A linear VAE of weight `b = beta` (Lucas et al., 2019).
+
+    With the variance `S` of the data, its optimum has the squared slope
+    `max(S - b / 2, 0)` and the squared error `min(b / 2, S)`.
+    """
+    _, ekey, vkey, fkey, skey = keys
+    vae = fk.latent.VAE(
+        fk.nn.FeedForward(1, 2, hidden_sizes=(), key=ekey),
+        fk.nn.FeedForward(1, 1, hidden_sizes=(), key=vkey),
     )
+
+    def loss(vae, x, key):
+        return fk.latent.vae_loss(vae, x, key=key, kl_weight=beta)
+
+    vae, _ = train(config, loss, vae, data, key=fkey)
+    _, parts = loss(vae, data, skey)
+    difference = vae.decoder(jnp.ones(1)) - vae.decoder(jnp.zeros(1))
+    slope = float(jnp.square(difference)[0])
+    error = float(parts["reconstruction"])
+
+    variance = float(jnp.var(data))
+    name = f"VAE, weight {beta:g}"
+    return [
+        baseline(name, "squared slope", slope, max(variance - beta / 2, 0.0)),
+        baseline(name, "squared error", error, min(beta / 2, variance)),
+    ]
+
+
+def run_baselines(
+    config: Config, data: jax.Array, *, key: jax.Array
+) -> list[dict[str, Any]]:
+    """The values that models of one latent reach, and their optima."""
+    keys = jr.split(key, 5)
+    rows = [run_decoder(config, data, keys), run_autoencoder(config, data, keys)]
     for beta in (1.0, 10.0):
-        encoder, decoder = (
-            fk.nn.FeedForward(1, n, hidden_sizes=(), key=k)
-            for n, k in ((2, ekey), (1, vkey))
-        )
-        loss = lambda m, x, key, beta=beta: fk.latent.vae_loss(
-            m, x, key=key, kl_weight=beta
-        )
-        vae, _ = train(config, loss, fk.latent.VAE(encoder, decoder), data, key=fkey)
-        _, parts = loss(vae, data, skey)
-        slope = float(
-            jnp.square(vae.decoder(jnp.ones(1)) - vae.decoder(jnp.zeros(1)))[0]
-        )
-        optima = {
-            "squared slope": max(variance - beta / 2, 0.0),
-            "squared error": min(beta / 2, variance),
-        }
-        for value, reached in (
-            ("squared slope", slope),
-            ("squared error", float(parts["reconstruction"])),
-        ):
-            rows.append(
-                {
-                    "model": f"VAE, weight {beta:g}",
-                    "value": value,
-                    "reached": reached,
-                    "optimum": optima[value],
-                }
-            )
+        rows += run_vae(config, data, beta, keys)
     return rows
 
 
 def picture(z: jax.Array, maps: dict[str, jax.Array]) -> None:
+    """The one-step maps of all methods, and the exact one."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     below = np.asarray(z[:, 0]) < JUMP
     for name, values in ({"exact": along(EXACT, z, (0.0, 1.0))} | maps).items():
-        style: dict[str, Any] = (
-            {"color": "black", "lw": 3, "alpha": 0.3} if name == "exact" else {"lw": 1}
-        )
+        style: dict[str, Any] = {"lw": 1}
+        if name == "exact":
+            style = {"color": "black", "lw": 3, "alpha": 0.3}
         # A gap, not a line, where the map jumps.
         gap = np.where(np.diff(below, prepend=True), np.nan, np.asarray(values[:, 0]))
         axes.plot(z[:, 0], gap, label=name, **style)
+
     axes.set(
         xlabel="noise", ylabel="one step", title="Away from the jump of the exact map"
     )
@@ -321,21 +338,27 @@ def picture(z: jax.Array, maps: dict[str, jax.Array]) -> None:
 def main(config: Config) -> None:
     known = (*FLOWS, *METHODS)
     chosen = config.methods or known
-    if unknown := set(chosen) - set(known):
+    unknown = set(chosen) - set(known)
+    if unknown:
         raise SystemExit(f"unknown methods {sorted(unknown)}; there are {list(known)}.")
+
     dkey, bkey, *keys = jr.split(jr.key(config.seed), len(METHODS) + 3)
-    data, z = MIXTURE.sample((config.num_data, 1), key=dkey), places(config)
-    rows, maps = (
-        run_flows(config, data, z, key=keys[-1])
-        if set(FLOWS) & set(chosen)
-        else ({}, {})
-    )
+    data = MIXTURE.sample((config.num_data, 1), key=dkey)
+    z = places(config)
+    rows = {}
+    maps = {}
+    if set(FLOWS) & set(chosen):
+        rows, maps = run_flows(config, data, z, key=keys[-1])
     for (name, method), key in zip(METHODS.items(), keys, strict=False):
         if name in chosen:
             rows[name], maps[name] = run_map(config, method, data, z, key=key)
             print(f"{name}: {rows[name]['one step']:.4g} in one step", flush=True)
-    title = f"root mean square from the exact map, {config.num_steps} steps of {config.batch_size}"
+
+    size = f"{config.num_steps} steps of {config.batch_size}"
+    title = f"root mean square of the difference from the exact map, {size}"
     _report.show(title, [{"method": name} | row for name, row in rows.items()])
+
+    # Only full runs are stored.
     if not config.methods:
         baselines = run_baselines(config, data, key=bkey)
         _report.show("models of one latent", baselines)
