@@ -1,4 +1,7 @@
-"""What every benchmark writes beside its numbers: machine, versions, seed. And its table, on the screen and as JSON."""
+"""The reports of benchmarks: a table on the screen, and a JSON file with the results.
+
+The file also states the machine, the versions and the seed.
+"""
 
 import importlib.metadata
 import json
@@ -19,18 +22,20 @@ RESULTS = Path(__file__).parent / "results"
 def save(name: str, seed: int, **results: Any) -> None:
     """Writes `benchmarks/results/<name>.json`."""
     names = ("jax", "equinox", "diffrax", "optax", "numpy", "scipy")
+    versions = {name: importlib.metadata.version(name) for name in names}
     report = {
         "machine": {
             "cpus": os.cpu_count(),
             "processor": _processor(),
             "device": jax.devices()[0].device_kind,
         },
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in names},
+        "versions": {"python": platform.python_version()} | versions,
         "seed": seed,
     }
+
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(report | results, indent=2) + "\n")
+    text = json.dumps(report | results, indent=2)
+    (RESULTS / f"{name}.json").write_text(f"{text}\n")
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -39,17 +44,16 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
         return
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+
     print(f"\n{title}")
     for line in cells:
-        print(
-            "  ".join(
-                cell.rjust(width) for cell, width in zip(line, widths, strict=True)
-            )
-        )
+        aligned = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(aligned))
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
-    """The median wall time of a call whose result is waited for; the first call, which compiles, is not counted."""
+    """The median wall time of a call, until its result is ready."""
+    # The first call compiles, and is not counted.
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""What importing flowkit costs beside the libraries below it.
+"""The time to import flowkit, compared with the libraries below it.
 
     python benchmarks/foundations.py
 
@@ -26,13 +26,18 @@ def import_seconds(statement: str) -> float:
 
 
 def main() -> None:
-    # Alternating, so that both see the same machine.
-    pairs = [
-        (import_seconds(BELOW), import_seconds("import flowkit"))
-        for _ in range(REPEATS)
-    ]
-    below, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+    below_times = []
+    flowkit_times = []
+
+    # In turn, so that both see the same machine.
+    for _ in range(REPEATS):
+        below_times.append(import_seconds(BELOW))
+        flowkit_times.append(import_seconds("import flowkit"))
+
+    below = statistics.median(below_times)
+    ours = statistics.median(flowkit_times)
     imports = {"below_seconds": below, "flowkit_seconds": ours, "ratio": ours / below}
+
     _report.show("import", [imports])
     _report.save("foundations", seed=0, imports=imports)
 
