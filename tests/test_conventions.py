@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import equinox as eqx
+import jax.random as jr
+import jaxtyping
 import pytest
 
 import flowkit as fk
@@ -26,6 +28,7 @@ GROUND = {
     "_typecheck": set(),
     "_compat": set(),
     "_namespace": set(),
+    "_print": set(),
     "_checks": {"_types"},
     "_blocks": {"_types", "_checks"},
     "_masks": {"_types", "_checks"},
@@ -194,3 +197,12 @@ def test_dir_shows_public_names(namespace):
     hidden = [name for name in names if name.startswith("_")]
     assert namespace == "flowkit.testing" or (names and not hidden)
     assert "jaxtyping" not in names
+
+
+def test_errors_of_types_do_not_print_networks():
+    flow = fk.Flow(fk.nn.AdaLNMLP(2, 32, key=jr.key(0)))
+    assert "AdaLNMLP" in str(flow)
+    assert "\n" not in str(flow)
+    with pytest.raises(jaxtyping.TypeCheckError) as caught:
+        fk.log_prob(flow, "not an array")
+    assert "modulation" not in str(caught.value)

@@ -12,10 +12,11 @@ from flowkit._flow.heads import AbstractHead, PointHead
 from flowkit._flow.paths import AbstractPath, as_time, LinearPath
 from flowkit._flow.predictions import AbstractPrediction, convert, CUT, Velocity
 from flowkit._masks import has_parameter, zero_masked
+from flowkit._print import ShortDoc
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 
 
-class Flow(eqx.Module):
+class Flow(ShortDoc, eqx.Module):
     """A network read as a velocity field, whatever it predicts.
 
     ```python

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from flowkit._checks import check_time
 from flowkit._flow import AbstractPath, as_time, Flow, LinearPath, network_keywords
 from flowkit._masks import has_parameter, zero_masked
+from flowkit._print import ShortDoc
 from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar, Times
 
 
@@ -55,7 +56,7 @@ def expanded_interval(s: Scalar, t: Scalar) -> Float[Array, ""]:
     return jnp.where(s == t, 2 - s, s)
 
 
-class FlowMap(eqx.Module):
+class FlowMap(ShortDoc, eqx.Module):
     """A network read as an average velocity between two times.
 
     ```python

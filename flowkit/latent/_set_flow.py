@@ -18,12 +18,13 @@ from jaxtyping import Array, Bool, Float
 from flowkit._checks import check_mask, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import Flow
+from flowkit._print import ShortDoc
 from flowkit._solve import DEFAULT_ADJOINT, DEFAULT_SOLVER, sample, Samples
 from flowkit._types import AnyArray, Cond, Mask, Points, PRNGKey
 from flowkit.latent._priors import prior_keywords
 
 
-class SetFlow(eqx.Module):
+class SetFlow(ShortDoc, eqx.Module):
     r"""An encoder, a flow conditioned on its latents, and a prior over them.
 
     ```python
