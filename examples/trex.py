@@ -107,13 +107,13 @@ class Config:
 
 def check(config: Config) -> None:
     """Options that cannot be and options without effect are errors, before any work."""
-    idle = {}
+    idle: dict[str, str] = {}
     if config.command == "visualize":
         reason = "the run in the output folder has its own"
-        idle = dict.fromkeys(("data", "model", "training"), reason)
+        idle |= {name: reason for name in ("data", "model", "training")}
     if config.command == "train":
         drawn = ("num_points", "num_particles", "num_frames", "grid_size", "window")
-        idle = {f"visualization.{name}": "`train` draws nothing" for name in drawn}
+        idle |= {f"visualization.{name}": "`train` draws nothing" for name in drawn}
     if config.model.num_frequencies == 0:
         idle["model.frequency_scale"] = "there are no Fourier features"
     if config.training.map_steps == config.training.reflow_steps == 0:

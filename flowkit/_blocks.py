@@ -263,4 +263,5 @@ def _inner_product(gradient: PyTree[Any], tangents: PyTree[Any]) -> Float[Array,
         wide = sum_dtype(a.dtype)
         return jnp.sum(jnp.real(a.astype(wide) * b.astype(wide)))
 
-    return sum(jax.tree.leaves(jax.tree.map(product, gradient, tangents)))
+    products = jax.tree.leaves(jax.tree.map(product, gradient, tangents))
+    return sum(products, jnp.zeros(()))

@@ -41,7 +41,9 @@ def test_every_prediction_is_guided_alike(prediction, key):
     x = jr.normal(key, (3,))
     for target in (fk.Velocity(), fk.Score()):
         with_cond, without = (flow.predict(target, 0.3, x, c) for c in (cond, null))
-        value = fk.guided(flow, 1.8, null=null).predict(target, 0.3, x, cond)
+        guided = fk.guided(flow, 1.8, null=null)
+        assert isinstance(guided, fk.Flow)
+        value = guided.predict(target, 0.3, x, cond)
         np.testing.assert_allclose(
             value, without + 1.8 * (with_cond - without), rtol=1e-4
         )

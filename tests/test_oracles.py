@@ -307,6 +307,7 @@ class Point(fk.AbstractExactDistribution):
         return means
 
     def marginal(self, alpha, sigma, source):
+        assert isinstance(source, fk.Normal)
         return fk.Normal(alpha * self.point + sigma * source.mean, sigma * source.std)
 
 

@@ -318,7 +318,9 @@ def areas(figure):
         c
         for a in axes_of(figure)
         for c in a.collections
-        if isinstance(c, PathCollection) and len(c.get_offsets()) and c.get_lw()[0] == 0
+        if isinstance(c, PathCollection)
+        and len(c.get_offsets())
+        and c.get_linewidth()[0] == 0  # pyright: ignore
     ]
     return np.concatenate([cloud.get_sizes() for cloud in clouds])
 

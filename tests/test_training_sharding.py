@@ -144,7 +144,7 @@ def test_a_loop_of_steps_waits_for_several_cpu_devices(key):
     for count in range(1, 25):
         state, metrics = step(state, DATA[:8])
         if count % 8 == 0:
-            ready.append(metrics["loss"].is_ready())
+            ready.append(metrics["loss"].is_ready())  # pyright: ignore
     assert ready == [True, True, True]
 
 
@@ -154,7 +154,7 @@ def test_fit_waits_for_several_cpu_devices(key, monkeypatch):
     class Watched(Pace):
         def __call__(self, loss):
             super().__call__(loss)
-            ready.append(loss.is_ready())
+            ready.append(loss.is_ready())  # pyright: ignore
 
     monkeypatch.setattr("flowkit.training._loop.loop.Pace", Watched)
     fit(slow_loss, jnp.ones(2), DATA, num_steps=24, mesh=tr.data_mesh(), key=key)

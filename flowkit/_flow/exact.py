@@ -110,8 +110,9 @@ def _exact(distribution: AbstractDistribution) -> AbstractExactDistribution:
 
 
 def _is_standard(source: Normal) -> bool:
-    numbers = isinstance(source.mean, float) and isinstance(source.std, float)
-    return numbers and source.mean == 0 and source.std == 1
+    if not (isinstance(source.mean, float) and isinstance(source.std, float)):
+        return False
+    return source.mean == 0 and source.std == 1
 
 
 def _dtype(distribution: Any) -> Any:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from flowkit._checks import check_time
-from flowkit._types import AnyArray, FloatArray, is_traced, Number, Scalar
+from flowkit._types import FloatArray, is_traced, Number, Scalar
 
 
 class Coefficients(NamedTuple):
@@ -222,7 +222,8 @@ class AffinePath(AbstractPath):
 def as_time(t: Scalar, dtype: jnp.dtype | None = None) -> Float[Array, ""]:
     """A time as a floating-point array."""
     if dtype is None:
-        has_dtype = isinstance(t, AnyArray) and jnp.issubdtype(t.dtype, jnp.inexact)
-        dtype = t.dtype if has_dtype else jnp.result_type(float)
+        dtype = getattr(t, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.result_type(float)
     # The type of a NumPy array may be one that JAX does not use.
     return jnp.asarray(t, jax.dtypes.canonicalize_dtype(dtype))

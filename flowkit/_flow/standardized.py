@@ -104,7 +104,7 @@ def _check_moments(mean: Any, std: Any) -> None:
         )
 
 
-def bare(flow: VelocityField) -> VelocityField:
+def bare(flow: VelocityField) -> Any:
     """The flow over standardized data."""
     return flow.flow if isinstance(flow, Standardized) else flow
 
@@ -138,7 +138,7 @@ def log_scale(
     return jnp.sum(jnp.where(rows, logs, 0))
 
 
-def _like(constant: Constant, x: Array) -> Array:
+def _like(constant: Constant, x: FloatArray) -> Array:
     # Broadcast by hand, for `jax_numpy_rank_promotion="raise"`.
     value = jax.lax.stop_gradient(constant.value).astype(x.dtype)
     try:

@@ -20,9 +20,9 @@ from flowkit._types import Cond, PRNGKey
 class Batch(NamedTuple):
     """The data of a loss; all arrays have the same leading axis."""
 
-    x1: Array
+    x1: Any
     cond: Cond = None
-    mask: Array | None = None
+    mask: Any = None
     extra: Any = None
     """A pytree of more arrays per example, which no coupling sees; their rows follow `x1`."""
 

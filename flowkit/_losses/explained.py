@@ -60,13 +60,13 @@ def explained_velocity(
     """
     check_batch(x1, cond, mask)
     x1 = standardize(flow, x1)
-    flow = bare(flow)
+    inner: Flow = bare(flow)
     bins = operator.index(bins)
     if bins < 1:
         raise ValueError(f"`bins` must be at least 1, got {bins}.")
     batch = Batch(x1, cond, mask)
     draw = Draw(source, coupling, stratified)
-    return _explained_velocity(flow, batch, draw, key, bins, floor)
+    return _explained_velocity(inner, batch, draw, key, bins, floor)
 
 
 @eqx.filter_jit

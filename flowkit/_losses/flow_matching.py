@@ -116,13 +116,13 @@ def flow_matching_loss(
     """
     check_batch(x1, cond, mask)
     x1 = standardize(flow, x1)
-    flow = bare(flow)
-    check_targets(flow, targets, weighting)
+    inner: Flow = bare(flow)
+    check_targets(inner, targets, weighting)
     check_block(block, x1.shape[0])
     batch = Batch(x1, cond, mask)
     draw = Draw(source, coupling, times)
     error = ExampleError(tuple(targets), weighting)
-    return _loss(flow, batch, draw, key, error, block)
+    return _loss(inner, batch, draw, key, error, block)
 
 
 def flow_matching_errors(
@@ -145,13 +145,13 @@ def flow_matching_errors(
     """
     check_batch(x1, cond, mask)
     x1 = standardize(flow, x1)
-    flow = bare(flow)
-    check_targets(flow, targets, weighting)
+    inner: Flow = bare(flow)
+    check_targets(inner, targets, weighting)
     check_block(block, x1.shape[0])
     batch = Batch(x1, cond, mask)
     draw = Draw(source, coupling, times)
     error = ExampleError(tuple(targets), weighting)
-    return _errors(flow, batch, draw, key, error, block)
+    return _errors(inner, batch, draw, key, error, block)
 
 
 def check_targets(
@@ -211,7 +211,8 @@ class ExampleError(eqx.Module):
         """The examples of a batch, with an error at run time for weights that are not finite."""
         if self.weighting is None or self.weighting is likelihood_weighting:
             return examples
-        weigh = lambda t: self.weighting(flow.path, self.time(flow, t))
+        weighting = self.weighting
+        weigh = lambda t: weighting(flow.path, self.time(flow, t))
         weights = jax.vmap(weigh)(examples.t)
         if weights.shape != examples.t.shape:
             raise ValueError(

@@ -238,8 +238,10 @@ def _sample_and_log_prob(flow, batch, key, num_probes, options):
     keys = None if num_probes is None else jr.split(pkey, batch.num_samples)
 
     def one(x0, cond, mask, key):
-        shape = (num_probes, *x0.shape)
-        probes = None if key is None else jr.rademacher(key, shape, x0.dtype)
+        probes = None
+        if key is not None:
+            shape = (num_probes or 1, *x0.shape)
+            probes = jr.rademacher(key, shape, x0.dtype)
         velocity = _WithDivergence(flow, mask, probes)
         t1 = jnp.asarray(end_of(flow), x0.dtype)
         times = jnp.zeros((), x0.dtype), t1

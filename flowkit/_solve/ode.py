@@ -146,7 +146,7 @@ def solve(
 ) -> dfx.Solution:
     """Solves from the first time to the second, traced into the caller's program."""
     t0, t1 = times
-    controller = options.controller
+    controller: Any = options.controller
     max_steps = options.max_steps
     if options.num_steps is not None:
         # Both ends must be exact, and a compiler may round the sum as it likes.

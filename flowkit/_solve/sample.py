@@ -171,7 +171,7 @@ def jump_to_data(
 ) -> Float[Array, "..."]:
     """From the last time of a flow to its prediction of the data, if that is before `t = 1`."""
     if end_of(velocity) == 1:
-        return x
+        return jnp.asarray(x)
     return velocity.predict(Target(), velocity.t_end, x, cond, mask=mask)
 
 

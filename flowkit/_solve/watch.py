@@ -40,7 +40,7 @@ class WatchedController(dfx.AbstractAdaptiveStepSizeController):
         return self.controller.norm
 
     def wrap(self, direction: Any) -> "WatchedController":
-        return WatchedController(self.controller.wrap(direction))
+        return WatchedController(self.controller.wrap(direction))  # pyright: ignore
 
     def init(
         self,
@@ -85,7 +85,7 @@ def watched(
 ) -> dfx.AbstractStepSizeController:
     """The controller, watched if it is adaptive; a grid goes its way to the end."""
     if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
-        return WatchedController(controller)
+        return WatchedController(controller)  # pyright: ignore
     return controller
 
 

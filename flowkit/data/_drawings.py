@@ -45,8 +45,8 @@ def _smiley(num: int, key: PRNGKey):
     part_key, angle_key, noise_key = jr.split(key, 3)
     part = jr.randint(part_key, (num, 1), 0, 6)
     eye = jnp.where(part == 0, jnp.array([[-1.0, 1.0]]), jnp.array([[1.0, 1.0]]))
-    ends = {"minval": -5 * jnp.pi / 6, "maxval": -jnp.pi / 6}
-    mouth = 1.5 * unit_circle(jr.uniform(angle_key, (num,), **ends))
+    angles = jr.uniform(angle_key, (num,), minval=-5 * jnp.pi / 6, maxval=-jnp.pi / 6)
+    mouth = 1.5 * unit_circle(angles)
 
     is_eye = part < 2
     return blur(jnp.where(is_eye, eye, mouth), jnp.where(is_eye, 0.1, 0.08), noise_key)

@@ -80,8 +80,11 @@ def images_to_points(
     if num_points < 1:
         raise ValueError(f"`num_points` must be at least 1, got {num_points}.")
 
-    known = not callable(jitter) and not is_traced(jitter)
-    if known and not 0 <= float(jitter) < float("inf"):
+    if (
+        not callable(jitter)
+        and not is_traced(jitter)
+        and not 0 <= float(jitter) < float("inf")
+    ):
         raise ValueError(f"`jitter` must be a finite number >= 0, got {jitter}.")
 
     unit = max(images.shape[1:]) / 2 if unit is None else unit

@@ -6,6 +6,7 @@ along the flow is zero, which is the identity of the flow map at `t = 1`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -140,7 +141,7 @@ def _loss(
     error: Callable,
     *,
     block: Block,
-) -> tuple[Float[Array, ""], dict[str, Array] | None]:
+) -> tuple[Float[Array, ""], Any]:
     examples = draw_with_times(flow_map, batch, draw, key)
     loss, parts = mean_over_batch(error, flow_map, examples, block=block)
 

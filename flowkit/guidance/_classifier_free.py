@@ -3,7 +3,7 @@ r"""Classifier-free guidance: the condition is strengthened or weakened.
 $v_\omega = v_\varnothing + \omega (v_c - v_\varnothing)$, from a network that has seen both.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -58,7 +58,7 @@ def guided(
     """
     if isinstance(flow, Standardized):
         # Guidance extrapolates standardized velocities; the units stay outside.
-        inner = guided(flow.flow, scale, null=null, interval=interval)
+        inner = guided(cast(Flow, flow.flow), scale, null=null, interval=interval)
         return eqx.tree_at(lambda flow: flow.flow, flow, inner)
     if not isinstance(flow.head, PointHead):
         raise ValueError(

@@ -144,11 +144,10 @@ class SetFlow(ShortDoc, eqx.Module):
         - `source`, `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`:
           as in `fk.sample`.
         """
-        if num_points is None:
-            num_points = points.shape[0]
+        size = points.shape[0] if num_points is None else num_points
         samples = sample(
             self.flow,
-            (num_points, self.in_size),
+            (size, self.in_size),
             num_samples=1,
             key=key,
             cond=eqx.nn.inference_mode(self).encode(points, mask),

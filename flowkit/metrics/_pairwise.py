@@ -52,17 +52,17 @@ def pairwise(
     else:
         rows, columns = np.triu_indices(len(xs))
 
-    if block_size is None:
-        width = (xs if ys is None else ys).shape[1]
-        block_size = max(1, 4 * block_entries() // (xs.shape[1] * width))
-    if block_size < 1:
+    width = (xs if ys is None else ys).shape[1]
+    fitting = max(1, 4 * block_entries() // (xs.shape[1] * width))
+    size = fitting if block_size is None else int(block_size)
+    if size < 1:
         raise ValueError(
             f"`block_size` is {block_size}; at least one pair must be computed at a time."
         )
 
     pairs = np.stack([rows, columns], axis=1).astype(np.int32)
-    block_size = min(int(block_size), len(pairs))
-    matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size)
+    size = min(size, len(pairs))
+    matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, size)
     _check_matrix(matrix)
     return matrix
 

@@ -26,7 +26,7 @@ def block_entries() -> int:
     return 64 * _BLOCK_ENTRIES
 
 
-def row_blocks(rows: PyTree[Array, " T"], width: int) -> PyTree[Array, " T"]:
+def row_blocks(rows: PyTree[Array], width: int) -> PyTree[Array]:
     """Rows `(n, ...)` cut into blocks `(blocks, size, ...)`, for matrices `width` wide.
 
     The last block is filled up with copies of the last row, masks with `False`.
@@ -47,7 +47,7 @@ def row_blocks(rows: PyTree[Array, " T"], width: int) -> PyTree[Array, " T"]:
     return jax.tree.map(cut, rows)
 
 
-def join_blocks(blocks: PyTree[Array, " T"], num_rows: int) -> PyTree[Array, " T"]:
+def join_blocks(blocks: PyTree[Array], num_rows: int) -> PyTree[Array]:
     """The rows of blocks `(blocks, size, ...)` in one piece, without those filled up."""
     return jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rows], blocks

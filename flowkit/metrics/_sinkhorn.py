@@ -71,7 +71,7 @@ def emd_bounds(
     check_pair(x, y, mask_x, mask_y)
     _check_iterations(max_iterations)
     if not is_traced(epsilon):
-        check_epsilon(epsilon, "emd")
+        check_epsilon(float(epsilon), "emd")
 
     epsilon = jnp.asarray(epsilon, working_dtype(x))
     return _emd_bounds(x, y, epsilon, int(max_iterations), mask_x, mask_y)

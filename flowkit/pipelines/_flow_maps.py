@@ -163,7 +163,7 @@ def flow_paths(
 def _paths(flow, x0, times, solver, num_steps):
     saveat = dfx.SaveAt(ts=times)
 
-    def path(x):
+    def path(x) -> Any:
         options: Any = {"solver": solver, "num_steps": num_steps, "saveat": saveat}
         return integrate(flow, x, **options).ys
 

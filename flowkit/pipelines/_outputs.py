@@ -162,7 +162,7 @@ def output_distances(
 
 def _distances(arrays: Mapping[str, np.ndarray], fresh: Any, prior: Any) -> dict:
     samples = arrays["paths"][:, -1] if "paths" in arrays else arrays["output"]
-    numbers = {"w2": _w2(samples, fresh)} | _moments(samples)
+    numbers: dict[str, Any] = {"w2": _w2(samples, fresh)} | _moments(samples)
     if "one_step" in arrays:
         gaps = np.linalg.norm(samples - arrays["one_step"], axis=-1)
         numbers["w2_one_step"] = _w2(arrays["one_step"], fresh)
