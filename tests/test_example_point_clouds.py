@@ -209,7 +209,10 @@ def started(examples, monkeypatch, config):
     yield calls["report"], calls["ema_decay"].decay
     yield [(stage.name, stage.num_steps, stage.batch_size) for stage in stages]
     yield [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(split)]
-    yield eqx.tree_pformat(calls["model"])
+    model = calls["model"]
+    flow = model.flow
+    yield eqx.tree_pformat((vars(model), vars(flow), flow.network, model.prior))
+    yield [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, int | float)]
     yield [
         np.asarray(leaf).tobytes()
         for leaf in jax.tree.leaves(calls["model"])
@@ -335,6 +338,15 @@ def test_every_option_has_an_effect(examples, monkeypatch, tmp_path, name):
     after = configured(examples, common | needed | {name: value})
     parts = [started(examples, monkeypatch, config) for config in (before, after)]
     assert any(one != other for one, other in zip(*parts, strict=False))
+
+
+def test_equal_options_hand_over_the_same(examples, monkeypatch, tmp_path):
+    """So that the differences above are the effects of an option."""
+    data = save_clouds(tmp_path / "clouds.npz")
+    common = {"data": data, "num_points": 6, "output": str(tmp_path / "run")}
+    config = configured(examples, common)
+    parts = [list(started(examples, monkeypatch, config)) for _ in range(2)]
+    assert parts[0] == parts[1]
 
 
 @pytest.mark.parametrize("name", NEEDED)
