@@ -152,7 +152,7 @@ def _flow_stage(
             marginal_kl_weight=options.marginal_kl_weight,
             coupling=_COUPLINGS[options.coupling],
             times=_TIMES[options.times],
-            block=options.block,
+            block=_block(options),
             key=key,
         )
 
@@ -169,6 +169,11 @@ def _flow_stage(
         None if joint else lambda model: (model.encoder, model.flow),
         batches=source.batches(options, labels=model.num_classes > 0),
     )
+
+
+def _block(options: SetFlowTraining) -> int | fk.AutomaticBlock:
+    # On the command line None stands for the default of the library.
+    return fk.AutomaticBlock() if options.block is None else options.block
 
 
 def _prior_stage(
