@@ -264,4 +264,4 @@ def _inner_product(gradient: PyTree[Any], tangents: PyTree[Any]) -> Float[Array,
         return jnp.sum(jnp.real(a.astype(wide) * b.astype(wide)))
 
     products = jax.tree.leaves(jax.tree.map(product, gradient, tangents))
-    return sum(products, jnp.zeros(()))
+    return ft.reduce(operator.add, products)
