@@ -30,7 +30,9 @@ class AutomaticBlock(eqx.Module):
 
     The choice is made while the computation is traced. On a CPU a block is the largest
     part of the batch for which the results of all matrix products, in the error that is
-    averaged, fit into `cache_bytes`. The whole batch is one block:
+    averaged, fit into `cache_bytes`; but these results have at least twice the bytes of
+    the weights, which every block reads, and whose gradients it adds up. The whole batch
+    is one block:
 
     - where all of it fits,
     - on any other platform,
@@ -40,14 +42,14 @@ class AutomaticBlock(eqx.Module):
 
     **Arguments:**
 
-    - `cache_bytes`: the limit in bytes. The default was measured on two cores with 32
-      MiB of shared cache; more cores share their cache among more work.
+    - `cache_bytes`: the limit in bytes. `benchmarks/blocks.py` compares the default with
+      fixed sizes.
     """
 
     # Matrix products are what the compiler stores: it fuses most other operations into
     # them. Counting everything would let activations of many steps look larger than they
     # are.
-    cache_bytes: int = eqx.field(converter=operator.index, default=8 * 2**20)
+    cache_bytes: int = eqx.field(converter=operator.index, default=6 * 2**20)
 
     def __check_init__(self):
         if self.cache_bytes < 1:
@@ -143,12 +145,11 @@ def _chosen_size(
         if eqn.primitive.name == "dot_general":
             num_bytes += times * _output_bytes(eqn)
 
-    fitting = [
-        size
-        for size in range(1, num + 1)
-        if num % size == 0 and size * num_bytes <= cache_bytes
-    ]
-    return max(fitting, default=1)
+    sizes = [size for size in range(1, num + 1) if num % size == 0]
+    fitting = [size for size in sizes if size * num_bytes <= cache_bytes]
+    # Smaller blocks would move more bytes of weights and gradients than of activations.
+    worthwhile = [size for size in sizes if size * num_bytes >= 2 * _num_bytes(shared)]
+    return max(max(fitting, default=1), min(worthwhile, default=num))
 
 
 def _without_leading_axis(leaf: Any) -> Any:
@@ -179,6 +180,12 @@ def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
     for value in jax.tree.leaves(list(params.values()), is_leaf=is_jaxpr):
         if is_jaxpr(value):
             yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
+
+
+def _num_bytes(model: PyTree[Any]) -> int:
+    """The bytes of all weights."""
+    weights = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
 
 
 def _output_bytes(eqn: Any) -> int:

@@ -1,12 +1,15 @@
 """The rules that hold the code together: layers, abstract or final, imports, docstrings."""
 
 import ast
+import functools as ft
 import importlib.util
 import inspect
 import pkgutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.random as jr
@@ -52,6 +55,72 @@ ALLOWED["few_step"] = {*CORE, "guidance"}
 ALLOWED["metrics"] = {*GROUND, "_transport"}
 # Whole jobs, made of all other namespaces.
 ALLOWED["pipelines"] = {*CORE, *FAMILIES, *SATELLITES}
+
+
+PROJECT = ROOT.parent
+EVERYTHING = [
+    ROOT,
+    PROJECT / "examples",
+    PROJECT / "benchmarks",
+    PROJECT / "tests",
+]
+
+
+class Page(NamedTuple):
+    """One file, and the numbers of the lines of its docstrings."""
+
+    path: Path
+    lines: list[str]
+    tree: ast.Module
+    docs: set[int]
+
+    def code(self, first=1, last=None):
+        """The lines from `first` to `last` that belong to no docstring."""
+        numbered = enumerate(self.lines[first - 1 : last], first)
+        return [line for number, line in numbered if number not in self.docs]
+
+    def nodes(self, kind) -> list[Any]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, kind)]
+
+
+@ft.cache
+def page(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docs |= set(range(node.lineno, node.end_lineno + 1))
+    return Page(path, text.splitlines(), tree, docs)
+
+
+def pages(*folders):
+    return [page(path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+
+
+class Function(NamedTuple):
+    """Where a function is, and its lines without those of the docstring."""
+
+    name: str
+    lines: list[str]
+    body: list[str]
+
+
+def functions(of):
+    found = []
+    for node in of.nodes(ast.FunctionDef | ast.AsyncFunctionDef):
+        lines = of.code(node.lineno, node.end_lineno)
+        body = of.code(node.body[0].lineno, node.end_lineno)
+        found.append(Function(f"{of.path}:{node.lineno}", lines, body))
+    return found
+
+
+def is_comment(line):
+    return line.lstrip().startswith("#")
+
+
+def share(condition, lines):
+    return sum(map(condition, lines)) / len(lines)
 
 
 def flowkit_imports(module: str) -> set[str]:
@@ -155,8 +224,68 @@ def test_public_names_are_documented(module):
 
 
 def test_files_and_functions_keep_their_size():
-    for path in ROOT.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 420, path
+    library = pages(ROOT)
+    every = [function for of in library for function in functions(of)]
+    assert not [function.name for function in every if len(function.lines) > 45]
+
+    lengths = {of.path: len(of.lines) for of in library}
+    assert not [path for path, length in lengths.items() if length > 400]
+    assert statistics.median(lengths.values()) <= 160
+
+
+def test_lines_fit_the_page():
+    long = [
+        f"{of.path}:{number}"
+        for of in pages(*EVERYTHING, PROJECT / "docs")
+        for number, line in enumerate(of.lines, 1)
+        if len(line) > 100
+    ]
+    assert not long
+
+
+def test_lines_hold_one_thought():
+    """On average 34 characters, without the indentation."""
+    code = [line.strip() for of in pages(ROOT) for line in of.code()]
+    code = [line for line in code if line and not is_comment(line)]
+    assert statistics.mean(map(len, code)) <= 34
+
+
+def test_steps_are_apart_and_traps_are_marked():
+    code = [line for of in pages(ROOT) for line in of.code() if line.strip()]
+    assert share(is_comment, code) >= 0.03
+
+    bodies = [function.body for of in pages(ROOT) for function in functions(of)]
+    long = [line for body in bodies if len(body) >= 10 for line in body]
+    assert share(lambda line: not line.strip(), long) >= 0.08
+
+
+def test_unrelated_values_are_assigned_apart():
+    """`a, b = x, y` is two statements, unless it exchanges two names."""
+    found = []
+    for of in pages(ROOT, PROJECT / "examples", PROJECT / "benchmarks"):
+        for node in of.nodes(ast.Assign):
+            target = node.targets[0]
+            if not (
+                isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+            ):
+                continue
+            if elements(target) != elements(node.value):
+                found.append(f"{of.path}:{node.lineno}")
+    assert not found
+
+
+def elements(node):
+    return {ast.unparse(element) for element in node.elts}
+
+
+def test_conditional_expressions_are_not_nested():
+    found = []
+    for of in pages(*EVERYTHING):
+        for node in of.nodes(ast.IfExp):
+            inner = [part for part in ast.walk(node) if isinstance(part, ast.IfExp)]
+            if len(inner) > 1:
+                found.append(f"{of.path}:{node.lineno}")
+    assert not found
 
 
 def test_annotations_are_objects():

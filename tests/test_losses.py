@@ -350,6 +350,9 @@ def test_automatic_blocks(monkeypatch):
         assert number_of_blocks(points, sets, block) == blocks
     assert number_of_blocks(points, sets, fk.AutomaticBlock(np.int64(5_000))) == 2
 
+    # Every block reads the 16 bytes of weights, for 8 bytes of products an example.
+    assert number_of_blocks(points, (12, 1, 2), fk.AutomaticBlock(1)) == 3
+
     images, weight = (4, 8, 8, 3), jnp.zeros((1, 1, 3, 3))
     assert (
         number_of_blocks(Convolution(weight, True), images, fk.AutomaticBlock(1)) == 1
