@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ NUM_LATENTS = (
     | dict.fromkeys(STRUCTURED_CRNS, 3)
 )
 NETWORKS = [nn.AdaLNMLP, nn.DiT, nn.CrossAttentionCRN, nn.ConcatSquashMLP]
-MASK = jnp.array([True, True, False, True, True, True])
+MASK = np.array([True, True, False, True, True, True])
 
 
 def parameters(model):
@@ -63,6 +65,7 @@ class Cloudwise(eqx.Module):
         return self.crn(0.3, points, latents, mask)
 
 
+@functools.cache
 def cloudwise(name, d):
     return Cloudwise(drawn(CRNS[name], d, KEY), latents_for(name), name in LOCAL_CRNS)
 
@@ -110,18 +113,20 @@ def test_crn_starts_as_zero_and_learns(name):
         0 if latents is None else 8,
     )
 
+    points = np.asarray(cloud(2))
+
     @eqx.filter_jit
     @eqx.filter_value_and_grad(has_aux=True)
     def gradient(crn):
-        value = crn(0.5, cloud(2), latents, MASK)
-        return jnp.mean((value - cloud(2)) ** 2), value
+        value = crn(0.5, points, latents, MASK)
+        return jnp.mean((value - points) ** 2), value
 
     (_, value), first = gradient(crn)
     assert not np.any(value)
     assert any(np.any(np.asarray(g)) for g in parameters(first))
     # Once the last layer has moved, so does everything else.
     assert all(
-        np.any(np.asarray(g)) for g in parameters(gradient(drawn(make, 2, KEY))[1])
+        np.any(np.asarray(g)) for g in parameters(gradient(cloudwise(name, 2).crn)[1])
     )
 
 
@@ -203,19 +208,21 @@ def test_conditioners_agree_where_they_meet():
 )
 def test_crn_refuses_wrong_latents(name, latents, message):
     with pytest.raises(ValueError, match=message):
-        drawn(CRNS[name], 2, KEY)(0.5, cloud(2), latents)
+        cloudwise(name, 2).crn(0.5, cloud(2), latents)
 
 
 def test_a_vector_is_one_latent():
     network = cloudwise("adaln_mlp", 2)
-    np.testing.assert_array_equal(
-        network.crn(0.3, cloud(2), network.latents[0]), network(cloud(2))
+    both = eqx.filter_jit(
+        lambda x, z: (network.crn(0.3, x, z[0]), network.crn(0.3, x, z))
     )
+    np.testing.assert_array_equal(*both(cloud(2), network.latents))
 
 
 @pytest.mark.parametrize("make", NETWORKS)
 def test_crn_has_another_out_size_if_asked(make):
-    crn = drawn(lambda: make(2, 8, out_size=5, key=KEY))
+    size = {"width_size": 16, "depth": 1}
+    crn = drawn(lambda: make(2, 8, out_size=5, **size, key=KEY))
     assert crn.out_size == 5
     assert call(crn, 0.3, cloud(2), jnp.ones((1, 8)), MASK).shape == (6, 5)
 
@@ -224,14 +231,14 @@ def test_crn_has_another_out_size_if_asked(make):
 def test_crn_over_slots_is_a_velocity_network_of_latents(make):
     # What a flow prior asks of it: (t, z) -> dz/dt for z of shape (k, c), without a condition.
     crn = drawn(lambda: make(5, 0, width_size=16, depth=2, key=KEY))
-    slots = jnp.asarray(np.random.default_rng(2).normal(size=(4, 5)).astype(np.float32))
+    slots = rows(4, 5, seed=2)
     assert_permutation_equivariant(lambda z, _: crn(0.3, z), slots, key=KEY)
 
 
 def test_shared_conditioning_is_computed_once():
     # With one latent no product over the points has the conditioning's width: 17 appears in
     # vectors of one row only.
-    crn = nn.AdaLNMLP(2, 8, cond_size=17, key=KEY)
+    crn = drawn(lambda: nn.AdaLNMLP(2, 8, cond_size=17, key=KEY))
     jaxpr = jax.make_jaxpr(lambda x, z: crn(0.3, x, z))(
         jnp.zeros((50, 2)), jnp.zeros((1, 8))
     )
@@ -260,38 +267,36 @@ def test_local_latents_of_masked_points_have_no_influence(name):
 @pytest.mark.parametrize("pooling", [nn.max_pool, nn.mean_pool, nn.max_mean_pool])
 def test_pool_leaves_out_rows_of_zeros(pooling):
     latents = rows(3, 8) - 5  # negative, so that a zero would win a maximum
-    padded = jnp.pad(latents, ((0, 2), (0, 0)))
+    padded = np.pad(latents, ((0, 2), (0, 0)))
     pool = nn.Pool(pooling)
-    np.testing.assert_allclose(
-        call(pool, 0.3, cloud(2), padded), call(pool, 0.3, cloud(2), latents), rtol=1e-5
-    )
+    both = jax.jit(lambda x, *latents: [pool(0.3, x, z) for z in latents])
+    np.testing.assert_allclose(*both(cloud(2), padded, latents), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*STRUCTURED_CRNS])
 def test_latents_that_are_not_there_have_no_influence(name):
     network = cloudwise(name, 2)
-    latents = network.latents - 5  # negative, so that a zero would win a maximum
-    padded = jnp.pad(latents, ((0, 2), (0, 0)))
-    expected = call(network.crn, 0.3, cloud(2), latents)
-    np.testing.assert_allclose(
-        call(network.crn, 0.3, cloud(2), padded), expected, rtol=1e-4, atol=1e-4
-    )
+    # Negative, so that a zero would win a maximum.
+    latents = np.asarray(network.latents) - 5
+    padded = np.pad(latents, ((0, 2), (0, 0)))
+    both = jax.jit(lambda x, *latents: [network.crn(0.3, x, z) for z in latents])
+    np.testing.assert_allclose(*both(cloud(2), padded, latents), rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_but_zeros_still_has_a_time():
     """As the condition of a guided flow for no class is."""
     network = cloudwise("cross_attention_structured", 2)
-    one, other = (call(network.crn, t, cloud(2), jnp.zeros((2, 8))) for t in (0.2, 0.7))
-    assert jnp.max(jnp.abs(one - other)) > 1e-3
+    points, times = np.asarray(cloud(2)), np.float32([0.2, 0.7])
+    at_times = jax.jit(jax.vmap(lambda t: network.crn(t, points, np.zeros((2, 8)))))
+    one, other = np.asarray(at_times(times))
+    assert np.max(np.abs(one - other)) > 1e-3
 
 
 # -- the parts
 
 
 def rows(*shape, seed=3):
-    return jnp.asarray(
-        np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    )
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def silu(x):
@@ -324,24 +329,29 @@ def test_cross_attend_is_attention_of_points_to_latents():
             2, 3, width_size=8, num_heads=2, time_embedding=nn.RawTime(), key=KEY
         )
     )
-    context = cross.latent_in(
-        jnp.concatenate([rows(4, 3), jnp.full((4, 1), 0.3)], axis=1)
-    )
-    expected = cross.attention(jax.nn.silu(cross.embedding(cloud(2))), context)
-    np.testing.assert_allclose(
-        call(cross, 0.3, cloud(2), rows(4, 3)), expected, atol=1e-5
-    )
+    timed = np.pad(rows(4, 3), ((0, 0), (0, 1)), constant_values=0.3)
+
+    @jax.jit
+    def actual_and_expected(points):
+        queries = jax.nn.silu(cross.embedding(points))
+        expected = cross.attention(queries, cross.latent_in(timed))
+        return cross(0.3, points, rows(4, 3)), expected
+
+    np.testing.assert_allclose(*actual_and_expected(cloud(2)), atol=1e-5)
 
 
 def test_dit_blocks_start_as_the_identity():
     # With another last layer, a new network is that layer on the normalized embedding,
     # whatever time and latents are.
-    dit = nn.DiT(2, 8, width_size=8, depth=2, num_heads=2, key=KEY)
-    dit = eqx.tree_at(lambda dit: dit.out, dit, nn.Linear(8, 2, key=KEY))
-    h = np.asarray(jax.nn.silu(dit.embedding(cloud(2))), np.float64)
+    make = lambda: nn.DiT(2, 8, width_size=8, depth=2, num_heads=2, key=KEY)
+    last = drawn(lambda: nn.Linear(8, 2, key=KEY))
+    dit = eqx.tree_at(lambda dit: dit.out, eqx.filter_jit(make)(), last)
+    h = silu(np.asarray(call(dit.embedding, cloud(2)), np.float64))
     h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(
-        call(dit, 0.3, cloud(2), rows(1, 8)), h @ np.asarray(dit.out.weight), atol=1e-5
+        call(dit, 0.3, cloud(2), rows(1, 8)),
+        h @ np.asarray(last.weight) + np.asarray(last.bias),
+        atol=1e-5,
     )
 
 
@@ -357,7 +367,8 @@ def test_points_of_a_dit_see_each_other():
 @pytest.mark.parametrize("make", [nn.DiT, nn.CrossAttentionCRN])
 def test_dropout_needs_a_key(make):
     crn = drawn(lambda: make(2, 8, **SMALLEST, dropout=0.5, key=KEY))
-    one = eqx.filter_jit(lambda key: crn(0.3, cloud(2), rows(1, 8), MASK, key))
+    points, latents = np.asarray(cloud(2)), rows(1, 8)
+    one = eqx.filter_jit(lambda key: crn(0.3, points, latents, MASK, key))
     np.testing.assert_array_equal(one(None), one(None))
     assert not np.allclose(one(jr.key(1)), one(jr.key(2)))
 
@@ -378,11 +389,16 @@ def test_concat_squash_linear_is_its_formula():
     layer = drawn(lambda: nn.ConcatSquashLinear(3, 4, 2, key=KEY))
     x, cond = rows(5, 3), rows(1, 2)
     w = lambda linear: np.asarray(linear.weight, np.float64)
-    gate = 1 / (1 + np.exp(-(cond @ w(layer.gate) + layer.gate.bias)))
-    expected = (x @ w(layer.linear) + layer.linear.bias) * gate + cond @ w(layer.shift)
-    np.testing.assert_allclose(layer(x, cond), expected, atol=1e-5)
-    np.testing.assert_allclose(layer(x, jnp.tile(cond, (5, 1))), expected, atol=1e-5)
-    assert not np.any(nn.ConcatSquashLinear(3, 4, 2, zero_init=True, key=KEY)(x, cond))
+    gate = 1 / (1 + np.exp(-(cond @ w(layer.gate) + np.asarray(layer.gate.bias))))
+    expected = (x @ w(layer.linear) + np.asarray(layer.linear.bias)) * gate
+    expected = expected + cond @ w(layer.shift)
+    tiled = np.tile(cond, (5, 1))
+    np.testing.assert_allclose(call(layer, x, cond), expected, atol=1e-5)
+    np.testing.assert_allclose(call(layer, x, tiled), expected, atol=1e-5)
+    zero = eqx.filter_jit(
+        lambda: nn.ConcatSquashLinear(3, 4, 2, zero_init=True, key=KEY)(x, cond)
+    )
+    assert not np.any(zero())
 
 
 def test_concat_squash_keeps_scales():
@@ -391,24 +407,21 @@ def test_concat_squash_keeps_scales():
     Without the gains a network of eight layers would shrink them 65,000 times.
     """
     x = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
-    layer = nn.ConcatSquashLinear(256, 256, 2, key=KEY)
-    variance = np.var(np.asarray(layer(x, jnp.zeros((1, 2)))))
+    layer = eqx.filter_jit(lambda: nn.ConcatSquashLinear(256, 256, 2, key=KEY))()
+    variance = np.var(np.asarray(call(layer, x, np.zeros((1, 2), np.float32))))
     np.testing.assert_allclose(variance, np.var(x), rtol=3 * np.sqrt(4 / 256**2))
     crn = nn.ConcatSquashMLP(256, 0, width_size=256, depth=8, key=KEY)
     crn = eqx.tree_at(lambda crn: crn.layers[-1].linear.weight, crn, jnp.eye(256))
-    assert 0.1 < np.mean(np.std(np.asarray(crn(0.0, x)), axis=0)) < 10
+    assert 0.1 < np.mean(np.std(np.asarray(call(crn, 0.0, x)), axis=0)) < 10
 
 
 def test_squash_sum_keeps_the_direction_and_bounds_the_length():
     layer = drawn(lambda: nn.SquashSum((3, 2), 4, key=KEY))
     x, y = 2 * rows(5, 3), rows(5, 2)
-    v = np.asarray(
-        x @ layer.linears[0].weight
-        + layer.linears[0].bias
-        + y @ layer.linears[1].weight,
-        np.float64,
-    )
-    value = np.asarray(layer(x, y))
+    first, second = layer.linears
+    w = lambda array: np.asarray(array, np.float64)
+    v = x @ w(first.weight) + w(first.bias) + y @ w(second.weight)
+    value = np.asarray(call(layer, x, y))
     square = np.sum(v**2, axis=1)
     np.testing.assert_allclose(
         np.linalg.norm(value, axis=1), square / (1 + square), rtol=1e-5
@@ -418,7 +431,8 @@ def test_squash_sum_keeps_the_direction_and_bounds_the_length():
         v / np.sqrt(square)[:, None],
         atol=1e-5,
     )
-    zero = jax.tree.map(jnp.zeros_like, eqx.filter(layer, eqx.is_inexact_array))
-    assert np.all(np.isfinite(jax.jacrev(lambda x: eqx.combine(zero, layer)(x, y))(x)))
+    zero = jax.tree.map(np.zeros_like, eqx.filter(layer, eqx.is_inexact_array))
+    at_zero = lambda x: eqx.combine(zero, layer)(x, y)
+    assert np.all(np.isfinite(jax.jit(jax.jacrev(at_zero))(x)))
     with pytest.raises(ValueError, match="`inputs` are 1.*2 in_sizes"):
         layer(x)
