@@ -1,5 +1,7 @@
 """Every encoder tested for the same invariants, then each on its own."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,6 @@ from flowkit.testing import (
     assert_mask_independent,
     assert_permutation_equivariant,
     assert_permutation_invariant,
-    perturbed,
 )
 
 from .helpers import (
@@ -40,9 +41,14 @@ NUM_LATENTS = (
 )
 
 
+@functools.cache
+def encoder_of(name):
+    return drawn(ALL[name], 3, KEY)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_symmetry_and_masks(name):
-    encoder = drawn(ALL[name], 3, KEY)
+    encoder = encoder_of(name)
     symmetric = (
         assert_permutation_equivariant
         if name in LOCAL_ENCODERS
@@ -56,8 +62,18 @@ def test_encoder_symmetry_and_masks(name):
     )
 
 
-@pytest.mark.parametrize("d", [2, 4])
-@pytest.mark.parametrize("name", ALL)
+# Both dimensions for what treats axes in a way of its own, for the others by turns.
+OTHER_DIMENSIONS = [
+    (name, d)
+    for i, name in enumerate(ALL)
+    for d in (2, 4)
+    if name in ("point_net", "point_net_fourier", "dgcnn")
+    or name.startswith("mixture")
+    or d == (2, 4)[i % 2]
+]
+
+
+@pytest.mark.parametrize(("name", "d"), OTHER_DIMENSIONS)
 def test_encoder_in_other_dimensions(name, d):
     # As built: how much a new encoder sees of the scale depends on its first weights.
     encoder = ALL[name](d, KEY)
@@ -74,21 +90,23 @@ def test_encoder_in_other_dimensions(name, d):
         ]
     )
     masks = np.stack([MASK, MASK[order], MASK, everything, everything])
-    latents, permuted, filled, unmasked, scaled = call(jax.vmap(encoder), clouds, masks)
+    outputs = np.asarray(call(jax.vmap(encoder), clouds, masks))
+    latents, permuted, filled, unmasked, scaled = outputs
     np.testing.assert_allclose(
         permuted, latents[order] if name in LOCAL_ENCODERS else latents, atol=1e-5
     )
     np.testing.assert_allclose(filled, latents, atol=1e-5)
     # LayerNorm right after a linear map without bias would see no scale; on raw
     # coordinates it would leave signs.
-    assert jnp.max(jnp.abs(scaled - unmasked)) > 0.05
-    if d == 2:
+    assert np.max(np.abs(scaled - unmasked)) > 0.05
+    # Six points have few axes: rounding may rotate those of a mixture in dimension 4.
+    if d == 2 or not name.startswith("mixture"):
         np.testing.assert_allclose(call(encoder, points), unmasked, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_contract(name):
-    encoder = drawn(ALL[name], 3, KEY)
+    encoder = encoder_of(name)
     assert (encoder.in_size, encoder.out_size) == (3, 3 if name == "mixture" else 8)
     for n in (1, 2, 9):
         latents = eqx.filter_eval_shape(encoder, np.zeros((n, 3), np.float32))
@@ -106,7 +124,7 @@ def test_encoder_of_points_that_are_all_equal(name, n):
         encoder_and_points[0](encoder_and_points[1]) ** 2
     )
     value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))(
-        (drawn(ALL[name], 2, KEY), jnp.full((n, 2), 0.7))
+        (encoder_of(name), jnp.full((n, 3), 0.7))
     )
     assert all(
         bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves((value, gradients))
@@ -115,7 +133,7 @@ def test_encoder_of_points_that_are_all_equal(name, n):
 
 @pytest.mark.parametrize("name", ALL)
 def test_encoder_refuses_wrong_clouds(name):
-    encoder = drawn(ALL[name], 3, KEY)
+    encoder = encoder_of(name)
     with pytest.raises(ValueError, match="`points` have 2 coordinates.*in_size=3"):
         encoder(cloud(2))
     with pytest.raises(ValueError, match="`points` is an empty set"):
@@ -147,14 +165,14 @@ def test_token_and_points_are_rows_of_the_same_transformer():
 
 
 def test_stochastic_depth_rises_to_the_last_block():
-    encoder = nn.SetTransformer(
-        2, 8, **(TINY | {"depth": 3}), stochastic_depth=0.5, dropout=0.1, key=KEY
-    )
+    options = TINY | {"depth": 3, "stochastic_depth": 0.5, "dropout": 0.1}
+    encoder = drawn(lambda: nn.SetTransformer(2, 8, **options, key=KEY))
     residuals = [block.attention_residual for block in encoder.blocks]  # pyright: ignore
     rates = [residual.stochastic_depth.p for residual in residuals]
     assert rates == [0, 0.25, 0.5]
-    assert np.array_equal(call(encoder, cloud(2)), call(encoder, cloud(2)))
-    assert not np.allclose(call(encoder, cloud(2)), call(encoder, cloud(2), None, KEY))
+    value = call(encoder, cloud(2))
+    assert np.array_equal(value, call(encoder, cloud(2)))
+    assert not np.allclose(value, call(encoder, cloud(2), None, KEY))
 
 
 def test_transformer_refuses_unknown_options():
@@ -168,12 +186,13 @@ def test_transformer_refuses_unknown_options():
 def plain_layer_norm(norm, h):
     return (h - h.mean(-1, keepdims=True)) / np.sqrt(
         h.var(-1, keepdims=True) + 1e-6
-    ) * norm.scale + norm.shift
+    ) * np.asarray(norm.scale) + np.asarray(norm.shift)
 
 
 def test_edge_convolution_is_its_formula():
-    layer = nn.DGCNN(2, 8, width_size=4, depth=1, num_neighbors=2, key=KEY).layers[0]
-    layer = perturbed(layer, key=jr.key(1), scale=0.3)
+    options = {"width_size": 4, "depth": 1, "num_neighbors": 2}
+    layer = drawn(lambda: nn.DGCNN(2, 8, **options, key=KEY).layers[0])
+    affine = lambda linear, x: x @ np.asarray(linear.weight) + np.asarray(linear.bias)
     h, mask = np.asarray(jr.normal(KEY, (6, 4))), MASK
     expected = np.zeros_like(h)
     for i in range(6):
@@ -185,13 +204,8 @@ def test_edge_convolution_is_its_formula():
             np.concatenate([h[i], h[j] - h[i], [np.sum((h[j] - h[i]) ** 2)]])
             for j in others[:2]
         ]
-        hidden = (
-            plain_layer_norm(layer.norm, np.stack(edges)) @ layer.hidden.weight
-            + layer.hidden.bias
-        )
-        expected[i] = (
-            hidden / (1 + np.exp(-hidden)) @ layer.out.weight + layer.out.bias
-        ).max(0)
+        hidden = affine(layer.hidden, plain_layer_norm(layer.norm, np.stack(edges)))
+        expected[i] = affine(layer.out, hidden / (1 + np.exp(-hidden))).max(0)
     np.testing.assert_allclose(
         np.asarray(call(layer, h, mask))[mask], expected[mask], atol=1e-5
     )
@@ -228,31 +242,24 @@ def test_dgcnn_refuses(options, message):
 
 
 def test_slot_attention_is_its_formula():
-    encoder = perturbed(
-        nn.SlotAttention(2, 8, **(SLOTS | {"num_iterations": 1}), key=KEY),
-        key=jr.key(1),
-    )
+    options = SLOTS | {"num_iterations": 1}
+    encoder = drawn(lambda: nn.SlotAttention(2, 8, **options, key=KEY))
     points = np.asarray(cloud(2))[MASK]
-    rows = plain_layer_norm(encoder.norm, np.asarray(encoder.embedding(points)))
-    slots = np.asarray(encoder.start(points, None, None))
-    queries = plain_layer_norm(encoder.slot_norm, slots) @ encoder.query.weight
-    scores = rows @ encoder.keys.weight @ queries.T / np.sqrt(8)
+    rows = plain_layer_norm(encoder.norm, np.asarray(call(encoder.embedding, points)))
+    slots = np.asarray(call(encoder.start, points, None, None))
+    w = lambda linear: np.asarray(linear.weight)
+    queries = plain_layer_norm(encoder.slot_norm, slots) @ w(encoder.query)
+    scores = rows @ w(encoder.keys) @ queries.T / np.sqrt(8)
     attention = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     weights = attention / attention.sum(0)
-    updates = weights.T @ (rows @ encoder.values.weight)
-    slots = np.stack(
-        [
-            encoder.cell(jnp.asarray(u), jnp.asarray(s))
-            for u, s in zip(updates, slots, strict=True)
-        ]
-    )
-    slots = slots + encoder.feed_forward(
-        plain_layer_norm(encoder.feed_forward_norm, slots)
-    )
+    updates = weights.T @ (rows @ w(encoder.values))
+    slots = np.asarray(call(jax.vmap(encoder.cell), updates, slots))
+    normalized = plain_layer_norm(encoder.feed_forward_norm, slots)
+    slots = slots + np.asarray(call(encoder.feed_forward, normalized))
     latents, actual = call(encoder.with_attention, cloud(2), MASK)
     np.testing.assert_allclose(actual[MASK], attention, atol=1e-5)
     assert not np.any(actual[~MASK])
-    np.testing.assert_allclose(latents, encoder.out(slots), atol=1e-5)
+    np.testing.assert_allclose(latents, call(encoder.out, slots), atol=1e-5)
 
 
 def test_slots_are_permuted_with_their_start():
@@ -278,11 +285,11 @@ def test_learned_slots_are_drawn_with_a_key():
 
 
 def test_pooled_leaves_masked_latents_out():
-    local = nn.SetTransformer(2, 8, **TINY, key=KEY)
-    pooled = nn.Pooled(local, nn.mean_pool, out_size=4, key=KEY)
-    mean = np.asarray(call(local, cloud(2), MASK))[MASK].mean(0)
+    local = drawn(lambda: nn.SetTransformer(2, 8, **TINY, key=KEY))
+    pooled = drawn(lambda: nn.Pooled(local, nn.mean_pool, out_size=4, key=KEY))
+    mean = np.asarray(call(pooled.encoder, cloud(2), MASK))[MASK].mean(0)
     np.testing.assert_allclose(
-        call(pooled, cloud(2), MASK), pooled.out(mean)[None], atol=1e-5
+        call(pooled, cloud(2), MASK), call(pooled.out, mean)[None], atol=1e-5
     )
 
 
