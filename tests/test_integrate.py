@@ -1,3 +1,5 @@
+import functools as ft
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -474,10 +476,11 @@ def test_wrong_use(call, fragment, key):
 @pytest.mark.parametrize("grid", [{}, {"num_steps": 5}], ids=["adaptive", "grid"])
 def test_velocities_that_are_not_finite_have_an_error_of_their_own(grid, key):
     nan = lambda t, x, cond: jnp.where(t > 0.3, jnp.nan, x)
-    with pytest.raises(Exception, match="the velocity is NaN or infinite"):
-        jax.block_until_ready(
-            fk.sample(nan, (2,), num_samples=2, key=key, **grid).values
-        )
+    infinite = lambda t, x, cond: jnp.where(t > 0.3, jnp.inf, x)
+    for velocity in (nan, infinite):
+        sample = ft.partial(fk.sample, velocity, (2,), num_samples=2, key=key, **grid)
+        with pytest.raises(Exception, match="the velocity is NaN or infinite"):
+            jax.block_until_ready(sample().values)
     quiet = fk.sample(nan, (2,), num_samples=2, key=key, throw=False, **grid)
     if grid:
         assert np.all(np.isnan(quiet.values))

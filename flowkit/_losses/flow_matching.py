@@ -95,13 +95,13 @@ def flow_matching_loss(
     - `cond`: a pytree with the same leading axis.
     - `source`: the distribution of `x0`.
     - `coupling`: how noise and data are paired: `fk.independent`, `fk.assignment`,
-      within clouds `fk.point_assignment`, or any `(x0, x1, cond, *, key)`, with `mask=`
-      if it is in the signature, to a `fk.Pairing`.
+      within clouds `fk.point_assignment`, or any function `(x0, x1, cond, *, key) ->
+      fk.Pairing`, which also gets `mask=` if it takes one.
     - `times`: the distribution of `t`, a function `(num, *, key) -> (num,)`.
     - `targets`: the predictions whose errors are summed, whatever the network predicts; the factors
-      between them are exact. The velocity error is $1/t^2$ times that of a `fk.Noise()`
-      and $1/(1-t)^2$ times that of a `fk.Target()` network, up to $10^6$: train these
-      with `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
+      between them are exact. On the linear path the squared velocity error is $1/t^2$
+      times that of a `fk.Noise()` and $1/(1-t)^2$ times that of a `fk.Target()`
+      network, up to $10^6$: train these with `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
     - `weighting`: `(path, t) -> ()`. It multiplies the squared velocity error, once per
       listed target, in place of their factors; `fk.likelihood_weighting` is the
       "optimal" one.
@@ -158,7 +158,7 @@ def check_targets(
     flow: Flow, targets: Sequence[AbstractPrediction], weighting: Weighting | None
 ) -> None:
     """Raises for no targets, and for targets and weightings that convert squared errors if
-    the flow is trained by another one."""
+    the flow is trained with another loss."""
     check_instance("weighting", weighting)
     if not targets:
         raise ValueError(
@@ -207,7 +207,7 @@ class ExampleError(eqx.Module):
         ratios = [_squared_ratio(target, flow.prediction, c) for target in self.targets]
         return ft.reduce(jnp.add, ratios)
 
-    def checked(self, flow: Flow, examples: Example) -> Example:
+    def with_checked_weights(self, flow: Flow, examples: Example) -> Example:
         """The examples of a batch, with an error at run time for weights that are not finite."""
         if self.weighting is None or self.weighting is likelihood_weighting:
             return examples
@@ -221,6 +221,7 @@ class ExampleError(eqx.Module):
             )
         message = "`weighting` returned NaN or infinity at a time that was drawn."
         invalid = jnp.any(~jnp.isfinite(weights))
+        # The check has to hang on a value that is used, or the compiler would drop it.
         return examples._replace(t=eqx.error_if(examples.t, invalid, message))
 
 
@@ -235,12 +236,12 @@ def _squared_ratio(
 
 @eqx.filter_jit
 def _loss(flow, batch, draw, key, error, block):
-    examples = error.checked(flow, draw_examples(flow, batch, draw, key))
+    examples = error.with_checked_weights(flow, draw_examples(flow, batch, draw, key))
     return mean_over_batch(error, flow, examples, block=block)[0]
 
 
 @eqx.filter_jit
 def _errors(flow, batch, draw, key, error, block):
-    examples = error.checked(flow, draw_examples(flow, batch, draw, key))
+    examples = error.with_checked_weights(flow, draw_examples(flow, batch, draw, key))
     values, _ = map_over_batch(error, flow, examples, block=block)
     return Errors(values, examples.t)

@@ -42,8 +42,8 @@ def resolve(
         num_steps = operator.index(num_steps)
         _check_grid(num_steps, controller, adjoint)
     else:
-        # Made here and compared nowhere: a default that is told from others by its identity
-        # is another object after `fit`, a restore, or any `jax.tree.map`.
+        # Made here, and never tested with `is`: after `fit`, a restore, or any `jax.tree.map` a
+        # stored default is a copy, which would look like the user's own.
         if controller is None:
             controller = dfx.PIDController(rtol=1e-5, atol=1e-5)
         _check_controller(controller, solver)
@@ -101,8 +101,9 @@ def _with_traced_numbers(controller: Any) -> Any:
     """The controller with its floats as arrays, so that another tolerance compiles nothing."""
 
     def convert(leaf):
-        # A Python float keeps its weak type, so the state keeps its own. Integers and
-        # booleans stay: Diffrax leaves out the terms whose coefficient is the number 0.
+        # A Python float becomes a weakly typed array, which does not change the dtype of the
+        # state. Integers and booleans stay: Diffrax leaves out the terms whose coefficient is
+        # the number 0.
         return jnp.asarray(float(leaf)) if isinstance(leaf, float) else leaf
 
     return jax.tree.map(convert, controller)

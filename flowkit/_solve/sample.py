@@ -40,7 +40,8 @@ class Stats(eqx.Module):
     rejected: Int[Array, "*batch"]
     """Rejected steps."""
     result: dfx.RESULTS
-    """How the solver ended; `diffrax.RESULTS.dt_min_reached` where the velocity is not finite."""
+    """How the solver ended. With adaptive steps it is `diffrax.RESULTS.dt_min_reached` where
+    the velocity is not finite. A grid ends as usual there, so look at the values."""
 
 
 class Samples(eqx.Module):

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool
 
 
 _NOT_FINITE = (
-    "the velocity is NaN or infinite on the way: look at the weights of the network (a training "
-    "that diverged?) and at the condition; smaller or more steps do not help. (With a controller "
-    "of your own: its smallest step was reached.)"
+    "the velocity is NaN or infinite on the way: look at the weights of the network (did "
+    "training diverge?) and at the condition; smaller or more steps do not help. (With a "
+    "controller of your own: its smallest step was reached.)"
 )
 
 
@@ -83,7 +83,7 @@ class WatchedController(dfx.AbstractAdaptiveStepSizeController):
 def watched(
     controller: dfx.AbstractStepSizeController,
 ) -> dfx.AbstractStepSizeController:
-    """The controller, watched if it is adaptive; a grid goes its way to the end."""
+    """The controller, watched if it is adaptive: a grid has no step size to reduce."""
     if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
         return WatchedController(controller)  # pyright: ignore
     return controller
@@ -92,11 +92,9 @@ def watched(
 def raise_failures(solution: dfx.Solution) -> dfx.Solution:
     """The solution, or at run time an error that says why the solve has failed."""
     failed = solution.result != dfx.RESULTS.successful
-    # Saved states are padded with infinity where a solve takes fewer steps than it may, so
-    # only NaN is an error there.
-    wrong = (solution.result == dfx.RESULTS.dt_min_reached) | (
-        ~failed & _any_nan(solution.ys)
-    )
+    # A grid goes on to its end whatever it meets, so its states are looked at.
+    lost = ~failed & ~_saved_states_are_finite(solution)
+    wrong = lost | (solution.result == dfx.RESULTS.dt_min_reached)
     solution = eqx.error_if(solution, wrong, _NOT_FINITE)
 
     ended = failed & (solution.result != dfx.RESULTS.event_occurred)
@@ -108,7 +106,13 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(flags))
 
 
-def _any_nan(tree: Any) -> Bool[Array, ""]:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
-    flags = [jnp.any(jnp.isnan(leaf)) for leaf in leaves]
-    return jnp.any(jnp.array(flags, bool))
+def _saved_states_are_finite(solution: dfx.Solution) -> Bool[Array, ""]:
+    def are_finite(ts, ys):
+        # Where a solve saves less than it may, times and states are padded with infinity.
+        used = jnp.isfinite(ts)
+        leaves = [leaf for leaf in jax.tree.leaves(ys) if eqx.is_inexact_array(leaf)]
+        rows = [jnp.reshape(leaf, (len(ts), -1)) for leaf in leaves]
+        return [jnp.all(jnp.isfinite(row) | ~used[:, None]) for row in rows]
+
+    flags = jax.tree.leaves(jax.tree.map(are_finite, solution.ts, solution.ys))
+    return jnp.all(jnp.array(flags, bool))

@@ -286,7 +286,7 @@ def _loss(
     # The encodings travel with the draws of the flow, so that a coupling permutes both alike.
     batch = batch._replace(extra=encoding)
     examples = draw_examples(model.flow, batch, draw, fkey)
-    examples = terms.error.flow_error.checked(model.flow, examples)
+    examples = terms.error.flow_error.with_checked_weights(model.flow, examples)
 
     loss, aux = mean_over_batch(terms.error, model, examples, block=block)
     latents, prior_cond = aux.pop("latents")

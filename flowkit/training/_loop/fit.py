@@ -144,6 +144,7 @@ def fit(
         model, optimizer, ema_decay=ema_decay, trainable=trainable, key=key
     )
 
+    # The loop is made in `_run`: its saver is open there, and closed on the way out.
     make_loop = ft.partial(
         Loop,
         configuration,

@@ -68,7 +68,9 @@ class Loop:
             self._arrays = replicate(self._arrays, configuration.mesh)
 
         self.step = 0
-        self._stopped: int | None = None
+        # The `num_steps` of the run that a callback ended. The same command then trains no
+        # further; another `num_steps` does.
+        self._stopped_total: int | None = None
         self._seconds_before = 0.0
         history = self._resume()
         self._began = time.monotonic()
@@ -84,7 +86,7 @@ class Loop:
             return {}
         self._arrays, _ = partition(found.state)
         self.step = int(found.state.step)
-        self._stopped = found.stopped
+        self._stopped_total = found.stopped
         self._seconds_before = found.seconds
         self._source.seek(found.position)
         return {name: Series(*pair) for name, pair in found.history.items()}
@@ -106,10 +108,10 @@ class Loop:
         return self._seconds_before + time.monotonic() - self._began
 
     def train(self, num_steps: int, bar: Any, interrupted: threading.Event) -> None:
-        """Make steps until there are `num_steps`, a callback stops, or Ctrl-C came."""
+        """Make steps until there are `num_steps`, a callback stops, or Ctrl-C is pressed."""
         try:
             if self.step == 0:
-                self._call_back(
+                self._run_callbacks(
                     [one for one in self._callbacks if not one.takes_metrics], num_steps
                 )
             while not (self._is_over(num_steps) or interrupted.is_set()):
@@ -125,7 +127,7 @@ class Loop:
             bar.close()
 
     def _is_over(self, num_steps: int) -> bool:
-        return self.step >= num_steps or self._stopped == num_steps
+        return self.step >= num_steps or self._stopped_total == num_steps
 
     def _advance(self, num_steps: int, bar: Any) -> None:
         """Calls up to the next callback, checkpoint or refresh of the bar."""
@@ -133,7 +135,7 @@ class Loop:
         pause = self._next_pause(num_steps)
         refresh = time.monotonic() + _REFRESH_SECONDS
         while self.step < pause and time.monotonic() < refresh:
-            self._call(num_steps)
+            self._run_steps(num_steps)
 
         # Without a pause only what is ready is fetched: the device stays busy.
         self._recorder.drain(wait=self.step >= pause)
@@ -143,10 +145,10 @@ class Loop:
 
         at_end = self.step == num_steps
         due = [one for one in self._callbacks if at_end or one.is_due(start, self.step)]
-        self._call_back(due, num_steps)
-        if self._stopped == num_steps:
+        self._run_callbacks(due, num_steps)
+        if self._stopped_total == num_steps:
             # Every callback is called at the end, and this is the end.
-            self._call_back([o for o in self._callbacks if o not in due], num_steps)
+            self._run_callbacks([o for o in self._callbacks if o not in due], num_steps)
         if self._saver is not None and passed(start, self.step, self._saver.every):
             self._save()
 
@@ -158,7 +160,7 @@ class Loop:
         pauses = [(self.step // every + 1) * every for every in intervals]
         return min([num_steps, *pauses])
 
-    def _call(self, num_steps: int) -> None:
+    def _run_steps(self, num_steps: int) -> None:
         """One call of the compiled step."""
         length = None
         if self._steps_per_call > 1:
@@ -175,6 +177,7 @@ class Loop:
         self.step += length or 1
         self._recorder.add_pending(self.step, metrics)
         self._consistent = True
+        # Waits now and then: too many calls in flight deadlock several CPU devices.
         self._pace(metrics["loss"])
 
     def _program(self, length: int | None) -> Callable[..., Any]:
@@ -185,7 +188,7 @@ class Loop:
             self._programs[length] = program
         return self._programs[length]
 
-    def _call_back(self, callbacks: list[Callback], num_steps: int) -> None:
+    def _run_callbacks(self, callbacks: list[Callback], num_steps: int) -> None:
         if not callbacks:
             return
         state = self.copy()
@@ -193,7 +196,7 @@ class Loop:
             values, stops = call(one, state, self.step, self._recorder.last)
             self._recorder.add(self.step, values)
             if stops:
-                self._stopped = num_steps
+                self._stopped_total = num_steps
 
     def _save(self) -> None:
         if self._saver is None:
@@ -204,7 +207,7 @@ class Loop:
             self.history(),
             self._source.position(),
             self.seconds(),
-            self._stopped,
+            self._stopped_total,
         )
         self._saver.save(self.step, snapshot)
 
