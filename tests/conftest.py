@@ -34,7 +34,7 @@ def few_memory_maps():
     """Every compiled program holds memory maps, of which a process has only so many
     (65,530 by default on Linux)."""
     yield
-    if not MAPS.exists() or len(MAPS.read_text().splitlines()) > 30_000:
+    if not MAPS.exists() or len(MAPS.read_text().splitlines()) > 15_000:
         jax.clear_caches()
 
 
