@@ -148,7 +148,8 @@ def _chosen_size(
     sizes = [size for size in range(1, num + 1) if num % size == 0]
     fitting = [size for size in sizes if size * num_bytes <= cache_bytes]
     # Smaller blocks would move more bytes of weights and gradients than of activations.
-    worthwhile = [size for size in sizes if size * num_bytes >= 2 * _num_bytes(shared)]
+    least = 2 * _num_bytes(shared)
+    worthwhile = [size for size in sizes if size * num_bytes >= least]
     return max(max(fitting, default=1), min(worthwhile, default=num))
 
 

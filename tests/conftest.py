@@ -31,8 +31,8 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(autouse=True, scope="module")
 def few_memory_maps():
-    """Every compiled program holds memory maps, of which a process has only so many
-    (65,530 by default on Linux)."""
+    """Every compiled program holds memory, and memory maps, of which a process has only
+    so many (65,530 by default on Linux)."""
     yield
     if not MAPS.exists() or len(MAPS.read_text().splitlines()) > 15_000:
         jax.clear_caches()
