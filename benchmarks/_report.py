@@ -9,14 +9,16 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 
 RESULTS = Path(__file__).parent / "results"
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def save(name: str, seed: int, **results: Any) -> None:
@@ -61,6 +63,35 @@ def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
         jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def median_seconds_in_turns(
+    calls: Mapping[Name, Callable[[], Any]], rounds: int = 9
+) -> dict[Name, float]:
+    """The median wall time of each call, all of them taking turns.
+
+    A machine that is slower for a while is then slower for all of them.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(_seconds_of_one(call))
+    return {name: statistics.median(several) for name, several in times.items()}
+
+
+def _seconds_of_one(call: Callable[[], Any]) -> float:
+    """The wall time of a call, a mean over at least 50 milliseconds."""
+    num = 0
+    start = time.perf_counter()
+    elapsed = 0.0
+    while elapsed < 0.05:
+        jax.block_until_ready(call())
+        num += 1
+        elapsed = time.perf_counter() - start
+    return elapsed / num
 
 
 def _text(value: Any) -> str:

@@ -144,8 +144,8 @@ CASES = {
 }
 
 
-def seconds(case: Case, block: Any) -> float:
-    """The median time of the loss and its gradient."""
+def gradient_of(case: Case, block: Any) -> Callable[[], Any]:
+    """The loss and its gradient, as a call without arguments."""
     xkey, key = jr.split(jr.key(SEED))
     x = jr.normal(xkey, case.shape)
 
@@ -154,12 +154,14 @@ def seconds(case: Case, block: Any) -> float:
         loss = lambda model: case.loss(model, x, key, block)
         return eqx.filter_value_and_grad(loss)(model)
 
-    return _report.median_seconds(lambda: step(case.model, x), repeats=9)
+    return lambda: step(case.model, x)
 
 
 def rows_of(name: str) -> list[dict]:
     case = CASES[name]()
-    times = {block: seconds(case, block) for block in (*case.blocks, AUTOMATIC)}
+    blocks = (*case.blocks, AUTOMATIC)
+    calls = {block: gradient_of(case, block) for block in blocks}
+    times = _report.median_seconds_in_turns(calls)
     best = min(times.values())
     return [
         {

@@ -210,6 +210,17 @@ def test_point_embedding_parts():
 # -- layers
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (7, 130), (33, 32)])
+def test_initial_weights_are_those_of_jax(shape):
+    """Drawn eagerly, within a program, and from a key that the program knows."""
+    key = jr.key(3)
+    build = lambda key: nn.Linear(*shape, key=key).weight
+    expected = jax.nn.initializers.lecun_normal()(key, shape)
+    np.testing.assert_array_equal(build(key), expected)
+    np.testing.assert_array_equal(jax.jit(build)(key), expected)
+    np.testing.assert_array_equal(jax.jit(lambda: build(key))(), expected)
+
+
 def test_linear_is_the_affine_map_with_weights_of_lecun():
     linear = nn.Linear(400, 300, key=KEY)
     x = jr.normal(KEY, (2, 5, 400))

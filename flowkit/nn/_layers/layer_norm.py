@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray
 from flowkit.nn._layers.arrays import in_sum_dtype, per_feature
+from flowkit.nn._layers.initial import ones, zeros
 
 
 def normalize(
@@ -39,8 +40,8 @@ class LayerNorm(eqx.Module):
     shift: Float[AnyArray, " size"]
 
     def __init__(self, size: int):
-        self.scale = jnp.ones(size, jnp.result_type(float))
-        self.shift = jnp.zeros(size, jnp.result_type(float))
+        self.scale = ones(size)
+        self.shift = zeros(size)
 
     def __call__(
         self, h: Float[AnyArray, "*leading size"]

@@ -3,12 +3,12 @@
 import operator
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.nn._layers.arrays import per_feature
+from flowkit.nn._layers.initial import lecun_normal, zeros
 
 
 class Linear(eqx.Module):
@@ -43,15 +43,11 @@ class Linear(eqx.Module):
         zero_init: bool = False,
         key: PRNGKey,
     ):
-        init = jax.nn.initializers.lecun_normal()
-        if zero_init:
-            init = jax.nn.initializers.zeros
-
-        dtype = jnp.result_type(float)
         self.in_size = in_size
         self.out_size = out_size
-        self.weight = init(key, (in_size, out_size), dtype)
-        self.bias = jnp.zeros(out_size, dtype) if use_bias else None
+        shape = (in_size, out_size)
+        self.weight = zeros(shape) if zero_init else lecun_normal(shape, key=key)
+        self.bias = zeros(out_size) if use_bias else None
 
     def __call__(self, x: Float[AnyArray, "*leading _"]) -> Float[Array, "*leading _"]:
         x = jnp.asarray(x)

@@ -12,6 +12,7 @@ from flowkit._types import AnyArray, Mask, PRNGKey
 from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.attention import Attention
 from flowkit.nn._layers.feed_forward import SwiGLU
+from flowkit.nn._layers.initial import full, normal
 from flowkit.nn._layers.layer_norm import LayerNorm
 
 
@@ -52,7 +53,7 @@ class Residual(eqx.Module):
 
         self.scale = None
         if layer_scale is not None:
-            self.scale = jnp.full(width_size, layer_scale, jnp.result_type(float))
+            self.scale = full(width_size, layer_scale)
         self.dropout = eqx.nn.Dropout(dropout)
         self.stochastic_depth = eqx.nn.Dropout(stochastic_depth)
 
@@ -230,7 +231,7 @@ class ISAB(eqx.Module):
 
 def learned_rows(num: int, size: int, *, key: PRNGKey) -> Float[Array, "num size"]:
     """Initial values of learned tokens, seeds and queries: `N(0, 0.02^2)`."""
-    return 0.02 * jr.normal(key, (num, size), jnp.result_type(float))
+    return normal((num, size), 0.02, key=key)
 
 
 def split_or_none(key: PRNGKey | None, num: int) -> list[PRNGKey | None]:
