@@ -14,6 +14,18 @@ from flowkit.nn._crn import (
     Pool as Pool,
     Select as Select,
 )
+from flowkit.nn._images import (
+    AbstractLayout as AbstractLayout,
+    bilinear_2x as bilinear_2x,
+    ClassEmbedding as ClassEmbedding,
+    Conv as Conv,
+    GroupNorm as GroupNorm,
+    nearest_2x as nearest_2x,
+    PatchDiT as PatchDiT,
+    SkipEveryBlock as SkipEveryBlock,
+    SkipEveryLevel as SkipEveryLevel,
+    UNet as UNet,
+)
 from flowkit.nn._layers import (
     AbstractFeatures as AbstractFeatures,
     AbstractTimeEmbedding as AbstractTimeEmbedding,

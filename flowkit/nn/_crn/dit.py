@@ -1,7 +1,6 @@
 """A transformer on the points of a cloud, conditioned by adaptive layer normalization."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -20,15 +19,14 @@ from flowkit.nn._crn.base import (
     vectors_from,
 )
 from flowkit.nn._crn.conditioners import AbstractConditioner, Broadcast
+from flowkit.nn._layers.adaln_block import adaln_blocks, AdaLNBlock
 from flowkit.nn._layers.arrays import out_size_of
-from flowkit.nn._layers.attention import Attention
 from flowkit.nn._layers.features import AbstractFeatures, PointEmbedding
-from flowkit.nn._layers.feed_forward import SwiGLU
 from flowkit.nn._layers.layer_norm import normalize
 from flowkit.nn._layers.linear import Linear
 from flowkit.nn._layers.modulation import modulate, Modulation
 from flowkit.nn._layers.time_embeddings import AbstractTimeEmbedding, SinusoidalTime
-from flowkit.nn._layers.transformer import depth_rates, Residual, split_or_none
+from flowkit.nn._layers.transformer import split_or_none
 from flowkit.nn._sets.masks import valid_points
 
 
@@ -76,7 +74,7 @@ class DiT(AbstractCRN):
     conditioning: TimeAndLatent
     modulation: Modulation
     embedding: PointEmbedding
-    blocks: "tuple[_Block, ...]"
+    blocks: "tuple[AdaLNBlock, ...]"
     out: Linear
     in_size: int = eqx.field(static=True, converter=operator.index)
     out_size: int = eqx.field(static=True, converter=operator.index)
@@ -121,10 +119,8 @@ class DiT(AbstractCRN):
         self.embedding = PointEmbedding(
             in_size, width_size, features=features, key=embedding_key
         )
-        rates = depth_rates(stochastic_depth, depth)
-        self.blocks = tuple(
-            _Block(width_size, **block_options, stochastic_depth=rate, key=block_key)
-            for rate, block_key in zip(rates, keys, strict=True)
+        self.blocks = adaln_blocks(
+            width_size, keys, stochastic_depth=stochastic_depth, **block_options
         )
         self.out = Linear(width_size, self.out_size, zero_init=True, key=out_key)
 
@@ -152,69 +148,3 @@ class DiT(AbstractCRN):
         for block, vectors, block_key in zip(self.blocks, of_blocks, keys, strict=True):
             h = block(h, vectors, mask, key=block_key)
         return zero_masked(self.out(modulate(normalize(h), scale, shift)), mask)
-
-
-class _Block(eqx.Module):
-    attention: Attention
-    feed_forward: Callable[[Array], Array]
-    residual: Residual
-
-    def __init__(
-        self,
-        width_size: int,
-        *,
-        num_heads: int = 4,
-        num_kv_heads: int | None = None,
-        mlp_ratio: float = 2.0,
-        feed_forward: Callable[..., Callable[[Array], Array]] = SwiGLU,
-        dropout: float = 0.0,
-        stochastic_depth: float = 0.0,
-        key: PRNGKey,
-    ):
-        attention_key, feed_forward_key = jr.split(key)
-        self.attention = Attention(
-            width_size,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            key=attention_key,
-        )
-        hidden_size = round(mlp_ratio * width_size)
-        self.feed_forward = feed_forward(width_size, hidden_size, key=feed_forward_key)
-        # It has no parameters, so both halves of the block use the same one.
-        self.residual = Residual(
-            width_size, dropout=dropout, stochastic_depth=stochastic_depth
-        )
-
-    def __call__(
-        self,
-        h: Float[Array, "n width"],
-        vectors: Float[Array, "number m width"],
-        mask: Mask | None = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "n width"]:
-        of_attention, of_feed_forward = jnp.split(vectors, 2)
-        attention_key, feed_forward_key = split_or_none(key, 2)
-
-        attend = lambda x: self.attention(x, mask=mask)
-        update = _modulated(attend, h, of_attention)
-        h = self.residual(h, update, key=attention_key)
-
-        update = _modulated(self.feed_forward, h, of_feed_forward)
-        return self.residual(h, update, key=feed_forward_key)
-
-
-def _modulated(
-    fn: Callable[[Array], Array],
-    h: Float[Array, "n width"],
-    vectors: Float[Array, "number m width"],
-) -> Float[Array, "n width"]:
-    """A layer with a scale and shift before it and a gate after it.
-
-    Without a gate, scale and shift come after the layer.
-    """
-    scale, shift, *gates = vectors
-    if not gates:
-        return modulate(fn(normalize(h)), scale, shift)
-    (gate,) = gates
-    return gate * fn(modulate(normalize(h), scale, shift))

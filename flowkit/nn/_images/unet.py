@@ -1,0 +1,169 @@
+"""The U-Net: a network of images with skips between equal sides."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._types import Cond, FloatArray, PRNGKey, Times
+from flowkit.nn._images.condition import learned_time, TimeAndCondition
+from flowkit.nn._images.layouts import AbstractLayout, SkipEveryBlock, Stages
+from flowkit.nn._images.parts import check_image, Image, Parts, Stage, Vector
+from flowkit.nn._layers.time_embeddings import AbstractTimeEmbedding
+from flowkit.nn._layers.transformer import split_or_none
+
+
+class UNet(eqx.Module):
+    """A velocity network of images `(h, w, c)`, by convolutions at several resolutions.
+
+    On the way down every level has half the sides of the one before, on the way up twice
+    as many, and what was computed on the way down is appended on the way up. It starts as
+    the velocity 0.
+
+    ```python
+    network = fk.nn.UNet(1, attention_levels=(2,), key=key)
+    labeled = fk.nn.ClassEmbedding(10, 64, key=label_key)
+    network = fk.nn.UNet(1, cond_embedding=labeled, key=key)
+    ```
+
+    **Arguments:**
+
+    - `in_size`: the channels of the image.
+    - `out_size`: the channels of the result; `in_size` by default.
+    - `width_size`: the channels at the full sides.
+    - `multipliers`: the channels of each level, from the full sides to the smallest, in
+      units of `width_size`. With `n` levels the sides must be divisible by `2^(n - 1)`.
+    - `layout`: the blocks and their skips, `SkipEveryBlock(num_blocks)` or
+      `SkipEveryLevel(num_down, num_up)`.
+    - `attention_levels`: the levels whose pixels attend to each other, from 0 at the full
+      sides. Time and memory grow with the square of the number of pixels there.
+    - `cond_embedding`: makes a vector of the condition: `ClassEmbedding`, `Linear`, or
+      any module with an `out_size`.
+    - `cond_image_size`: the channels of an image that is appended to `x`. With a
+      `cond_embedding`, too, the condition is a pair of both.
+    - `time_embedding`: how the time enters; by default two layers of `4 width_size` on
+      `SinusoidalTime(width_size)`.
+    - `vector_activation`: what the sum of the vectors of time and condition goes through.
+    - `dtype`: the type to compute in, such as `jnp.bfloat16`; that of `x` by default.
+      Parameters and the result keep their own.
+    - `rematerialize`: whether activations are computed again for the gradient, to save
+      memory.
+    - `key`: the key of the initial weights.
+    - options of the parts: `num_heads` of attention (4); `num_groups` of `GroupNorm` (8),
+      which divides all numbers of channels; `dropout`, the probability that an entry is
+      dropped within a block (0); `resize`, what doubles the sides, `nearest_2x` (default)
+      or `bilinear_2x`; `zero_init`, whether the last layer starts at zero (true).
+
+    **Reference:** Ronneberger, Fischer, Brox, U-Net, 2015 (arXiv 1505.04597); Ho, Jain,
+    Abbeel, Denoising Diffusion Probabilistic Models, 2020 (arXiv 2006.11239).
+    """
+
+    conditioning: TimeAndCondition
+    stages: Stages
+    in_size: int = eqx.field(static=True, converter=operator.index)
+    out_size: int = eqx.field(static=True, converter=operator.index)
+    num_levels: int = eqx.field(static=True, converter=operator.index)
+    dtype: Any = eqx.field(static=True)
+    rematerialize: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int | None = None,
+        *,
+        width_size: int = 32,
+        multipliers: Sequence[int] = (1, 2, 2),
+        layout: AbstractLayout = SkipEveryBlock(),
+        attention_levels: Sequence[int] = (),
+        cond_embedding: Callable[..., Vector] | None = None,
+        cond_image_size: int = 0,
+        time_embedding: AbstractTimeEmbedding | None = None,
+        vector_activation: Callable[[Array], Array] = jax.nn.silu,
+        dtype: Any = None,
+        rematerialize: bool = False,
+        key: PRNGKey,
+        **part_options: Any,
+    ):
+        _check_levels(multipliers, attention_levels)
+        time_key, cond_key, parts_key = jr.split(key, 3)
+        if time_embedding is None:
+            time_embedding = learned_time(4 * width_size, width_size, time_key)
+        self.in_size = in_size
+        self.out_size = in_size if out_size is None else out_size
+        self.num_levels = len(multipliers)
+        self.dtype = None if dtype is None else jnp.dtype(dtype)
+        self.rematerialize = rematerialize
+
+        self.conditioning = TimeAndCondition(
+            time_embedding,
+            cond_embedding,
+            cond_image_size,
+            activation=vector_activation,
+            key=cond_key,
+        )
+        parts = Parts(
+            in_size + cond_image_size,
+            self.out_size,
+            time_embedding.out_size,
+            **part_options,
+            key=parts_key,
+        )
+        sizes = [width_size * multiplier for multiplier in multipliers]
+        self.stages = layout.stages(parts, sizes, attention_levels)
+
+    def __call__(
+        self,
+        t: Times,
+        x: FloatArray,
+        cond: Cond = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "h w out_size"]:
+        """The velocity of every pixel.
+
+        The key is for dropout; without one nothing is dropped.
+        """
+        x = jnp.asarray(x)
+        divisor = 2 ** (self.num_levels - 1)
+        check_image(x, self.in_size, divisor, f"{self.num_levels} levels")
+        h, vector = self.conditioning(t, x, cond)
+        if self.dtype is not None:
+            h = h.astype(self.dtype)
+            vector = vector.astype(self.dtype)
+
+        down, middle, up, out = self.stages
+        keys = iter(split_or_none(key, len(down) + 1 + len(up)))
+        kept = []
+        for stage in down:
+            h = self._run(stage, h, vector, next(keys))
+            kept.append(h)
+        h = self._run(middle, h, vector, next(keys))
+
+        for stage in up:
+            if stage.skips:
+                h = jnp.concatenate([h, kept.pop()], axis=-1)
+            h = self._run(stage, h, vector, next(keys))
+        return out(h, vector).astype(x.dtype)
+
+    def _run(
+        self, stage: Stage, h: Image, vector: Vector, key: PRNGKey | None
+    ) -> Image:
+        if self.rematerialize:
+            return eqx.filter_checkpoint(stage)(h, vector, key)
+        return stage(h, vector, key)
+
+
+def _check_levels(multipliers: Sequence[int], attention_levels: Sequence[int]) -> None:
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(
+            f"`multipliers` must be positive, one for each level, got {multipliers}."
+        )
+    outside = [level for level in attention_levels if not 0 <= level < len(multipliers)]
+    if outside:
+        raise ValueError(
+            f"`attention_levels` must lie in 0 ... {len(multipliers) - 1}, got {outside}."
+        )
