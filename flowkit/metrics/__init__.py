@@ -6,6 +6,11 @@ half precision is summed, and returned, in float32.
 
 from flowkit._namespace import public_names as _public_names
 from flowkit.metrics._assignment import emd as emd, w2 as w2
+from flowkit.metrics._calibration import (
+    crps as crps,
+    interval_coverage as interval_coverage,
+    rank_histogram as rank_histogram,
+)
 from flowkit.metrics._chamfer import chamfer as chamfer, chamfer_l1 as chamfer_l1
 from flowkit.metrics._collections import (
     scores_with_floor as scores_with_floor,
@@ -19,6 +24,7 @@ from flowkit.metrics._diagnostics import (
     straightness as straightness,
 )
 from flowkit.metrics._energy import energy_distance as energy_distance
+from flowkit.metrics._frechet import frechet_distance as frechet_distance
 from flowkit.metrics._gaussian import gaussian_w2 as gaussian_w2
 from flowkit.metrics._occupancy import jsd as jsd
 from flowkit.metrics._pairwise import pairwise as pairwise
@@ -31,11 +37,18 @@ from flowkit.metrics._scores import (
     mmd as mmd,
     one_nna as one_nna,
 )
+from flowkit.metrics._similarity import (
+    GaussianWindow as GaussianWindow,
+    psnr as psnr,
+    ssim as ssim,
+    UniformWindow as UniformWindow,
+)
 from flowkit.metrics._sinkhorn import (
     Bounds as Bounds,
     emd_bounds as emd_bounds,
     sinkhorn_divergence as sinkhorn_divergence,
 )
+from flowkit.metrics._tracker import Tracker as Tracker
 from flowkit.metrics._wasserstein import (
     sliced_w2 as sliced_w2,
     wasserstein_1d as wasserstein_1d,
