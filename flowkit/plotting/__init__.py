@@ -30,6 +30,11 @@ from flowkit.plotting._flows import (
 )
 from flowkit.plotting._frames import write_frames as write_frames
 from flowkit.plotting._gallery import flow_gallery as flow_gallery
+from flowkit.plotting._image_rows import (
+    image_errors as image_errors,
+    image_reconstructions as image_reconstructions,
+)
+from flowkit.plotting._images import image_grid as image_grid
 from flowkit.plotting._latent_map import (
     latent_map as latent_map,
     LatentMap as LatentMap,
@@ -43,6 +48,7 @@ from flowkit.plotting._pairs import (
     reconstructions as reconstructions,
     segmentations as segmentations,
 )
+from flowkit.plotting._pixels import pixel_flow as pixel_flow
 from flowkit.plotting._style import colors as colors
 from flowkit.plotting._training import (
     explained_velocity as explained_velocity,

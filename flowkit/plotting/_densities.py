@@ -192,9 +192,14 @@ def histogram(
     axes.set_xlim(lows[0], highs[0])
 
 
-def color_bar(figure: Figure, panels: list, drawn: Any, label: str) -> None:
-    """A color bar without a frame to the right of the panels."""
-    bar = figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.01)
+def color_bar(
+    figure: Figure, panels: list, drawn: Any, label: str, *, pad: float = 0.01
+) -> None:
+    """A color bar without a frame to the right of the panels.
+
+    **Arguments:** `pad`: the gap, as a fraction of the width of all these panels.
+    """
+    bar = figure.colorbar(drawn, ax=panels, shrink=0.8, pad=pad)
     bar.set_label(label, fontsize=9, color=INK)
     style_color_bar(bar)
 
