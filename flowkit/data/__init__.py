@@ -6,6 +6,11 @@ Exact toys, your own points, images as point clouds, and files of point clouds.
 from flowkit._namespace import public_names as _public_names
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches
+from flowkit.data._cifar10 import (
+    CIFAR10_CLASSES as CIFAR10_CLASSES,
+    ColorImages as ColorImages,
+    load_cifar10 as load_cifar10,
+)
 from flowkit.data._cloud_split import (
     cloud_split as cloud_split,
     CloudSplit as CloudSplit,
@@ -53,6 +58,12 @@ from flowkit.data._papers import (
     tong_s_curve as tong_s_curve,
     tong_wide_gaussians as tong_wide_gaussians,
     tong_wide_moons as tong_wide_moons,
+)
+from flowkit.data._pixels import (
+    pixel_coords as pixel_coords,
+    pixel_mask as pixel_mask,
+    sparse_pixels as sparse_pixels,
+    SparsePixels as SparsePixels,
 )
 from flowkit.data._points import (
     fit_unit_box as fit_unit_box,
