@@ -4,6 +4,7 @@ Exact toys, your own points, images as point clouds, and files of point clouds.
 """
 
 from flowkit._namespace import public_names as _public_names
+from flowkit.data._as_images import as_images as as_images
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches
 from flowkit.data._cifar10 import (
@@ -41,6 +42,11 @@ from flowkit.data._gaussians import (
     TWO_GAUSSIANS as TWO_GAUSSIANS,
     two_gaussians as two_gaussians,
 )
+from flowkit.data._image_folder import (
+    image_folder as image_folder,
+    load_image_folder as load_image_folder,
+    random_flips as random_flips,
+)
 from flowkit.data._images import (
     Images as Images,
     images_to_points as images_to_points,
@@ -59,6 +65,7 @@ from flowkit.data._papers import (
     tong_wide_gaussians as tong_wide_gaussians,
     tong_wide_moons as tong_wide_moons,
 )
+from flowkit.data._pictures import center_crop as center_crop, stretch as stretch
 from flowkit.data._pixels import (
     pixel_coords as pixel_coords,
     pixel_mask as pixel_mask,

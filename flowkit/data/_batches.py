@@ -12,16 +12,14 @@ each epoch.
 """
 
 import dataclasses
-import functools as ft
-import operator
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 
+from flowkit.data._order import make_order, Order, step_numbers
 from flowkit.data._tree import leading_size
 
 
@@ -59,72 +57,20 @@ def batches(
     `batch_size // num_shards`.
     """
     size = leading_size(data)
-    if (shard_index is None) != (num_shards is None):
-        raise ValueError(
-            "`shard_index` and `num_shards` belong together; give both or neither."
-        )
-
-    if shard_index is None or num_shards is None:
-        shard_index = jax.process_index()
-        num_shards = jax.process_count()
-    shard = _Shard(operator.index(shard_index), operator.index(num_shards))
-    batch_size = operator.index(batch_size)
-    _check_shard(batch_size, shard)
-
-    if seed < 0:
-        raise ValueError(f"`seed` must not be negative, got {seed}.")
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(
-            f"`num_steps` must be at least 1, or None for no end; got {num_steps}."
-        )
+    order = make_order(
+        size,
+        batch_size,
+        drop_rest=False,
+        seed=seed,
+        shard_index=shard_index,
+        num_shards=num_shards,
+    )
+    records = step_numbers(num_steps)
 
     on_host = jax.tree.map(np.asarray, data)
-    order = _Order(size, batch_size, operator.index(seed), shard)
-    num_records = sys.maxsize if num_steps is None else operator.index(num_steps)
-    records = grain.MapDataset.range(num_records)
     # No threads: handing a batch over between threads costs more than gathering it.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return records.map(_Gather(on_host, order, transform)).to_iter_dataset(options)
-
-
-class _Shard(NamedTuple):
-    index: int
-    count: int
-
-
-def _check_shard(batch_size: int, shard: _Shard) -> None:
-    if not 0 <= shard.index < shard.count:
-        raise ValueError(
-            f"`shard_index` must lie in 0 ... {shard.count - 1}, got {shard.index}."
-        )
-    if batch_size < 1 or batch_size % shard.count:
-        raise ValueError(
-            f"`batch_size` must be a positive multiple of `num_shards`, {shard.count}; "
-            f"got {batch_size}."
-        )
-
-
-class _Order(NamedTuple):
-    """Which examples a step takes."""
-
-    size: int
-    batch_size: int
-    seed: int
-    shard: _Shard
-
-    def rows(self, step: int) -> np.ndarray:
-        """The examples of this shard's part of a batch, one slice from each epoch."""
-        local = self.batch_size // self.shard.count
-        start = step * self.batch_size + self.shard.index * local
-        stop = start + local
-
-        parts = []
-        while start < stop:
-            epoch, place = divmod(start, self.size)
-            permutation = _permutation(self.seed, epoch, self.size)
-            parts.append(permutation[place : place + stop - start])
-            start += len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +81,7 @@ class _Gather:
     """
 
     data: Any
-    order: _Order
+    order: Order
     transform: Callable[[Any, np.random.Generator], Any] | None
 
     def __call__(self, step: int) -> Any:
@@ -143,15 +89,4 @@ class _Gather:
         batch = jax.tree.map(lambda leaf: leaf[rows], self.data)
         if self.transform is None:
             return batch
-        # The 1 keeps this stream apart from that of the permutations, which has a 0
-        # there.
-        seed = (self.order.seed, 1, step, self.order.shard.index)
-        return self.transform(batch, np.random.default_rng(seed))
-
-
-@ft.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    permutation = np.random.default_rng((seed, 0, epoch)).permutation(size)
-    # Shared by all batches of the epoch.
-    permutation.flags.writeable = False
-    return permutation
+        return self.transform(batch, self.order.rng(step))

@@ -131,7 +131,8 @@ def pixel_mask(
     h = as_size("h", h)
     w = as_size("w", w)
     if not is_traced(indices) and indices.size:
-        low, high = np.min(indices), np.max(indices)
+        low = np.min(indices)
+        high = np.max(indices)
         if low < 0 or high >= h * w:
             raise ValueError(
                 f"`indices` must be in 0 ... {h * w - 1} for an image of {h} x {w} pixels, "
