@@ -1,6 +1,7 @@
 """Data sets and batches of them.
 
-Exact toys, your own points, images as point clouds, and files of point clouds.
+Exact toys, your own points, images and folders of them, images as point clouds, and files
+of point clouds.
 """
 
 from flowkit._namespace import public_names as _public_names

@@ -34,13 +34,14 @@ class Order(NamedTuple):
     def rows(self, step: int) -> np.ndarray:
         """The examples of this shard's part of a batch, one slice from each epoch."""
         local = self.batch_size // self.shard.count
+        # A slice ends with its epoch: either all examples are used, or whole batches.
         start = step * self.batch_size + self.shard.index * local
         stop = start + local
 
         parts = []
         while start < stop:
             epoch, place = divmod(start, self.used)
-            permutation = _permutation(self.seed, epoch, self.size)[: self.used]
+            permutation = _permutation(self.seed, epoch, self.size)
             parts.append(permutation[place : place + stop - start])
             start += len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
