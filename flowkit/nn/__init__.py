@@ -14,6 +14,12 @@ from flowkit.nn._crn import (
     Pool as Pool,
     Select as Select,
 )
+from flowkit.nn._fields import (
+    Observed as Observed,
+    PerceiverField as PerceiverField,
+    PerceiverIO as PerceiverIO,
+    PixelField as PixelField,
+)
 from flowkit.nn._images import (
     AbstractLayout as AbstractLayout,
     bilinear_2x as bilinear_2x,

@@ -30,8 +30,34 @@ def nearest_neighbors(
     if mask is not None:
         excluded = excluded | ~jnp.asarray(mask)[None, :]
 
-    closeness = jnp.where(excluded, -jnp.inf, -_squared_distances(points, points))
-    values, indices = jax.lax.top_k(closeness, max(1, min(num, n - 1)))
+    squares = _squared_distances(points, points)
+    return _smallest(squares, excluded, max(1, min(num, n - 1)))
+
+
+def nearest_points(
+    queries: Float[AnyArray, "m d"], points: Points, num: int, mask: Mask | None = None
+) -> tuple[Int[Array, "m num"], Bool[Array, "m num"]]:
+    """The `num` points nearest to each query, nearest first, and which are there.
+
+    Equal distances, the rule on a grid, are told apart by the coordinates, not by the
+    order of the points. There must be at least `num` points, masked or not.
+    """
+    order = order_of_coordinates(points, mask)
+    valid = jnp.ones(order.shape, bool) if mask is None else jnp.asarray(mask)
+    points = in_sum_dtype(zero_masked(points, mask)[order])
+    queries = in_sum_dtype(queries)
+
+    squares = jax.lax.stop_gradient(_squared_distances(queries, points))
+    # Of equal distances, the first in the order of coordinates is taken.
+    indices, there = _smallest(squares, ~valid[order][None, :], num)
+    return order[indices], there
+
+
+def _smallest(
+    squares: Float[Array, "m n"], excluded: Bool[Array, "_ n"], num: int
+) -> tuple[Int[Array, "m k"], Bool[Array, "m k"]]:
+    closeness = jnp.where(excluded, -jnp.inf, -squares)
+    values, indices = jax.lax.top_k(closeness, num)
     return indices, jnp.isfinite(values)
 
 
