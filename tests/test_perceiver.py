@@ -174,10 +174,17 @@ class OfQueries(eqx.Module):
         return self.net(0.3, rows[:, 2:], cond, mask)
 
 
-@pytest.mark.parametrize("name", ["io", "pixel"])
-def test_order_and_masks_of_the_inputs(name):
-    net = drawn(lambda: nn.PerceiverIO(2, 2, **IO, key=KEY))
-    fn = OfInputs(net if name == "io" else field(name))
+def test_order_and_masks_of_the_inputs_of_perceiver_io():
+    fn = OfInputs(drawn(lambda: nn.PerceiverIO(2, 2, **IO, key=KEY)))
+    assert_permutation_invariant(fn, SEEN, MASK, key=KEY)
+
+    padded = np.where(MASK[:, None], SEEN, np.nan)
+    np.testing.assert_allclose(call(fn, padded, MASK), call(fn, SEEN[MASK]), atol=1e-5)
+    assert np.all(np.isfinite(call(fn, padded, np.zeros(N, bool))))
+
+
+def test_order_and_masks_of_the_observations():
+    fn = OfInputs(field("pixel"))
     assert_permutation_invariant(fn, SEEN, MASK, key=KEY)
     assert_mask_independent(fn, SEEN, MASK, key=KEY)
 
@@ -231,9 +238,13 @@ def test_without_observations_the_state_alone_is_read(name):
 
 
 def influence(net):
-    """How each velocity moves with each state, `(M, M)`."""
-    jacobian = eqx.filter_jit(jax.jacfwd(lambda x: net(0.3, x, observed())))
-    return np.abs(np.asarray(jacobian(STATE))).max(axis=(1, 3))
+    """How much velocity `i` moves if state `j` does, `(M, M)`."""
+    cond = observed(mask=np.ones(N, bool))
+    velocity = lambda x: np.asarray(call(net, 0.3, x, cond))
+    moved = [
+        velocity(STATE + 0.1 * row[:, None]) for row in np.eye(M, dtype=np.float32)
+    ]
+    return np.abs(np.stack(moved, axis=1) - velocity(STATE)[:, None]).max(axis=2)
 
 
 def test_queried_points_know_of_each_other_through_state_tokens_alone():
@@ -243,10 +254,9 @@ def test_queried_points_know_of_each_other_through_state_tokens_alone():
     others = np.setdiff1d(np.arange(M), chosen)
     of_capped = influence(field("capped"))
     assert np.all(of_capped[:, chosen] > 0)
-    assert np.all(
-        of_capped[np.ix_(others, others)] == np.diag(np.diag(of_capped)[others])
-    )
-    assert np.all(np.diag(of_capped) > 0)
+    # The others move nothing but their own velocity.
+    of_others = of_capped[np.ix_(others, others)]
+    np.testing.assert_array_equal(of_others > 0, np.eye(len(others), dtype=bool))
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -273,19 +283,18 @@ def test_the_cost_is_linear_in_the_queries():
     assert four < 4.1 * one
 
 
-@pytest.mark.parametrize("name", ["pixel", "perceiver"])
-def test_derivatives_forward_and_for_flow_maps(name):
+def test_derivatives_forward():
     def value_and_tangent(net, t, x, tangent):
         fn = lambda t, x: net(t, x, observed(mask=MASK))
         return jax.jvp(fn, (t, x), (jnp.ones_like(t), tangent))
 
     t = np.float32(0.3)
-    moved, tangent = call(value_and_tangent, field(name), t, STATE, VALUES[:M])
+    moved, tangent = call(value_and_tangent, field("pixel"), t, STATE, VALUES[:M])
     step = 1e-2
     at = lambda sign: np.asarray(
         call(
             value_and_tangent,
-            field(name),
+            field("pixel"),
             np.float32(t + sign * step),
             STATE + np.float32(sign * step) * VALUES[:M],
             VALUES[:M],
