@@ -100,6 +100,7 @@ if _TYPE_CHECKING:
     from flowkit import (
         data as data,
         few_step as few_step,
+        inverse as inverse,
         latent as latent,
         metrics as metrics,
         nn as nn,
@@ -112,6 +113,7 @@ if _TYPE_CHECKING:
 _LOADED_ON_FIRST_USE = (
     "data",
     "few_step",
+    "inverse",
     "latent",
     "metrics",
     "nn",

@@ -44,7 +44,7 @@ CORE = GROUND | {
     "_losses": {*GROUND, "_distributions", "_flow", "_couplings"},
     "_solve": {*GROUND, "_distributions", "_flow"},
 }
-FAMILIES = ["solvers", "guidance", "few_step", "latent"]
+FAMILIES = ["solvers", "guidance", "inverse", "few_step", "latent"]
 ALLOWED = (
     CORE
     | {name: {*CORE} for name in FAMILIES}

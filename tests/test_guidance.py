@@ -125,3 +125,65 @@ def test_wrong_use(key):
         fk.drop_condition(jnp.ones((3, 2)), 1.5, key=key)
     with pytest.raises(ValueError, match="`cond` holds no arrays"):
         fk.drop_condition(None, key=key)
+
+
+def test_a_weaker_model_is_led_away_from(key):
+    """For Gaussians of one width the guided flow is that of the extrapolated mean."""
+    flow = fk.exact_flow(fk.Normal(1.0, 0.5))
+    weaker = fk.exact_flow(fk.Normal(0.6, 0.5))
+    guided = fk.guidance.autoguided(flow, weaker, 2.5, interval=(0.2, 0.9))
+    x = jr.normal(key, (3,))
+    for t, mean in ((0.1, 1.0), (0.5, 1.6), (0.95, 1.0)):
+        expected = fk.exact_flow(fk.Normal(mean, 0.5))(t, x)
+        np.testing.assert_allclose(guided(t, x), expected, atol=1e-5)
+
+
+def test_conditions_compose(key):
+    """Affine velocities add up: the mean is the weighted sum of the conditions."""
+    scales = (1.5, -0.5)
+    flow = fk.guidance.composed(fk.Flow(shifted), scales)
+    conds = jnp.array([[1.0, 2.0], [0.5, -1.0]])
+    x = jr.normal(key, (2,))
+    expected = shifted(0.4, x, 1.5 * conds[0] - 0.5 * conds[1])
+    np.testing.assert_allclose(flow(0.4, x, conds), expected, atol=1e-5)
+
+    one = fk.guidance.composed(fk.Flow(shifted), [3.0])
+    expected = fk.guided(fk.Flow(shifted), 3.0)(0.4, x, conds[0])
+    np.testing.assert_allclose(one(0.4, x, conds[:1]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "fragment"),
+    [
+        (
+            lambda flow: fk.guidance.autoguided(
+                flow, fk.Flow(shifted, fk.CosinePath()), 2.0
+            ),
+            "`weaker` must have the path",
+        ),
+        (
+            lambda flow: fk.guidance.autoguided(
+                flow, fk.Flow(shifted, prediction=fk.Noise()), 2.0
+            ),
+            "`weaker` must have the path",
+        ),
+        (
+            lambda flow: fk.guidance.autoguided(flow, flow, 2.0, interval=(0.5, 2)),
+            "interval",
+        ),
+        (lambda flow: fk.guidance.composed(flow, []), "`scales` must hold"),
+        (
+            lambda flow: fk.guidance.composed(flow, [1.0, 2.0])(
+                0.5, jnp.zeros(2), jnp.zeros((3, 2))
+            ),
+            "`cond`",
+        ),
+        (
+            lambda flow: fk.guidance.composed(flow, [1.0])(0.5, jnp.zeros(2)),
+            "`cond` is missing",
+        ),
+    ],
+)
+def test_misuse_of_weaker_models_and_compositions(call, fragment):
+    with pytest.raises(ValueError, match=fragment):
+        call(fk.Flow(shifted))

@@ -60,14 +60,8 @@ def guided(
         # Guidance extrapolates standardized velocities; the units stay outside.
         inner = guided(cast(Flow, flow.flow), scale, null=null, interval=interval)
         return eqx.tree_at(lambda flow: flow.flow, flow, inner)
-    if not isinstance(flow.head, PointHead):
-        raise ValueError(
-            f"`flow` must have the head `fk.PointHead()` to be guided, got {flow.head!r}."
-        )
-    if not 0 <= interval[0] <= interval[1] <= 1:
-        raise ValueError(
-            f"`interval` must be two times in [0, 1] in their order, got {interval}."
-        )
+    check_head("flow", flow)
+    check_interval(interval)
     return Flow(
         _Guided(flow, jnp.asarray(scale, float), null, interval),
         flow.path,
@@ -105,9 +99,32 @@ class _Guided(eqx.Module):
             return self.flow.output(t, x, cond, mask=mask, key=key)
 
         conditional, unconditional = jax.vmap(output)(both)
-        inside = (self.interval[0] <= t) & (t <= self.interval[1])
-        scale = jnp.where(inside, self.scale, 1.0).astype(conditional.dtype)
+        scale = scale_within(self.scale, self.interval, t, conditional)
         return unconditional + scale * (conditional - unconditional)
+
+
+def check_head(name: str, flow: Flow) -> None:
+    """Raises for outputs that cannot be extrapolated."""
+    if not isinstance(flow.head, PointHead):
+        raise ValueError(
+            f"`{name}` must have the head `fk.PointHead()` to be guided, got {flow.head!r}."
+        )
+
+
+def check_interval(interval: tuple[float, float]) -> None:
+    """Raises unless these are two times in their order."""
+    if not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(
+            f"`interval` must be two times in [0, 1] in their order, got {interval}."
+        )
+
+
+def scale_within(
+    scale: Array, interval: tuple[float, float], t: Scalar, like: Array
+) -> Float[Array, ""]:
+    """The scale within the interval and 1 elsewhere, in the type of the output."""
+    inside = (interval[0] <= t) & (t <= interval[1])
+    return jnp.where(inside, scale, 1.0).astype(like.dtype)
 
 
 def null_of(cond: Cond, null: Cond) -> Cond:
