@@ -36,8 +36,8 @@ class AutomaticBlock(eqx.Module):
 
     - where all of it fits,
     - on any other platform,
-    - if the error has a convolution, which XLA computes several times slower inside a
-      loop on a CPU,
+    - if the error has a convolution of XLA, whose gradient takes several times as long
+      inside a loop on a CPU; that of `fk.nn.Conv` does not, and counts as a product,
     - if JAX sees more than one device, since the batch may be split over them.
 
     **Arguments:**
@@ -139,10 +139,11 @@ def _chosen_size(
     example = jax.tree.map(_without_leading_axis, examples)
     jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, example)
     num_bytes = 0
-    for eqn, times in _equations(jaxpr.jaxpr):
-        if eqn.primitive.name == "conv_general_dilated":
+    for eqn, times, has_rule in _equations(jaxpr.jaxpr):
+        name = eqn.primitive.name
+        if name == "conv_general_dilated" and not has_rule:
             return num
-        if eqn.primitive.name == "dot_general":
+        if name in ("dot_general", "conv_general_dilated"):
             num_bytes += times * _output_bytes(eqn)
 
     sizes = [size for size in range(1, num + 1) if num % size == 0]
@@ -159,14 +160,20 @@ def _without_leading_axis(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
 
 
-def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """The equations without inner ones that run on a CPU, and how often each of them runs."""
+def _equations(
+    jaxpr: Any, times: int = 1, has_rule: bool = False
+) -> Iterator[tuple[Any, int, bool]]:
+    """The equations without inner ones that run on a CPU.
+
+    With each comes how often it runs, and whether it has a derivative rule of its own.
+    """
     for eqn in jaxpr.eqns:
         inner = list(_inner_jaxprs(eqn))
         if not inner:
-            yield eqn, times
+            yield eqn, times, has_rule
+        ruled = has_rule or eqn.primitive.name == "custom_jvp_call"
         for sub in inner:
-            yield from _equations(sub, times * eqn.params.get("length", 1))
+            yield from _equations(sub, times * eqn.params.get("length", 1), ruled)
 
 
 def _inner_jaxprs(eqn: Any) -> Iterator[Any]:

@@ -330,6 +330,15 @@ class Convolution(eqx.Module):
         return jax.lax.conv_general_dilated(*args, dimension_numbers=layout)[0]
 
 
+class Layer(eqx.Module):
+    """A convolution of this library as a velocity."""
+
+    conv: fk.nn.Conv
+
+    def __call__(self, t, x, cond):
+        return self.conv(x)
+
+
 def number_of_blocks(network, shape, block):
     """Read off the traced loss: the length of its loop, 1 if it has none."""
     loss = lambda x1: fk.flow_matching_loss(
@@ -366,6 +375,11 @@ def test_automatic_blocks(monkeypatch):
     assert (
         number_of_blocks(Convolution(weight, False), images, fk.AutomaticBlock(1)) == 4
     )
+
+    # The convolution of this library has a rule of its own: 8 x 8 x 3 numbers an example.
+    layer = Layer(fk.nn.Conv(3, 3, use_bias=False, key=jr.key(0)))
+    assert number_of_blocks(layer, images, fk.AutomaticBlock(1)) == 4
+    assert number_of_blocks(layer, images, fk.AutomaticBlock(2_000)) == 2
 
     # A batch may be split over several devices. (Another limit, which is traced again.)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
