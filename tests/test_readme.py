@@ -129,6 +129,7 @@ PAGES = [
         "getting-started/save-restore-resume",
         "tutorials/toys",
         "tutorials/conditions-and-guidance",
+        "tutorials/images",
         "tutorials/one-step-models",
         "tutorials/training-at-scale",
         "tutorials/data-sets",
