@@ -27,8 +27,8 @@ class OTODE(AbstractMethod):
 
     with the likelihood of `PiGDM`. The only randomness is that of the start.
     **What it approximates:** as `PiGDM`, and the law of the start at `t_start` by the
-    least-norm solution with noise. In directions that are observed well its samples vary
-    less than the posterior.
+    least-norm solution with noise. Between separate modes, points may stay where the mean of
+    the data fits the observation.
 
     **Arguments:**
 

@@ -47,8 +47,9 @@ def reconstruct(
     result.mean, result.std
     ```
 
-    The flow is not trained again, and knows nothing of the operator. Its source is
-    `fk.Normal()`, paired with the data independently or by reflow. Every method but
+    The flow is not trained again, and knows nothing of the operator. It must have been
+    trained with the source `fk.Normal()`, paired with the data independently: after
+    couplings or reflow the noise of a point depends on its data. Every method but
     `TwistedSMC` is an approximation and says which.
 
     **Arguments:**

@@ -21,7 +21,6 @@ from flowkit.nn._fields import (
     PixelField as PixelField,
 )
 from flowkit.nn._images import (
-    AbstractLayout as AbstractLayout,
     bilinear_2x as bilinear_2x,
     ClassEmbedding as ClassEmbedding,
     Conv as Conv,

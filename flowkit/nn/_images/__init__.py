@@ -4,7 +4,6 @@ from flowkit.nn._images.condition import ClassEmbedding as ClassEmbedding
 from flowkit.nn._images.conv import Conv as Conv
 from flowkit.nn._images.group_norm import GroupNorm as GroupNorm
 from flowkit.nn._images.layouts import (
-    AbstractLayout as AbstractLayout,
     SkipEveryBlock as SkipEveryBlock,
     SkipEveryLevel as SkipEveryLevel,
 )

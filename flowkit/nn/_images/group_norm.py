@@ -43,16 +43,15 @@ class GroupNorm(eqx.Module):
         dtype = jnp.asarray(h).dtype
         # Squares of half precision overflow from 256 on.
         rows = in_sum_dtype(h)
-        size = rows.shape[-1]
-
-        rows = rows - self._mean_of_groups(jnp.mean(rows, axis=(0, 1)), size)
-        variance = self._mean_of_groups(jnp.mean(rows * rows, axis=(0, 1)), size)
+        rows = rows - self._mean_of_groups(rows)
+        variance = self._mean_of_groups(rows * rows)
         rows = (rows * jax.lax.rsqrt(variance + 1e-5)).astype(dtype)
         return rows * per_feature(self.scale, rows) + per_feature(self.shift, rows)
 
     def _mean_of_groups(
-        self, of_channels: Float[Array, " size"], size: int
+        self, rows: Float[Array, "h w size"]
     ) -> Float[Array, "1 1 size"]:
-        """The mean of each group, given those of its channels, for all its channels."""
-        means = jnp.mean(of_channels.reshape(self.num_groups, -1), axis=1)
-        return jnp.repeat(means, size // self.num_groups)[None, None]
+        """The mean of each group over all pixels, for each of its channels."""
+        of_channels = jnp.mean(rows, axis=(0, 1)).reshape(self.num_groups, -1)
+        means = jnp.mean(of_channels, axis=1)
+        return jnp.repeat(means, of_channels.shape[1])[None, None]

@@ -20,7 +20,7 @@ class Stages(NamedTuple):
 
 
 class AbstractLayout(eqx.Module):
-    """The arrangement of a U-Net. To add one, write `stages`."""
+    """The arrangement of a U-Net."""
 
     @abc.abstractmethod
     def stages(
