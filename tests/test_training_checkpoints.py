@@ -203,6 +203,73 @@ def test_keep_and_the_final_state(tmp_path):
     assert steps_in(tmp_path) == [30, 45, 50]
 
 
+# By step; the lowest value is that of a checkpoint that `keep` alone would retire.
+MEASURED = {0: 0.1, 10: 3.0, 20: 1.0, 30: np.nan, 40: 2.0, 50: 1.5, 55: 1.2}
+
+
+def measured_run(directory, *, best="judged", num_steps=55):
+    def callback(state, step):
+        return {"judged": MEASURED[step], "vector": np.zeros(2)}
+
+    checkpoints = tr.Checkpoints(directory, every=10, keep=1, best=best)
+    return run(
+        batches=DATA,
+        batch_size=8,
+        num_steps=num_steps,
+        callbacks=[tr.Every(10, callback)],
+        checkpoints=checkpoints,
+    )
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    result = measured_run(tmp_path)
+    assert steps_in(tmp_path) == [20, 55]
+    assert tr.best_step(tmp_path) == 20
+
+    expected = measured_run(tmp_path / "short", num_steps=20)
+    model = tr.restore_model(tmp_path, lambda config: build({"width": 8}), step=20)
+    assert_same_leaves(model, expected.ema)
+    assert not np.array_equal(model.layers[0].weight, result.ema.layers[0].weight)
+
+
+def test_the_best_checkpoint_outlives_an_interruption(tmp_path):
+    """The one at which it stopped, after 33 steps, has no value, and is not the best."""
+
+    def interrupt(state, step):
+        if step == 33:
+            raise KeyboardInterrupt
+
+    def judge(state, step):
+        return {"judged": MEASURED.get(step, 0.0)} if step % 10 == 0 else None
+
+    def stopped(callbacks, num_steps):
+        checkpoints = tr.Checkpoints(tmp_path, every=10, keep=1, best="judged")
+        options = {"batches": DATA, "batch_size": 8, "checkpoints": checkpoints}
+        run(num_steps=num_steps, callbacks=callbacks, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped([tr.Every(10, judge), interrupt], 50)
+    assert steps_in(tmp_path) == [20, 33]
+    stopped([tr.Every(10, judge)], 50)
+    assert steps_in(tmp_path) == [20, 50]
+    assert tr.best_step(tmp_path) == 20
+
+
+def test_misuse_of_the_best(tmp_path):
+    with pytest.raises(ValueError, match=r"`best` is 'loos', .* 'judged'"):
+        measured_run(tmp_path / "name", best="loos")
+    with pytest.raises(ValueError, match=r"`best` is 'vector', .* shape \(2,\)"):
+        measured_run(tmp_path / "shape", best="vector")
+    measured_run(tmp_path / "none", best=None, num_steps=20)
+    with pytest.raises(ValueError, match=r"has a value to compare; train with"):
+        tr.best_step(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder"):
+        tr.best_step(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint"):
+        tr.best_step(tmp_path / "empty")
+
+
 def test_a_longer_run_goes_on_and_a_shorter_one_is_refused(tmp_path):
     run(tmp_path, num_steps=40)
     assert_equal_runs(run(tmp_path, num_steps=60), run())

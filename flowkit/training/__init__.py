@@ -6,6 +6,7 @@ mesh spreads it over many devices.
 
 from flowkit._namespace import public_names as _public_names
 from flowkit.training._checkpoints import (
+    best_step as best_step,
     Checkpoints as Checkpoints,
     restore_model as restore_model,
     stored_config as stored_config,

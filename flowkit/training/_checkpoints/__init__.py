@@ -11,6 +11,7 @@ from flowkit.training._checkpoints.options import (
     Checkpoints as Checkpoints,
 )
 from flowkit.training._checkpoints.restore import (
+    best_step as best_step,
     has_checkpoint as has_checkpoint,
     restore as restore,
     restore_model as restore_model,

@@ -29,6 +29,10 @@ class Checkpoints:
       interruption by Ctrl-C are saved too.
     - `keep`: how many checkpoints stay; older ones are deleted after a newer one is
       complete.
+    - `best`: the name of a series of the history, such as what a callback returns. The
+      checkpoint with its lowest value stays too, and `best_step` finds it. A callback is
+      called just before a checkpoint if its `n` is `every`; a checkpoint in between, and
+      one whose value is not finite, is never the best.
     - `config`: what `restore_model` hands to `build`: anything that JSON can hold, or a
       dataclass of such things. A run with another `config` does not resume here, so
       leave out how long the run is.
@@ -40,11 +44,13 @@ class Checkpoints:
         *,
         every: int = 1000,
         keep: int = 2,
+        best: str | None = None,
         config: Any = None,
     ):
         self.directory = Path(directory).expanduser().absolute()
         self.every = positive("every", every)
         self.keep = positive("keep", keep)
+        self.best = best
         if dataclasses.is_dataclass(config) and not isinstance(config, type):
             config = dataclasses.asdict(config)
         # Through JSON and back, as it will be when it is compared with a stored one.
@@ -59,7 +65,11 @@ class Checkpoints:
     def within(self, name: str) -> "Checkpoints":
         """The same for a folder inside of this one."""
         return Checkpoints(
-            self.directory / name, every=self.every, keep=self.keep, config=self.config
+            self.directory / name,
+            every=self.every,
+            keep=self.keep,
+            best=self.best,
+            config=self.config,
         )
 
 

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from flowkit._compat import restoring
 from flowkit.training._checkpoints.compare import model_differences, shortened
 from flowkit.training._checkpoints.storage import (
+    best_value,
     damage_reported,
     Damaged,
     damaged_message,
@@ -78,6 +79,38 @@ def stored_config(directory: str | os.PathLike[str], *, step: int | None = None)
     return _read_last(directory, step, read)
 
 
+def best_step(directory: str | os.PathLike[str]) -> int:
+    """The step of the best checkpoint, by the `best` that `Checkpoints` was given.
+
+    ```python
+    step = fk.training.best_step("run")
+    model = fk.training.restore_model("run", build, step=step)
+    ```
+
+    **Arguments:**
+
+    - `directory`: the folder that `Checkpoints` was given.
+
+    **Raises:** `FileNotFoundError` if there is no checkpoint; `ValueError` if none has a
+    value to compare.
+    """
+    folder = _folder(directory)
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, best_fn=best_value, best_mode="min"
+    )
+    with quiet():
+        manager = ocp.CheckpointManager(folder, options=options)
+    with quiet(), contextlib.closing(manager):
+        _candidates(folder, manager, None)
+        step = manager.best_step()
+    if step is None:
+        raise ValueError(
+            f"`directory`: no checkpoint in {folder} has a value to compare; train with "
+            "`Checkpoints(..., best=...)`, or restore the last one."
+        )
+    return int(step)
+
+
 def has_checkpoint(directory: Path) -> bool:
     """Whether a folder holds a checkpoint, readable or not."""
     if not directory.is_dir():
@@ -120,10 +153,7 @@ def _read_last(
     read: Callable[[ocp.CheckpointManager, int], Any],
 ) -> Any:
     """What `read` makes of the step asked for, or of the last step it can read."""
-    folder = Path(directory).expanduser().absolute()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`directory`: there is no folder {folder}.")
-
+    folder = _folder(directory)
     with quiet():
         options = ocp.CheckpointManagerOptions(read_only=True)
         manager = ocp.CheckpointManager(folder, options=options)
@@ -141,6 +171,13 @@ def _read_last(
         "`directory`: no checkpoint that was asked for can be read in "
         f"{folder}: {damage}"
     )
+
+
+def _folder(directory: str | os.PathLike[str]) -> Path:
+    folder = Path(directory).expanduser().absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`directory`: there is no folder {folder}.")
+    return folder
 
 
 def _candidates(

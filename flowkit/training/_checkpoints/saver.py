@@ -16,10 +16,12 @@ from flowkit.training._checkpoints.compare import (
 from flowkit.training._checkpoints.describe import describe_arrays, describe_static
 from flowkit.training._checkpoints.options import check_writable, Checkpoints
 from flowkit.training._checkpoints.storage import (
+    BEST,
     damage_reported,
     Damaged,
     damaged_message,
     fill,
+    manager_options,
     numbered,
     quiet,
     read_arrays,
@@ -57,9 +59,7 @@ class Saver:
         self._last: int | None = None
 
     def _open(self):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._options.keep, create=False
-        )
+        options = manager_options(self._options.keep, self._options.best)
         with quiet():
             return ocp.CheckpointManager(self._directory, options=options)
 
@@ -114,9 +114,38 @@ class Saver:
         items["meta"] = ocp.args.JsonSave(meta)
         items["history"] = ocp.args.StandardSave(history)
 
+        metrics = self._metrics(step, snapshot.history)
         with quiet():
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._manager.save(
+                step, args=ocp.args.Composite(**items), metrics=metrics, force=True
+            )
         self._last = step
+
+    def _metrics(
+        self, step: int, history: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    ) -> dict[str, float] | None:
+        """What the best checkpoint is found by; `None` if there is no value at this step."""
+        name = self._options.best
+        if name is None:
+            return None
+        if name not in history:
+            # An interruption may come before the callback was called at all.
+            if step < self.every:
+                return None
+            raise ValueError(
+                f"`best` is {name!r}, which is not in the history, only "
+                f"{sorted(history)}: let a callback `Every({self.every}, function)` "
+                "return it."
+            )
+
+        steps, values = history[name]
+        if values.ndim != 1:
+            raise ValueError(
+                f"`best` is {name!r}, whose values have shape {values.shape[1:]}; it "
+                "must be one number."
+            )
+        value = float(values[-1])
+        return {BEST: value} if steps[-1] == step and np.isfinite(value) else None
 
     def close(self) -> None:
         """Wait until everything is on disk."""

@@ -16,6 +16,10 @@ from jaxtyping import PyTree
 from flowkit.training._checkpoints.describe import is_array
 
 
+BEST = "best"
+"""The name of the number that the best checkpoint has the lowest of."""
+
+
 class Damaged(Exception):
     """A checkpoint cannot be read, for the reason that it is raised with."""
 
@@ -48,6 +52,33 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def manager_options(keep: int, best: str | None) -> ocp.CheckpointManagerOptions:
+    """Keeps the last `keep` checkpoints, and the best one if there is a measure of it."""
+    policies = ocp.checkpoint_managers
+    latest = policies.LatestN(keep)
+    if best is None:
+        return ocp.CheckpointManagerOptions(preservation_policy=latest, create=False)
+
+    # In descending order, because the last one is kept.
+    lowest = policies.BestN(
+        get_metric_fn=best_value,
+        reverse=True,
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([latest, lowest]),
+        best_fn=best_value,
+        best_mode="min",
+        create=False,
+    )
+
+
+def best_value(metrics: Any) -> float:
+    """The number of a checkpoint that is compared."""
+    return metrics[BEST]
 
 
 def numbered(tree: PyTree[Any]) -> dict[str, Any]:
