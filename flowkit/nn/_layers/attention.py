@@ -1,5 +1,7 @@
 """Attention over a set."""
 
+import functools as ft
+import math
 import operator
 
 import equinox as eqx
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._types import AnyArray, PRNGKey
+from flowkit._types import AnyArray, PRNGKey, sum_dtype
 from flowkit.nn._layers.linear import Linear
 
 
@@ -93,13 +95,13 @@ class Attention(eqx.Module):
         if mask is not None:
             mask = jnp.asarray(mask)
 
-        gathered = jax.nn.dot_product_attention(
+        gathered = _gather(
             _split_heads(self.query(x), self.num_heads),
             _split_heads(self.keys(context), self.num_kv_heads),
             _split_heads(self.values(context), self.num_kv_heads),
-            mask=None if mask is None else mask[None, None, :],
+            mask,
         )
-        gathered = self.out(gathered.reshape(x.shape[0], -1))
+        gathered = self.out(jnp.swapaxes(gathered, 0, 1).reshape(x.shape[0], -1))
 
         if mask is not None:
             # Without a valid row, the softmax is a mean over rows that are not there.
@@ -109,5 +111,36 @@ class Attention(eqx.Module):
 
 def _split_heads(
     rows: Float[Array, "n width"], num_heads: int
-) -> Float[Array, "n heads size"]:
-    return rows.reshape(rows.shape[0], num_heads, -1)
+) -> Float[Array, "heads n size"]:
+    return jnp.swapaxes(rows.reshape(rows.shape[0], num_heads, -1), 0, 1)
+
+
+def _gather(
+    query: Float[Array, "heads n size"],
+    keys: Float[Array, "kv_heads m size"],
+    values: Float[Array, "kv_heads m size"],
+    mask: Bool[Array, " m"] | None,
+) -> Float[Array, "heads n size"]:
+    r"""$\sum_j e_{ij} v_j / \sum_j e_{ij}$ with $e_{ij} = \exp(q_i \cdot k_j / \sqrt{d})$.
+
+    The quotient is taken last, of two sums over the context. So no `n x m` matrix is
+    divided, and its derivative is one product of `e`: half of the passes over memory that
+    a softmax takes.
+    """
+    # Half precision is multiplied as it is, and summed in float32.
+    product = ft.partial(jnp.matmul, preferred_element_type=sum_dtype(values.dtype))
+
+    # Heads that share keys and values are rows of one product with them.
+    rows = query.reshape(keys.shape[0], -1, query.shape[-1])
+    logits = product(rows / math.sqrt(rows.shape[-1]), jnp.swapaxes(keys, 1, 2))
+    if mask is not None:
+        # Finite, so that no row is NaN even if nothing is valid.
+        least = jnp.finfo(logits.dtype).min
+        logits = jnp.where(jnp.asarray(mask)[None, None], logits, least)
+
+    # Against overflow only: the quotient does not depend on it.
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest).astype(values.dtype)
+    total = jnp.sum(weights, axis=-1, keepdims=True, dtype=logits.dtype)
+    gathered = product(weights, values) / total
+    return gathered.astype(values.dtype).reshape(query.shape)
