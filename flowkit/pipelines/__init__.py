@@ -42,6 +42,13 @@ from flowkit.pipelines._set_flow_stages import set_flow_stages as set_flow_stage
 from flowkit.pipelines._set_flow_training import SetFlowTraining as SetFlowTraining
 from flowkit.pipelines._side_by_side import SideBySide as SideBySide
 from flowkit.pipelines._solvers import SOLVERS as SOLVERS
+from flowkit.pipelines._sparse_flow import SparseFlow as SparseFlow
+from flowkit.pipelines._sparse_flow_config import SparseFlowConfig as SparseFlowConfig
+from flowkit.pipelines._sparse_flow_report import SparseFlowReport as SparseFlowReport
+from flowkit.pipelines._sparse_images import (
+    found_images as found_images,
+    small_images as small_images,
+)
 
 
 __dir__ = _public_names(globals())

@@ -1,0 +1,190 @@
+r"""Images from some of their pixels: one conditional flow, whatever its network.
+
+The condition $y$ is the observed pixels. The flow moves a start $x_0$, which is white noise
+or a draw of a Gaussian process given $y$, to the values at the queried coordinates,
+
+$$ \frac{dx}{dt} = v(t, x, y), \qquad x(0) = x_0, $$
+
+so that $x(1)$ is a sample of what these values may be. Intensities stay in $[0, 1]$.
+"""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from flowkit._couplings import independent, Paired
+from flowkit._flow import Flow
+from flowkit._losses import flow_matching_loss
+from flowkit._solve import integrate, sample
+from flowkit._types import AnyArray, PRNGKey
+from flowkit.data import pixel_coords, SparsePixels
+from flowkit.nn import Observed
+
+
+class SparseFlow(eqx.Module):
+    """A flow to the pixels of an image, given some of them. `SparseFlowConfig` builds it.
+
+    ```python
+    model = fk.pipelines.SparseFlowConfig(shape=(8, 8, 1)).build(key=key)
+    pixels = fk.data.sparse_pixels(images, key=key)
+    loss = model.loss(images, pixels, key=key)
+    grid = fk.data.pixel_coords(16, 16)
+    values = model.sample(pixels.input_coords, pixels.input_values, grid, key=key)
+    ```
+
+    **Arguments:**
+
+    - `flow`: a flow whose condition is an `fk.nn.Observed`; with a `process` it is the pair
+        of that and the mean of the process at the queries.
+    - `process`: what the flow starts from, given the observed pixels: an object with
+        `mean(coords, values, query_coords)` and `sample(coords, values, query_coords, *,
+        key)`, such as `fk.inverse.GaussianProcess`. White noise without one.
+    - `grid`: the height and width of the images if the network answers for all of their
+        pixels together; `None` if it answers at any coordinates.
+    """
+
+    flow: Flow
+    process: Any = None
+    grid: tuple[int, int] | None = eqx.field(default=None, static=True)
+
+    def loss(
+        self,
+        images: Float[AnyArray, "b h w c"],
+        pixels: SparsePixels,
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, ""]:
+        """The flow-matching loss at the output pixels; with a `grid`, at all of them.
+
+        **Arguments:** the images, and pixels of each by `fk.data.sparse_pixels`.
+        """
+        coords = jnp.asarray(pixels.output_coords)
+        values = jnp.asarray(pixels.output_values)
+        if self.grid is not None:
+            coords = self._all_coords(len(images))
+            values = jnp.asarray(images).reshape(len(images), -1, images.shape[-1])
+
+        seen = Observed(coords, pixels.input_coords, pixels.input_values)
+        start_key, key = jr.split(key)
+        coupling = independent
+        if self.process is not None:
+            coupling = Paired(self._starts(seen, key=start_key))
+        cond = self._condition(seen)
+        return flow_matching_loss(self.flow, values, cond, coupling=coupling, key=key)
+
+    @eqx.filter_jit
+    def sample(
+        self,
+        coords: Float[AnyArray, "b n 2"],
+        values: Float[AnyArray, "b n c"],
+        query_coords: Float[AnyArray, "m 2"] | Float[AnyArray, "b m 2"],
+        *,
+        key: PRNGKey,
+        **options: Any,
+    ) -> Float[Array, "b m c"]:
+        """One sample for each image, clipped to [0, 1]. Other keys give other samples.
+
+        **Arguments:**
+
+        - `coords`, `values`: the observed pixels.
+        - `query_coords`: where values are wanted, `(m, 2)` for all images alike or
+            `(b, m, 2)`. With a `grid` these must be all pixels, by `fk.data.pixel_coords`.
+        - `options`: `solver`, `num_steps` and others, as in `fk.sample`.
+        """
+        seen = self._observed(coords, values, query_coords)
+        starts = self._starts(seen, key=key)
+        number, *shape = starts.shape
+        drawn = sample(
+            self.flow,
+            shape,
+            num_samples=number,
+            x0=starts,
+            cond=self._condition(seen),
+            **options,
+        )
+        return jnp.clip(drawn.values, 0, 1)
+
+    @eqx.filter_jit
+    def trajectories(
+        self,
+        coords: Float[AnyArray, "b n 2"],
+        values: Float[AnyArray, "b n c"],
+        query_coords: Float[AnyArray, "m 2"] | Float[AnyArray, "b m 2"],
+        times: Float[AnyArray, " t"],
+        *,
+        key: PRNGKey,
+        **options: Any,
+    ) -> Float[Array, "b t m c"]:
+        """Samples on their way from start to data, not clipped.
+
+        **Arguments:** `times` in [0, 1]; all others as in `sample`.
+        """
+        seen = self._observed(coords, values, query_coords)
+        saveat = dfx.SaveAt(ts=jnp.asarray(times))
+
+        def path(x0, cond):
+            solution = integrate(self.flow, x0, cond, saveat=saveat, **options)
+            return jnp.asarray(solution.ys)
+
+        return jax.vmap(path)(self._starts(seen, key=key), self._condition(seen))
+
+    def predict(
+        self, pixels: SparsePixels, *, key: PRNGKey, **options: Any
+    ) -> Float[Array, "b m c"]:
+        """One sample of the output pixels of each image, queried as in training.
+
+        **Arguments:** as in `sample`.
+        """
+        seen = (pixels.input_coords, pixels.input_values)
+        if self.grid is None:
+            return self.sample(*seen, pixels.output_coords, key=key, **options)
+        image = self.sample(*seen, pixel_coords(*self.grid), key=key, **options)
+        indices = jnp.asarray(pixels.output_indices)[..., None]
+        return jnp.take_along_axis(image, indices, axis=1)
+
+    def _all_coords(self, number: int) -> Float[Array, "b m 2"]:
+        coords = pixel_coords(*self.grid)  # pyright: ignore[reportOptionalIterable]
+        return jnp.broadcast_to(coords, (number, *coords.shape))
+
+    def _observed(self, coords, values, query_coords) -> Observed:
+        if query_coords.ndim == 2:
+            shape = (len(coords), *query_coords.shape)
+            query_coords = jnp.broadcast_to(query_coords, shape)
+        if (
+            self.grid is not None
+            and query_coords.shape[1] != self.grid[0] * self.grid[1]
+        ):
+            raise ValueError(
+                f"`query_coords` are {query_coords.shape[1]} points, but the network "
+                f"answers for the {self.grid[0]} x {self.grid[1]} pixels of an image "
+                "together: give `fk.data.pixel_coords` of them, or take another network."
+            )
+        return Observed(query_coords, coords, values)
+
+    def _starts(self, seen: Observed, *, key: PRNGKey) -> Float[Array, "b m c"]:
+        """Where the flow starts, independent for each image."""
+        number, num_queries, _ = seen.query_coords.shape
+        if self.process is None:
+            values = jnp.asarray(seen.values)
+            shape = (number, num_queries, values.shape[-1])
+            return jr.normal(key, shape, values.dtype)
+
+        def draw(seen, key):
+            return self.process.sample(
+                seen.coords, seen.values, seen.query_coords, key=key
+            )
+
+        return jax.vmap(draw)(seen, jr.split(key, number))
+
+    def _condition(self, seen: Observed) -> Any:
+        if self.process is None:
+            return seen
+        mean = lambda seen: self.process.mean(
+            seen.coords, seen.values, seen.query_coords
+        )
+        return seen, jax.vmap(mean)(seen)

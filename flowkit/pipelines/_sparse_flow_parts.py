@@ -1,0 +1,75 @@
+"""The networks of a `SparseFlow`: each is called `(t, x, cond)` at queried coordinates."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowkit._masks import has_parameter
+from flowkit._types import AnyArray, Cond, PRNGKey, Times
+from flowkit.nn import Observed
+
+
+class WithMean(eqx.Module):
+    """A network that also sees the mean of a process at the queries.
+
+    `cond` is the pair of an `Observed` and the mean `(m, c)`. The network was built for
+    `2 c` channels: the values, and the mean next to them. The mean at an observed pixel is
+    its value. Of the velocities only the first `c` are used.
+    """
+
+    network: Callable
+
+    def __call__(
+        self,
+        t: Times,
+        x: Float[AnyArray, "m c"],
+        cond: Cond,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "m c"]:
+        seen, mean = cond
+        values = jnp.concatenate([seen.values, seen.values], axis=-1)
+        both = Observed(seen.query_coords, seen.coords, values)
+        state = jnp.concatenate([x, jnp.asarray(mean, x.dtype)], axis=-1)
+        return call_network(self.network, t, state, both, key)[:, : x.shape[1]]
+
+
+class OnGrid(eqx.Module):
+    """A network of images as one of coordinates, for all pixels of an image at once.
+
+    The observed pixels become an image, zero elsewhere, and a mask, which the network is
+    conditioned on.
+
+    **Arguments:** the `network`, and the height and width of the images.
+    """
+
+    network: Callable
+    height: int = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+
+    def __call__(
+        self,
+        t: Times,
+        x: Float[AnyArray, "m c"],
+        cond: Cond,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "m c"]:
+        size = (self.height, self.width)
+        ones = jnp.ones_like(cond.values[:, :1])
+        rows = jnp.concatenate([cond.values, ones], axis=-1)
+
+        # The inverse of `fk.data.pixel_coords`: the first coordinate is the column.
+        last = jnp.asarray([self.width - 1, self.height - 1], cond.coords.dtype)
+        places = jnp.round(cond.coords * last[None]).astype(int)
+        image = jnp.zeros((*size, rows.shape[1]), rows.dtype)
+        image = image.at[places[:, 1], places[:, 0]].set(rows)
+
+        state = jnp.reshape(x, (*size, -1))
+        return call_network(self.network, t, state, image, key).reshape(x.shape)
+
+
+def call_network(network, t, x, cond, key):
+    """The network with a key, which is for dropout, if it takes one."""
+    keywords = {"key": key} if has_parameter(network, "key") else {}
+    return network(t, x, cond, **keywords)

@@ -1,0 +1,266 @@
+"""Reconstruction from some pixels, against flows whose samples are known in closed form."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from PIL import Image
+
+import flowkit as fk
+from flowkit.pipelines._sparse_flow_parts import OnGrid
+
+
+IMAGES = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
+PIXELS = fk.data.sparse_pixels(IMAGES, input_ratio=0.25, key=jr.key(0))
+
+
+def still(t, x, cond):
+    """A velocity of zero: samples are what the flow starts from."""
+    return jnp.zeros_like(x)
+
+
+class Levels(eqx.Module):
+    """A process whose samples have the same value everywhere, one of some levels."""
+
+    levels: tuple[float, ...]
+
+    def sample(self, coords, values, query_coords, *, key):
+        shape = (len(query_coords), values.shape[-1])
+        chosen = jnp.asarray(self.levels)[jr.randint(key, (), 0, len(self.levels))]
+        return jnp.full(shape, chosen)
+
+    def mean(self, coords, values, query_coords):
+        return self.sample(coords, values, query_coords, key=jr.key(0))
+
+
+def constant(level, grid=None):
+    return fk.pipelines.SparseFlow(fk.Flow(still), Levels((level,)), grid)
+
+
+def input_mask():
+    mask = np.zeros((4, 64), bool)
+    np.put_along_axis(mask, np.asarray(PIXELS.input_indices), True, axis=1)
+    return mask.reshape(4, 8, 8)
+
+
+@pytest.mark.parametrize("grid", [None, (8, 8)])
+def test_loss_is_that_of_the_wanted_pixels(grid):
+    """With a velocity of zero it is the mean square of what is left to go."""
+    wanted = IMAGES if grid else np.asarray(PIXELS.output_values)
+    loss = constant(0.25, grid).loss(IMAGES, PIXELS, key=jr.key(1))
+    assert loss == pytest.approx(np.mean((wanted - 0.25) ** 2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0.25, 0.25), (1.5, 1.0)])
+def test_samples_are_intensities(level, expected):
+    coords = fk.data.pixel_coords(3, 5)
+    values = constant(level).sample(
+        PIXELS.input_coords, PIXELS.input_values, coords, num_steps=1, key=jr.key(1)
+    )
+    np.testing.assert_array_equal(values, np.full((4, 15, 1), expected, np.float32))
+
+
+def test_trajectories_lead_from_the_start_to_the_end():
+    model = fk.pipelines.SparseFlow(
+        fk.Flow(lambda t, x, cond: jnp.ones_like(x)), Levels((0.5,))
+    )
+    times = np.linspace(0, 1, 5, dtype=np.float32)
+    seen = (PIXELS.input_coords, PIXELS.input_values)
+    paths = model.trajectories(
+        *seen, PIXELS.output_coords, times, num_steps=4, key=jr.key(1)
+    )
+    assert paths.shape == (4, 5, 12, 1)
+    np.testing.assert_allclose(paths[0, :, 0, 0], 0.5 + times, atol=1e-6)
+
+
+def observed_image(t, x, cond):
+    return cond[..., :1]
+
+
+def observed_mask(t, x, cond):
+    return cond[..., 1:]
+
+
+@pytest.mark.parametrize("network", [observed_image, observed_mask])
+def test_observed_pixels_become_an_image_and_a_mask(network):
+    """An image that is not square, so that rows and columns cannot be exchanged."""
+    images = IMAGES[:, :6]
+    pixels = fk.data.sparse_pixels(images, key=jr.key(3))
+    shown = np.zeros((48, 1), np.float32)
+    rows = np.asarray(pixels.input_indices[0])
+    whole = images if network is observed_image else np.ones_like(images)
+    shown[rows] = whole[0].reshape(48, 1)[rows]
+
+    coords = fk.data.pixel_coords(6, 8)
+    seen = fk.nn.Observed(coords, pixels.input_coords[0], pixels.input_values[0])
+    out = OnGrid(network, 6, 8)(0.5, jnp.zeros((48, 1)), seen)
+    np.testing.assert_array_equal(out, shown)
+
+
+def test_networks_of_images_answer_for_whole_images():
+    coords = fk.data.pixel_coords(4, 4)
+    seen = (PIXELS.input_coords, PIXELS.input_values)
+    with pytest.raises(ValueError, match="`query_coords` are 16 points.*8 x 8 pixels"):
+        constant(0.5, (8, 8)).sample(*seen, coords, key=jr.key(0))
+    report = fk.pipelines.SparseFlowReport(IMAGES, PIXELS, batch_size=2)
+    with pytest.raises(ValueError, match="`resolution` needs a network of coordinates"):
+        report.write(constant(0.5, (8, 8)), "nowhere", resolution=4, key=jr.key(0))
+
+
+def test_output_pixels_of_a_whole_image():
+    """A process that knows the image: the output pixels are those of the image."""
+
+    class Known(eqx.Module):
+        def sample(self, coords, values, query_coords, *, key):
+            return jnp.asarray(IMAGES[0]).reshape(64, 1)
+
+        def mean(self, coords, values, query_coords):
+            return jnp.asarray(IMAGES[0]).reshape(64, 1)
+
+    one = fk.data.SparsePixels(*(leaf[:1] for leaf in PIXELS))
+    model = fk.pipelines.SparseFlow(fk.Flow(still), Known(), (8, 8))
+    found = model.predict(one, num_steps=1, key=jr.key(0))
+    np.testing.assert_array_equal(found, one.output_values)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_scores_of_a_constant(keep, tmp_path):
+    """Every score in closed form: all samples are 0.5."""
+    report = fk.pipelines.SparseFlowReport(
+        IMAGES, PIXELS, batch_size=2, keep_observed=keep
+    )
+    options = {"num_batches": 9, "num_samples": 2, "num_steps": 1, "resolution": 5}
+    numbers = report.write(constant(0.5), tmp_path, **options, key=jr.key(0))
+
+    mask = input_mask()[..., None]
+    error = np.where(mask & keep, 0, np.abs(IMAGES - 0.5))
+    mse = np.mean(error**2, axis=(1, 2, 3))
+    assert numbers["images"] == 4
+    assert numbers["mse"] == pytest.approx(mse.mean(), rel=1e-5)
+    assert numbers["mae"] == pytest.approx(error.mean(), rel=1e-5)
+    for name in ("psnr", "psnr_of_mean"):
+        assert numbers[name] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-5)
+    hidden = np.abs(IMAGES - 0.5)[~mask[..., 0]]
+    assert numbers["crps"] == pytest.approx(hidden.mean(), rel=1e-5)
+    # Too few samples for a central interval of 90 %.
+    assert "coverage_90" not in numbers
+    names = "reconstruction samples errors pixel_flow resolution"
+    assert {path.stem for path in tmp_path.iterdir()} == set(names.split())
+
+
+def test_coverage_of_intervals(tmp_path):
+    """Samples are 0 or 1, so that the interval between them holds every truth."""
+    report = fk.pipelines.SparseFlowReport(IMAGES, PIXELS, batch_size=4)
+    model = fk.pipelines.SparseFlow(fk.Flow(still), Levels((0.0, 1.0)))
+    options = {"num_samples": 19, "num_steps": 1}
+    numbers = report.write(model, tmp_path, **options, key=jr.key(0))
+    assert numbers["coverage_90"] == 1
+
+
+def test_errors_of_output_pixels_while_training(tmp_path):
+    report = fk.pipelines.SparseFlowReport(IMAGES, PIXELS, batch_size=2)
+    numbers = report.monitor(constant(0.5), num_steps=1, key=jr.key(0))
+    error = np.abs(np.asarray(PIXELS.output_values) - 0.5)
+    assert numbers["test_mse"] == pytest.approx(np.mean(error**2), rel=1e-5)
+    assert numbers["test_mae"] == pytest.approx(np.mean(error), rel=1e-5)
+
+    path = tmp_path / "figure.png"
+    report.draw_predictions(constant(0.5), path, num_steps=1, key=jr.key(0))
+    with Image.open(path) as figure:
+        assert figure.width > figure.height / 2
+
+
+def test_report_refuses_batches_that_are_too_large():
+    with pytest.raises(ValueError, match="`batch_size` must be between 1 and the 4"):
+        fk.pipelines.SparseFlowReport(IMAGES, PIXELS)
+
+
+def count(config):
+    model = eqx.filter_eval_shape(config.build)
+    arrays = eqx.filter(model.flow.network, lambda leaf: hasattr(leaf, "dtype"))
+    leaves = eqx.filter(arrays, lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return sum(leaf.size for leaf in jax.tree.leaves(leaves))
+
+
+def test_network_of_the_original():
+    """512 latents of width 512, six blocks of 8 heads, 256 frequencies: each layer counted."""
+    w = 512
+    linear = lambda i, o: i * o + o
+    norm = 2 * w
+    attention = 4 * linear(w, w)
+    block = 2 * attention + linear(w, 4 * w) + linear(4 * w, w) + 3 * norm
+    tokens = linear(2 * 256 + 3, w) + norm
+    queries = linear(2 * 256, w) + norm
+    out = attention + linear(w, 3)
+    time = 2 * linear(w, w)
+    config = fk.pipelines.SparseFlowConfig(
+        shape=(32, 32, 3),
+        network="perceiver",
+        width_size=512,
+        num_latents=512,
+        depth=6,
+        num_heads=8,
+        num_frequencies=256,
+        frequency_scale=10.0,
+        dropout=0.1,
+    )
+    assert count(config) == w * w + 6 * block + tokens + queries + out + time
+
+
+def test_configurations_go_through_json():
+
+    config = fk.pipelines.SparseFlowConfig(network="unet", multipliers=(1, 2, 2))
+    config = config.for_data((8, 8, 1), 12)
+    stored = json.loads(json.dumps(vars(config)))
+    assert fk.pipelines.SparseFlowConfig.from_json(stored) == config
+    assert config.state_tokens is None
+    field = fk.pipelines.SparseFlowConfig().for_data((8, 8, 1), 12)
+    assert field.state_tokens == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "`shape` is missing"),
+        ({"shape": (8, 8, 1), "width_size": 0}, "`width_size` must be at least 1"),
+        ({"shape": (8, 8, 1), "num_heads": 3}, "`width_size` 64 must be divisible by"),
+        ({"shape": (8, 8, 1), "multipliers": (1,)}, "`multipliers` has no effect here"),
+        ({"network": "unet", "shape": (8, 8, 1), "depth": 1}, "`depth` has no effect"),
+    ],
+)
+def test_configurations_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        fk.pipelines.SparseFlowConfig(**options).build()
+
+
+def test_shapes_must_agree():
+    config = fk.pipelines.SparseFlowConfig(shape=(8, 8, 1))
+    with pytest.raises(ValueError, match="`shape` is .* leave it out"):
+        config.for_data((32, 32, 3), 204)
+
+
+def test_images_by_name():
+    with pytest.raises(ValueError, match="`name` must be one of digits, mnist"):
+        fk.pipelines.small_images("faces")
+    train, test = fk.pipelines.small_images("digits")
+    assert train.shape == (1617, 8, 8, 1)
+    assert test.shape == (180, 8, 8, 1)
+    assert (train.min(), train.max()) == (0, 1)
+
+
+def test_color_images_are_found_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOWKIT_DATA", str(tmp_path))
+    assert fk.pipelines.found_images() == "digits"
+    record = bytes([3]) + bytes(range(256)) * 12
+    (tmp_path / "data_batch_1.bin").write_bytes(2 * record)
+    (tmp_path / "test_batch.bin").write_bytes(record)
+    assert fk.pipelines.found_images() == "cifar10"
+    train, test = fk.pipelines.small_images("cifar10")
+    assert train.shape == (2, 32, 32, 3)
+    assert test[0, 0, 1, 0] == pytest.approx(1 / 255)
+    monkeypatch.delenv("FLOWKIT_DATA")
+    assert fk.pipelines.found_images() == "digits"
