@@ -65,6 +65,7 @@ class SparseFlow(eqx.Module):
         """
         coords = jnp.asarray(pixels.output_coords)
         values = jnp.asarray(pixels.output_values)
+        # A network of images sees the state of all pixels, so it is trained on all.
         if self.grid is not None:
             coords = self._all_coords(len(images))
             values = jnp.asarray(images).reshape(len(images), -1, images.shape[-1])
@@ -107,6 +108,7 @@ class SparseFlow(eqx.Module):
             cond=self._condition(seen),
             **options,
         )
+        # What a solver with few steps overshoots is no intensity.
         return jnp.clip(drawn.values, 0, 1)
 
     @eqx.filter_jit
@@ -141,6 +143,7 @@ class SparseFlow(eqx.Module):
         **Arguments:** as in `sample`.
         """
         seen = (pixels.input_coords, pixels.input_values)
+        # A velocity depends on which other pixels are queried: here those of training.
         if self.grid is None:
             return self.sample(*seen, pixels.output_coords, key=key, **options)
         image = self.sample(*seen, pixel_coords(*self.grid), key=key, **options)

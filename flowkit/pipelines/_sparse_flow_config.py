@@ -85,6 +85,7 @@ class SparseFlowConfig:
                 f"`shape` is {self.shape}, but {shape} for these images: leave it out."
             )
         tokens = self.state_tokens
+        # Latents that read more states than in training would see what they never saw.
         if tokens is None and self.network == "pixel-field":
             tokens = num_outputs
         return dataclasses.replace(self, shape=shape, state_tokens=tokens)
@@ -175,4 +176,5 @@ class SparseFlowConfig:
         if self.frequency_scale is not None:
             return self.frequency_scale
         height, width, _ = self.shape  # pyright: ignore[reportGeneralTypeIssues]
+        # A grid of n pixels shows (n - 1) / 2 periods; twice the deviation reaches that.
         return max(max(height, width) - 1, 1) / 4

@@ -56,11 +56,13 @@ class OnGrid(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "m c"]:
         size = (self.height, self.width)
+        # A one next to each value makes the mask with the same assignment.
         ones = jnp.ones_like(cond.values[:, :1])
         rows = jnp.concatenate([cond.values, ones], axis=-1)
 
         # The inverse of `fk.data.pixel_coords`: the first coordinate is the column.
         last = jnp.asarray([self.width - 1, self.height - 1], cond.coords.dtype)
+        # Rounded, since a product of coordinates may end just below a whole number.
         places = jnp.round(cond.coords * last[None]).astype(int)
         image = jnp.zeros((*size, rows.shape[1]), rows.dtype)
         image = image.at[places[:, 1], places[:, 0]].set(rows)
