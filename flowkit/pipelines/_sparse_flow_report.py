@@ -62,6 +62,7 @@ class SparseFlowReport(eqx.Module):
         tracker = metrics.Tracker()
         for i in range(self._number(num_batches)):
             _, pixels = self._batch(i)
+            # The same noise at every call, so that readings can be compared.
             found = self._predict(model, pixels, num_steps, jr.fold_in(key, i))
             error = np.abs(found - pixels.output_values)
             tracker = tracker.add(test_mse=error**2, test_mae=error)
@@ -176,6 +177,7 @@ class SparseFlowReport(eqx.Module):
         ]
 
     def _number(self, num_batches: int) -> int:
+        # A smaller last batch would compile another program.
         return min(num_batches, len(self.images) // self.batch_size)
 
     def _batch(self, i: int) -> tuple[np.ndarray, SparsePixels]:
@@ -239,6 +241,7 @@ class SparseFlowReport(eqx.Module):
         """The flow of that hidden pixel of the first image whose samples differ most."""
         images, pixels = self._batch(0)
         spread = np.std(samples[:, 0], axis=0).mean(-1)
+        # An observed pixel is no question, whatever the flow makes of it.
         spread = np.where(self._mask(pixels)[0], -1, spread)
         row, column = np.unravel_index(np.argmax(spread), spread.shape)
         height, width = spread.shape
@@ -290,6 +293,7 @@ class SparseFlowReport(eqx.Module):
 def _enlarged(images: np.ndarray, side: int) -> np.ndarray:
     """Each pixel of the result has the value of the nearest one."""
     _, height, width, _ = images.shape
+    # Corners are centers of pixels at both resolutions, as in `pixel_coords`.
     rows = np.rint(np.linspace(0, height - 1, side)).astype(int)
     columns = np.rint(np.linspace(0, width - 1, side)).astype(int)
     return images[:, rows][:, :, columns]
@@ -309,6 +313,7 @@ def _scores(
     }
 
     num_samples = len(samples)
+    # Observed pixels are known, and would make every interval look calibrated.
     hidden = samples[:, ~mask]
     truth = images[~mask]
     several = num_samples > 1

@@ -41,6 +41,7 @@ def found_images() -> str:
     root = os.environ.get("FLOWKIT_DATA")
     for folder in (Path(root, "cifar10"), Path(root)) if root else ():
         try:
+            # Read, not only looked for: damaged files are named before any work.
             data.load_cifar10(folder)
         except FileNotFoundError:
             continue
