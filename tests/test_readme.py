@@ -119,8 +119,9 @@ def test_api_pages_list_every_public_name(namespace):
     assert set(listed) == public
 
 
-# The page on point clouds trains what the example trains, which takes minutes, and that on
-# inverse problems compiles a U-Net in seven methods.
+# The page on point clouds trains what the example trains, which takes minutes. That on
+# inverse problems compiles a U-Net in seven methods, and that on sparse reconstruction a
+# network of coordinates within a solver, for several samples of several images.
 PAGES = [
     ROOT / "docs" / "pages" / f"{name}.md"
     for name in (
