@@ -89,6 +89,22 @@ def test_starts_as_zero_and_takes_two_times(key):
     assert of_two(jnp.array([0.1, 0.4]), jnp.ones((4, 4, 1))).shape == (4, 4, 1)
 
 
+def test_patches_are_channels(key):
+    """The network on patches is one on a smaller image, with a channel for each pixel."""
+    x = np.asarray(jr.normal(key, (8, 12, 3)))
+    small = np.zeros((4, 6, 12), np.float32)
+    for i, j in np.ndindex(2, 2):
+        channels = 3 * (2 * i + j) + np.arange(3)
+        small[:, :, channels] = x[i::2, j::2]
+
+    y = run(random_unet(key, patch_size=2), x)
+    options = SMALL | {"zero_init": False}
+    expected = run(nn.UNet(12, **options, key=key), small)
+    for i, j in np.ndindex(2, 2):
+        channels = 3 * (2 * i + j) + np.arange(3)
+        assert np.allclose(y[i::2, j::2], expected[:, :, channels], atol=1e-5)
+
+
 def test_conditions(key):
     """Classes with one that stands for none, vectors, and a class with an image."""
     x = jr.normal(key, (4, 4, 3))
@@ -187,6 +203,7 @@ def test_trains_and_samples_images_of_a_class(key):
             "must lie in 0 ... 2",
         ),
         (lambda u, key: nn.UNet(1, width_size=12, key=key), "`num_groups` must divide"),
+        (lambda u, key: nn.UNet(1, patch_size=0, key=key), "`patch_size` must be"),
         (
             lambda u, key: nn.UNet(1, cond_embedding=lambda c: c, key=key),
             "must have an `out_size`",

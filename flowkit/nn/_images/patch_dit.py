@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from flowkit._types import Cond, FloatArray, PRNGKey, Times
 from flowkit.nn._images.condition import learned_time, TimeAndCondition
 from flowkit.nn._images.parts import check_image, Vector
+from flowkit.nn._images.patches import from_patches, to_patches
 from flowkit.nn._layers.adaln_block import adaln_blocks, AdaLNBlock
 from flowkit.nn._layers.layer_norm import normalize
 from flowkit.nn._layers.linear import Linear
@@ -120,14 +121,15 @@ class PatchDiT(eqx.Module):
         scale, shift = modulation[-2:]
 
         height, width = (side // self.patch_size for side in x.shape[:2])
-        h = self.embedding(_to_patches(image, self.patch_size))
+        patches = to_patches(image, self.patch_size)
+        h = self.embedding(patches.reshape(height * width, -1))
         h = h + jnp.asarray(positions(height, width, self.width_size), h.dtype)
         keys = split_or_none(key, len(self.blocks))
         for block, vectors, block_key in zip(self.blocks, of_blocks, keys, strict=True):
             h = block(h, vectors, key=block_key)
 
         rows = self.out(modulate(normalize(h), scale, shift))
-        return _from_patches(rows, height, self.patch_size)
+        return from_patches(rows.reshape(height, width, -1), self.patch_size)
 
 
 def positions(height: int, width: int, size: int) -> Float[np.ndarray, "n size"]:
@@ -148,17 +150,3 @@ def _check_sizes(patch_size: int, width_size: int) -> None:
             "`width_size` must be divisible by 4, for sines and cosines of rows and "
             f"columns, got {width_size}."
         )
-
-
-def _to_patches(image: Float[Array, "h w c"], size: int) -> Float[Array, "n patch"]:
-    height, width, channels = image.shape
-    image = image.reshape(height // size, size, width // size, size, channels)
-    return jnp.swapaxes(image, 1, 2).reshape(-1, size * size * channels)
-
-
-def _from_patches(
-    rows: Float[Array, "n patch"], height: int, size: int
-) -> Float[Array, "h w c"]:
-    rows = rows.reshape(height, rows.shape[0] // height, size, size, -1)
-    rows = jnp.swapaxes(rows, 1, 2)
-    return rows.reshape(height * size, -1, rows.shape[-1])

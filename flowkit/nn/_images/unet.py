@@ -14,6 +14,7 @@ from flowkit._types import Cond, FloatArray, PRNGKey, Times
 from flowkit.nn._images.condition import learned_time, TimeAndCondition
 from flowkit.nn._images.layouts import AbstractLayout, SkipEveryBlock, Stages
 from flowkit.nn._images.parts import check_image, Image, Parts, Stage, Vector
+from flowkit.nn._images.patches import from_patches, to_patches
 from flowkit.nn._layers.time_embeddings import AbstractTimeEmbedding
 from flowkit.nn._layers.transformer import split_or_none
 
@@ -38,6 +39,9 @@ class UNet(eqx.Module):
     - `width_size`: the channels at the full sides.
     - `multipliers`: the channels of each level, from the full sides to the smallest, in
       units of `width_size`. With `n` levels the sides must be divisible by `2^(n - 1)`.
+    - `patch_size`: the side of a patch, whose pixels become channels before all else: with
+      2, convolutions cost a quarter of the time at equal width. The sides must be divisible
+      by it, too.
     - `layout`: the blocks and their skips, `SkipEveryBlock(num_blocks)` or
       `SkipEveryLevel(num_down, num_up)`.
     - `attention_levels`: the levels whose pixels attend to each other, from 0 at the full
@@ -60,7 +64,8 @@ class UNet(eqx.Module):
       or `bilinear_2x`; `zero_init`, whether the last layer starts at zero (true).
 
     **Reference:** Ronneberger, Fischer, Brox, U-Net, 2015 (arXiv 1505.04597); Ho, Jain,
-    Abbeel, Denoising Diffusion Probabilistic Models, 2020 (arXiv 2006.11239).
+    Abbeel, Denoising Diffusion Probabilistic Models, 2020 (arXiv 2006.11239); Hoogeboom,
+    Heek, Salimans, Simple Diffusion, 2023 (arXiv 2301.11093), for patches.
     """
 
     conditioning: TimeAndCondition
@@ -68,6 +73,7 @@ class UNet(eqx.Module):
     in_size: int = eqx.field(static=True, converter=operator.index)
     out_size: int = eqx.field(static=True, converter=operator.index)
     num_levels: int = eqx.field(static=True, converter=operator.index)
+    patch_size: int = eqx.field(static=True, converter=operator.index)
     dtype: Any = eqx.field(static=True)
     rematerialize: bool = eqx.field(static=True)
 
@@ -78,6 +84,7 @@ class UNet(eqx.Module):
         *,
         width_size: int = 32,
         multipliers: Sequence[int] = (1, 2, 2),
+        patch_size: int = 1,
         layout: AbstractLayout = SkipEveryBlock(),
         attention_levels: Sequence[int] = (),
         cond_embedding: Callable[..., Vector] | None = None,
@@ -90,12 +97,15 @@ class UNet(eqx.Module):
         **part_options: Any,
     ):
         _check_levels(multipliers, attention_levels)
+        if patch_size < 1:
+            raise ValueError(f"`patch_size` must be positive, got {patch_size}.")
         time_key, cond_key, parts_key = jr.split(key, 3)
         if time_embedding is None:
             time_embedding = learned_time(4 * width_size, width_size, time_key)
         self.in_size = in_size
         self.out_size = in_size if out_size is None else out_size
         self.num_levels = len(multipliers)
+        self.patch_size = patch_size
         self.dtype = None if dtype is None else jnp.dtype(dtype)
         self.rematerialize = rematerialize
 
@@ -106,9 +116,10 @@ class UNet(eqx.Module):
             activation=vector_activation,
             key=cond_key,
         )
+        pixels = patch_size**2
         parts = Parts(
-            in_size + cond_image_size,
-            self.out_size,
+            pixels * (in_size + cond_image_size),
+            pixels * self.out_size,
             time_embedding.out_size,
             **part_options,
             key=parts_key,
@@ -128,9 +139,11 @@ class UNet(eqx.Module):
         The key is for dropout; without one nothing is dropped.
         """
         x = jnp.asarray(x)
-        divisor = 2 ** (self.num_levels - 1)
-        check_image(x, self.in_size, divisor, f"{self.num_levels} levels")
-        h, vector = self.conditioning(t, x, cond)
+        divisor = self.patch_size * 2 ** (self.num_levels - 1)
+        reason = f"{self.num_levels} levels of patches of side {self.patch_size}"
+        check_image(x, self.in_size, divisor, reason)
+        image, vector = self.conditioning(t, x, cond)
+        h = to_patches(image, self.patch_size)
         if self.dtype is not None:
             h = h.astype(self.dtype)
             vector = vector.astype(self.dtype)
@@ -147,7 +160,7 @@ class UNet(eqx.Module):
             if stage.skips:
                 h = jnp.concatenate([h, kept.pop()], axis=-1)
             h = self._run(stage, h, vector, next(keys))
-        return out(h, vector).astype(x.dtype)
+        return from_patches(out(h, vector).astype(x.dtype), self.patch_size)
 
     def _run(
         self, stage: Stage, h: Image, vector: Vector, key: PRNGKey | None
