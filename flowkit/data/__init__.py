@@ -48,6 +48,11 @@ from flowkit.data._image_folder import (
     load_image_folder as load_image_folder,
     random_flips as random_flips,
 )
+from flowkit.data._image_split import (
+    image_split as image_split,
+    ImageSplit as ImageSplit,
+    LabeledImages as LabeledImages,
+)
 from flowkit.data._images import (
     Images as Images,
     images_to_points as images_to_points,

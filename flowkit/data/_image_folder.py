@@ -10,7 +10,7 @@ import dataclasses
 import functools as ft
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,8 @@ def image_folder(
     be meant to fill the memory, or of samples of unknown range.
     """
     side = as_size("side", side)
-    num_threads = operator.index(num_threads)
-    if num_threads < 0:
-        raise ValueError(f"`num_threads` must not be negative, got {num_threads}.")
-    records = step_numbers(num_steps)
-    order_of = ft.partial(
+    paths = listed_pictures(folder)
+    order = ft.partial(
         make_order,
         batch_size=batch_size,
         drop_rest=True,
@@ -99,14 +96,21 @@ def image_folder(
         shard_index=shard_index,
         num_shards=num_shards,
     )
-
-    paths = listed_pictures(folder)
+    num_threads = operator.index(num_threads)
+    records = step_numbers(num_steps)
     # Its errors come before the files are checked, which may take long.
-    order_of(len(paths))
+    order(len(paths))
+    options = read_options(num_threads)
     paths = whole_pictures(paths, skip_damaged=skip_damaged)
-    read = _Read(tuple(paths), side, fit, order_of(len(paths)), transform)
-    options = grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
+    read = ReadBatch(tuple(paths), side, fit, order(len(paths)), transform)
     return records.map(read).to_iter_dataset(options)
+
+
+def read_options(num_threads: int) -> grain.ReadOptions:
+    """How far ahead batches are read; 0 threads read each when it is asked for."""
+    if num_threads < 0:
+        raise ValueError(f"`num_threads` must not be negative, got {num_threads}.")
+    return grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
 
 
 def load_image_folder(
@@ -127,6 +131,13 @@ def load_image_folder(
     side = as_size("side", side)
     num_threads = as_size("num_threads", num_threads)
     paths = whole_pictures(listed_pictures(folder), skip_damaged=skip_damaged)
+    return read_pictures(paths, side, fit, num_threads)
+
+
+def read_pictures(
+    paths: Sequence[Path], side: int, fit: Fit, num_threads: int
+) -> Float[np.ndarray, "n {side} {side} 3"]:
+    """Picture files as one array."""
     images = np.empty((len(paths), side, side, 3), np.float32)
 
     def read(index: int) -> None:
@@ -152,7 +163,7 @@ def random_flips(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Read:
+class ReadBatch:
     """From the number of a step to its batch.
 
     A class, because grain's worker processes cannot take a closure.

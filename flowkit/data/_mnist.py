@@ -1,5 +1,6 @@
 """The handwritten digits of MNIST, from a folder, the cache or the network."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -30,7 +31,9 @@ _MIRRORS = (
 )
 
 
-def load_mnist(folder: str | os.PathLike | None = None) -> Split:
+def load_mnist(
+    folder: str | os.PathLike | None = None, *, download: bool = True
+) -> Split:
     """The 70,000 handwritten digits of MNIST, 28 x 28 pixels each.
 
     There are 60,000 to train and 10,000 to test, in their original order. Each of the
@@ -44,10 +47,12 @@ def load_mnist(folder: str | os.PathLike | None = None) -> Split:
     **Arguments:**
 
     - `folder`: the folder of the files. No other place is searched then.
+    - `download`: whether a file that is not found is downloaded.
 
     **Returns:** `Split(train, test)` of `Images`.
 
-    **Raises:** `FileNotFoundError`, with all that was looked for, if `folder` lacks a file.
+    **Raises:** `FileNotFoundError`, with all that was looked for, if `folder` lacks a file,
+    or if one is missing and must not be downloaded.
     `ValueError`, with the file's name and the fix, if a file is damaged or labels do not
     match their images. `ImportError` if a file has to be downloaded and `pooch` is not
     installed; `OSError` if the download fails.
@@ -55,12 +60,12 @@ def load_mnist(folder: str | os.PathLike | None = None) -> Split:
     **Reference:** Gradient-based learning applied to document recognition, Y. LeCun et al.,
     Proceedings of the IEEE 86, 1998.
     """
-    return Split(_load("train", folder), _load("t10k", folder))
+    return Split(_load("train", folder, download), _load("t10k", folder, download))
 
 
-def _load(part: str, folder: str | os.PathLike | None) -> Images:
-    image_path = _find(f"{part}-images-idx3-ubyte.gz", folder)
-    label_path = _find(f"{part}-labels-idx1-ubyte.gz", folder)
+def _load(part: str, folder: str | os.PathLike | None, download: bool) -> Images:
+    image_path = _find(f"{part}-images-idx3-ubyte.gz", folder, download)
+    label_path = _find(f"{part}-labels-idx1-ubyte.gz", folder, download)
     pixels = read_idx(image_path, 3)
     labels = read_idx(label_path, 1)
     if len(pixels) != len(labels):
@@ -72,7 +77,7 @@ def _load(part: str, folder: str | os.PathLike | None) -> Images:
     return Images(pixels / np.float32(255), labels.astype(np.int32))
 
 
-def _find(name: str, folder: str | os.PathLike | None) -> Path:
+def _find(name: str, folder: str | os.PathLike | None, download: bool) -> Path:
     """The path of a file, compressed or not; without a folder it is perhaps downloaded."""
     if folder is not None:
         roots = [Path(folder)]
@@ -90,11 +95,28 @@ def _find(name: str, folder: str | os.PathLike | None) -> Path:
             if (path / candidate).is_file():
                 return path / candidate
 
-    if folder is None:
+    if folder is None and download:
         return _download(name)
+    if folder is None:
+        return _cached(name, folders)
     raise FileNotFoundError(
         f"no {' or '.join(names)} in {' or '.join(f'`{path}`' for path in folders)}; give "
         "the folder of the four files of MNIST, or no `folder` to have them downloaded."
+    )
+
+
+def _cached(name: str, folders: list[Path]) -> Path:
+    """The file in the cache, as an earlier download left it there."""
+    if importlib.util.find_spec("pooch") is not None:
+        import pooch
+
+        folders = [*folders, pooch.os_cache("flowkit") / "mnist"]
+        if (folders[-1] / name).is_file():
+            return folders[-1] / name
+    raise FileNotFoundError(
+        f"no {name} in {' or '.join(f'`{path}`' for path in folders) or 'any folder'}; "
+        "set the environment variable FLOWKIT_DATA to the folder of the four files of "
+        "MNIST, or give `download=True`."
     )
 
 

@@ -11,6 +11,17 @@ from flowkit.pipelines._folders import (
     open_run as open_run,
     restore_stages as restore_stages,
 )
+from flowkit.pipelines._image_flow_config import ImageFlowConfig as ImageFlowConfig
+from flowkit.pipelines._image_flow_training import (
+    fit_image_flow as fit_image_flow,
+    ImageFlowTraining as ImageFlowTraining,
+)
+from flowkit.pipelines._image_flows import (
+    held_out_loss as held_out_loss,
+    image_flow_loss as image_flow_loss,
+    load_image_flow as load_image_flow,
+    sample_images as sample_images,
+)
 from flowkit.pipelines._limits import (
     check_options as check_options,
     Count as Count,

@@ -95,10 +95,10 @@ def best_step(directory: str | os.PathLike[str]) -> int:
     value to compare.
     """
     folder = _folder(directory)
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, best_fn=best_value, best_mode="min"
-    )
     with quiet():
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, best_fn=best_value, best_mode="min"
+        )
         manager = ocp.CheckpointManager(folder, options=options)
     with quiet(), contextlib.closing(manager):
         _candidates(folder, manager, None)
