@@ -109,6 +109,8 @@ def check(config: Config) -> None:
         )
     if Path(config.sampling.file).name != config.sampling.file:
         raise ValueError("--sampling.file must be a name without a folder.")
+    if not config.sampling.file.endswith(".png"):
+        raise ValueError("--sampling.file must end in .png.")
 
 
 def chosen(config: Config) -> Config:

@@ -250,6 +250,10 @@ def server(tmp_path, monkeypatch):
 
 
 def test_downloads_once_from_the_mirror_that_has_it(server, tmp_path):
+    with pytest.raises(FileNotFoundError, match="FLOWKIT_DATA.*`download=True`"):
+        data.load_mnist(download=False)
+    assert not server
+
     assert_is_written(data.load_mnist())
     assert [path for path in server if "nothing" not in path] == [
         f"/{name}" for name in NAMES
@@ -258,6 +262,7 @@ def test_downloads_once_from_the_mirror_that_has_it(server, tmp_path):
     assert cached == set(NAMES)
     server.clear()
     assert_is_written(data.load_mnist())
+    assert_is_written(data.load_mnist(download=False))
     assert not server
 
 
