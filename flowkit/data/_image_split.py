@@ -29,6 +29,7 @@ from flowkit.data._image_folder import (
 from flowkit.data._mnist import load_mnist
 from flowkit.data._order import make_order, step_numbers
 from flowkit.data._pictures import center_crop, Fit, listed_pictures, whole_pictures
+from flowkit.data._sets import Split
 from flowkit.data._split import train_test_split
 
 
@@ -104,17 +105,12 @@ def image_split(
     if max_samples is not None:
         max_samples = as_size("max_samples", max_samples)
 
-    if name == "digits":
-        split = load_digits(test_fraction=test_fraction, seed=seed)
-    elif name == "mnist":
-        split = load_mnist()
-    elif name == "cifar10":
-        split = load_cifar10()
-    elif Path(name).is_dir():
-        paths = whole_pictures(listed_pictures(name), skip_damaged=skip_damaged)
+    splitting = {"test_fraction": test_fraction, "seed": seed}
+    # A name comes first: a folder of that name can still be given as `./mnist`.
+    if name not in _NAMES:
+        paths = _pictures(name, skip_damaged=skip_damaged)
         # Numbers are split, because paths are no arrays.
-        numbers = np.arange(len(paths))
-        train, test = train_test_split(numbers, test_fraction=test_fraction, seed=seed)
+        train, test = train_test_split(np.arange(len(paths)), **splitting)
         files = _Files(
             tuple(paths[number] for number in train[:max_samples]),
             image_size or _FOLDER_SIZE,
@@ -123,17 +119,30 @@ def image_split(
             num_threads,
         )
         return files.split([paths[number] for number in test[:test_samples]])
-    else:
+
+    split = _named(str(name), splitting)
+    train = _first(split.train, max_samples)
+    held_out = _prepared(_first(split.test, test_samples), image_size)
+    # Counted before any are left out, so that few images have all classes, too.
+    num_classes = int(split.train.labels.max()) + 1
+    arrays = _Arrays(train, image_size, flip)
+    return ImageSplit(arrays, len(train.images), held_out, num_classes)
+
+
+def _named(name: str, splitting: dict[str, Any]) -> Split:
+    if name == "digits":
+        return load_digits(**splitting)
+    # These have test sets of their own.
+    return load_mnist() if name == "mnist" else load_cifar10()
+
+
+def _pictures(name: str | os.PathLike[str], *, skip_damaged: bool) -> list[Path]:
+    if not Path(name).is_dir():
         raise ValueError(
             f"`name` is {str(name)!r}: give one of {', '.join(_NAMES)}, or a folder of "
             "pictures."
         )
-
-    train = _first(split.train, max_samples)
-    held_out = _prepared(_first(split.test, test_samples), image_size)
-    num_classes = int(split.train.labels.max()) + 1
-    arrays = _Arrays(train, image_size, flip)
-    return ImageSplit(arrays, len(train.images), held_out, num_classes)
+    return whole_pictures(listed_pictures(name), skip_damaged=skip_damaged)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +157,7 @@ class _Arrays:
         return batches(self.data, batch_size, seed=seed, transform=self._prepare)
 
     def _prepare(self, batch: LabeledImages, rng: np.random.Generator) -> LabeledImages:
+        # After the batch is gathered, so that only a batch has the larger size.
         batch = _prepared(batch, self.size)
         return _flipped(batch, rng) if self.flip else batch
 
@@ -177,6 +187,7 @@ class _Files:
 
     def split(self, held_out: list[Path]) -> ImageSplit:
         """These pictures to learn from, and others that are held out."""
+        # No threads means none next to the training; here nothing is trained yet.
         threads = max(1, self.num_threads)
         images = read_pictures(held_out, self.size, self.fit, threads)
         return ImageSplit(self, len(self.paths), LabeledImages(images), 0)

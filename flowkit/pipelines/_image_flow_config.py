@@ -119,12 +119,14 @@ class ImageFlowConfig:
             raise ValueError(
                 f"`time_size` must be even, sines and cosines, got {self.time_size}."
             )
+        # Networks know their own limits; tracing one costs a second and no memory.
         if self.channels is not None and self.image_size is not None:
             eqx.filter_eval_shape(_velocity, self, jr.key(0))
 
     def build(self, *, key: jax.Array = jr.key(0)) -> fk.Flow:
         """The flow, with random weights."""
-        _ = self.shape  # raises without sizes
+        # It raises without sizes, for which `check` does not ask.
+        _ = self.shape
         self.check()
         return build_image_flow(self, key=key)
 

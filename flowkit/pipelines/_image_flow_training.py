@@ -129,19 +129,11 @@ def fit_image_flow(
     per_epoch = max(1, split.num_train // options.batch_size)
     fit_key, watch_key = jr.split(key)
     stored = {"model": dataclasses.asdict(model), "training": options.fixed}
-
-    def loss(flow, batch, key):
-        return image_flow_loss(
-            flow,
-            batch,
-            num_classes=model.num_classes,
-            class_dropout=options.class_dropout,
-            key=key,
-        )
+    watch = _Watch(options, model, split.held_out, per_epoch, folder, watch_key)
 
     num_steps = per_epoch * options.num_epochs(per_epoch)
     result = training.fit(
-        loss,
+        _Loss(model.num_classes, options.class_dropout),
         flow,
         split.batches(options.batch_size, seed=seed),
         optimizer=options.make_optimizer(num_steps),
@@ -155,16 +147,23 @@ def fit_image_flow(
             best="held_out_loss",
             config={**config, **stored, "steps_per_epoch": per_epoch},
         ),
-        callbacks=[
-            training.Every(
-                per_epoch,
-                _Watch(options, model, split.held_out, per_epoch, folder, watch_key),
-            )
-        ],
+        # As often as checkpoints, and just before each: `best` compares what they read.
+        callbacks=[training.Every(per_epoch, watch)],
         key=fit_key,
     )
     _write(result, per_epoch, folder)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """`image_flow_loss` as `fit` calls it."""
+
+    num_classes: int
+    class_dropout: float
+
+    def __call__(self, flow: Any, batch: data.LabeledImages, key: PRNGKey) -> Any:
+        return image_flow_loss(flow, batch, **vars(self), key=key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +186,7 @@ class _Watch:
             batch_size=self.options.batch_size,
             key=self.key,
         )
+        # Through tqdm, which would otherwise write its bar over the line.
         epoch = step // self.per_epoch
         tqdm.write(f"epoch {epoch}: held-out loss {float(loss):.5g}")
         if self.options.previews > 0:
@@ -198,6 +198,7 @@ class _Watch:
         labels = None
         if self.model.num_classes > 0:
             labels = np.resize(np.arange(self.model.num_classes), number)
+        # One key for all epochs, so that pictures differ only by the flow.
         images = sample_images(
             flow, self.model, number, labels=labels, num_steps=20, key=self.key
         )

@@ -42,6 +42,7 @@ def image_flow_loss(
         labels = fk.drop_condition(
             batch.labels, class_dropout, null=num_classes, key=drop_key
         )
+    # In its own error: that of the velocity would weight some times up to a million times.
     targets = (flow.prediction,)
     return fk.flow_matching_loss(flow, batch.images, labels, targets=targets, key=key)
 
@@ -68,6 +69,7 @@ def held_out_loss(
     - `batch_size`: the number of images in memory at a time.
     - `key`: the random seed.
     """
+    # A block must divide the number of images, and a prime number has no divisor.
     block = min(batch_size, len(images))
     whole = len(images) // block * block
     return fk.flow_matching_loss(
@@ -114,6 +116,7 @@ def sample_images(
     guided: Any = flow
     if guidance != 1:
         guided = fk.guided(flow, guidance, null=config.num_classes)
+    # Drawn at once, so that the size of the batches has no effect on the samples.
     x0 = np.asarray(jr.normal(key, (num_samples, *config.shape)))
 
     size = min(batch_size, num_samples)
