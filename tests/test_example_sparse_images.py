@@ -147,6 +147,7 @@ train --model.frequency-scale 0: --model.frequency-scale must be above 0, got 0.
 train --model.network perceiver --model.num-neighbors 1: only pixel-field has it, not perceiver
 train --model.state-tokens -1: --model.state-tokens must be at least 0, got -1
 train --model.multipliers 1 2 2: --model.multipliers has no effect here: only unet has it
+train --model.patch-size 2: --model.patch-size has no effect here: only unet has it
 train --model.dropout 2: --model.dropout must be at least 0 and at most 1, got 2.0
 train --training.num-epochs 0: --training.num-epochs must be at least 1, got 0
 train --training.batch-size 0: --training.batch-size must be at least 1, got 0

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import flowkit as fk
-from flowkit.pipelines._sparse_flow_parts import OnGrid
+from flowkit.pipelines._sparse_flow_parts import OnGrid, WithMean
 
 
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
@@ -99,6 +99,35 @@ def test_observed_pixels_become_an_image_and_a_mask(network):
     seen = fk.nn.Observed(coords, pixels.input_coords[0], pixels.input_values[0])
     out = OnGrid(network, 6, 8)(0.5, jnp.zeros((48, 1)), seen)
     np.testing.assert_array_equal(out, shown)
+
+
+@pytest.mark.parametrize("name", ["state", "observed"])
+def test_networks_see_the_mean_of_a_process(name):
+    """The second of the channels: the mean at the queries, the value where it is known."""
+
+    def second_channel(t, x, cond):
+        return (x if name == "state" else cond.values)[:, ::-1]
+
+    one = [np.asarray(leaf[0]) for leaf in PIXELS]
+    seen = fk.nn.Observed(one[0], one[0], one[1])
+    state = np.zeros_like(one[1])
+    mean = np.full_like(one[1], 0.75)
+    out = WithMean(second_channel)(0.5, state, (seen, mean))
+    np.testing.assert_array_equal(out, mean if name == "state" else one[1])
+
+
+@pytest.mark.parametrize("network", ["pixel-field", "unet"])
+def test_flows_start_from_a_process(network):
+    """New networks are the velocity 0, so that the samples are those of the process."""
+    small = {"width_size": 8, "num_latents": 2, "depth": 1, "num_heads": 2}
+    if network == "unet":
+        small = {"width_size": 8, "multipliers": (1,), "patch_size": 4}
+    config = fk.pipelines.SparseFlowConfig(shape=(8, 8, 1), network=network, **small)
+    model = config.build(process=Levels((0.25,)))
+    seen = (PIXELS.input_coords, PIXELS.input_values)
+    coords = fk.data.pixel_coords(8, 8)
+    values = model.sample(*seen, coords, num_steps=1, key=jr.key(0))
+    np.testing.assert_array_equal(values, np.full((4, 64, 1), 0.25))
 
 
 def test_networks_of_images_answer_for_whole_images():
@@ -230,6 +259,10 @@ def test_configurations_go_through_json():
         ({"shape": (8, 8, 1), "num_heads": 3}, "`width_size` 64 must be divisible by"),
         ({"shape": (8, 8, 1), "multipliers": (1,)}, "`multipliers` has no effect here"),
         ({"network": "unet", "shape": (8, 8, 1), "depth": 1}, "`depth` has no effect"),
+        (
+            {"network": "unet", "shape": (8, 8, 1), "patch_size": 3},
+            "`patch_size` 3 need sides divisible by 6",
+        ),
     ],
 )
 def test_configurations_that_cannot_be(options, message):

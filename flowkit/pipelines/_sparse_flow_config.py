@@ -17,7 +17,7 @@ from flowkit.pipelines._limits import (
     Positive,
 )
 from flowkit.pipelines._sparse_flow import SparseFlow
-from flowkit.pipelines._sparse_flow_parts import OnGrid
+from flowkit.pipelines._sparse_flow_parts import OnGrid, WithMean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,8 @@ class SparseFlowConfig:
     Examples take as many as in training, so that more of them can be queried."""
     multipliers: tuple[Count, ...] = (1, 2)
     """Channels of the levels of unet, in units of its width. Sides are halved between levels."""
+    patch_size: Count = 1
+    """Side of the patches of unet, whose pixels become channels: with 2 it costs a quarter."""
     dropout: Fraction = 0.0
     """Probability that an entry is dropped within a block in training."""
 
@@ -94,7 +96,7 @@ class SparseFlowConfig:
         """The fields that the others leave without effect, each with the reason."""
         only = {
             "pixel-field": ("num_neighbors", "state_tokens"),
-            "unet": ("multipliers",),
+            "unet": ("multipliers", "patch_size"),
         }
         idle = {
             name: f"only {network} has it, not {self.network}"
@@ -112,8 +114,11 @@ class SparseFlowConfig:
         """Raises a `ValueError` for a field out of range or without effect."""
         check_options(self, self.without_effect(), flags=False)
 
-    def build(self, *, key: jax.Array = jr.key(0)) -> SparseFlow:
+    def build(self, *, process: Any = None, key: jax.Array = jr.key(0)) -> SparseFlow:
         """The model, with random weights.
+
+        **Arguments:** the `process` that the flow starts from, as in `SparseFlow`. The
+        network then sees its mean, too.
 
         **Raises:** `ValueError` for sizes that do not fit together.
         """
@@ -124,12 +129,26 @@ class SparseFlowConfig:
         self.check()
 
         height, width, channels = self.shape
-        network: Any = self._network(channels, key)
+        # The mean comes as further channels, next to those of the values.
+        seen = channels if process is None else 2 * channels
+        network: Any = self._network(seen, key)
         grid = None
         if self.network == "unet":
             network = OnGrid(network, height, width)
             grid = (height, width)
-        return SparseFlow(Flow(network), None, grid)
+            self._check_sides(height, width)
+        if process is not None:
+            network = WithMean(network)
+        return SparseFlow(Flow(network), process, grid)
+
+    def _check_sides(self, height: int, width: int) -> None:
+        # The network itself would only see the images once the run has begun.
+        divisor = self.patch_size * 2 ** (len(self.multipliers) - 1)
+        if height % divisor or width % divisor:
+            raise ValueError(
+                f"`multipliers` {self.multipliers} and `patch_size` {self.patch_size} need "
+                f"sides divisible by {divisor}, and images have {height} x {width} pixels."
+            )
 
     def _network(self, channels: int, key: jax.Array) -> Any:
         if self.network == "unet":
@@ -137,6 +156,7 @@ class SparseFlowConfig:
                 channels,
                 width_size=self.width_size,
                 multipliers=self.multipliers,
+                patch_size=self.patch_size,
                 # The observed pixels, and which they are.
                 cond_image_size=channels + 1,
                 dropout=self.dropout,
