@@ -49,9 +49,9 @@ class DataConfig:
 class TrainingConfig:
     """How the flow is trained."""
 
-    num_epochs: Count = 100  # Total number, also over an interruption.
+    num_epochs: Count = 50  # Total number, also over an interruption.
     batch_size: Count = 64  # Images per step.
-    learning_rate: Positive = 1e-3  # Of Adam; a cosine over the epochs takes it to 0.
+    learning_rate: Positive = 2e-3  # Of Adam; a cosine over the epochs takes it to 0.
     clip: Positive = 1.0  # Largest norm of a gradient.
     ema_decay: Fraction = 0.995  # Decay of the averaged weights, which are judged.
     checkpoint_every: Count = 10  # Epochs between checkpoints.
