@@ -8,7 +8,6 @@ which `_torchcfm.py` is written for.
 
 import dataclasses
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 import jax.random as jr
 import numpy as np
 import optax
+from _peer import run_peer
 
 import flowkit as fk
 from flowkit import few_step
@@ -179,21 +179,7 @@ def train_peer(
         file = str(Path(folder, "task.npz"))
         out = str(Path(folder, "out.npz"))
         np.savez(file, **points)
-        run_peer(python, "train", file, json.dumps(settings | options), out)
+        settings = json.dumps(settings | options)
+        run_peer(python, "_torchcfm.py", "train", file, settings, out)
         with np.load(out) as made:
             return dict(made)
-
-
-def run_peer(python: str | None, *arguments: str) -> dict[str, Any]:
-    """What the script of the peer prints."""
-    script = Path(__file__).with_name("_torchcfm.py")
-    command = [str(python), str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{python} cannot run torchcfm:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def peer_versions(python: str | None) -> dict[str, str]:
-    """Versions of the libraries of the peer, if there is one."""
-    return {} if python is None else run_peer(python, "versions")

@@ -31,12 +31,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from _peer import peer_versions
 from _toys import (
     mean_flow_loss,
     network,
     pairs,
     paths,
-    peer_versions,
     Run,
     Task,
     train,
@@ -339,7 +339,7 @@ def over_seeds(
 ) -> dict[str, Any]:
     """The summary of all seeds; results are saved after each."""
     settings = dataclasses.asdict(config) | {"peer_python": None}
-    versions = peer_versions(config.peer_python)
+    versions = peer_versions(config.peer_python, "_torchcfm.py")
     runs = stored_runs(part, settings) if config.resume else []
     for seed in range(len(runs), num_seeds):
         runs.append(run(config, seed))

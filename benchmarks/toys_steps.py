@@ -20,7 +20,8 @@ import jax
 import jax.random as jr
 import numpy as np
 import tyro
-from _toys import matching_loss, peer_versions, run_peer
+from _peer import peer_versions, run_peer
+from _toys import matching_loss
 
 import flowkit as fk
 
@@ -113,7 +114,7 @@ def peer_milliseconds(python: str | None, data: np.ndarray) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "data.npy"))
         np.save(file, data)
-        return run_peer(python, "steps", file)
+        return run_peer(python, "_torchcfm.py", "steps", file)
 
 
 def step_times(config: Config) -> dict[str, dict[str, float]]:
@@ -143,7 +144,7 @@ def medians(repeats: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main(config: Config) -> None:
-    versions = peer_versions(config.peer_python)
+    versions = peer_versions(config.peer_python, "_torchcfm.py")
     times = step_times(config)
 
     for library, values in times.items():

@@ -4,6 +4,7 @@ from flowkit._namespace import public_names as _public_names
 from flowkit.inverse._d_flow import DFlow as DFlow
 from flowkit.inverse._dps import DPS as DPS
 from flowkit.inverse._exact import exact_posterior as exact_posterior
+from flowkit.inverse._gaussian_process import GaussianProcess as GaussianProcess
 from flowkit.inverse._method import AbstractMethod as AbstractMethod
 from flowkit.inverse._operators import (
     AbstractOperator as AbstractOperator,

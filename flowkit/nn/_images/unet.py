@@ -96,9 +96,7 @@ class UNet(eqx.Module):
         key: PRNGKey,
         **part_options: Any,
     ):
-        _check_levels(multipliers, attention_levels)
-        if patch_size < 1:
-            raise ValueError(f"`patch_size` must be positive, got {patch_size}.")
+        _check_sizes(multipliers, attention_levels, patch_size)
         time_key, cond_key, parts_key = jr.split(key, 3)
         if time_embedding is None:
             time_embedding = learned_time(4 * width_size, width_size, time_key)
@@ -116,10 +114,9 @@ class UNet(eqx.Module):
             activation=vector_activation,
             key=cond_key,
         )
-        pixels = patch_size**2
         parts = Parts(
-            pixels * (in_size + cond_image_size),
-            pixels * self.out_size,
+            patch_size**2 * (in_size + cond_image_size),
+            patch_size**2 * self.out_size,
             time_embedding.out_size,
             **part_options,
             key=parts_key,
@@ -170,7 +167,11 @@ class UNet(eqx.Module):
         return stage(h, vector, key)
 
 
-def _check_levels(multipliers: Sequence[int], attention_levels: Sequence[int]) -> None:
+def _check_sizes(
+    multipliers: Sequence[int], attention_levels: Sequence[int], patch_size: int
+) -> None:
+    if patch_size < 1:
+        raise ValueError(f"`patch_size` must be positive, got {patch_size}.")
     if not multipliers or min(multipliers) < 1:
         raise ValueError(
             f"`multipliers` must be positive, one for each level, got {multipliers}."

@@ -1,0 +1,26 @@
+"""U-Nets for MNIST at 28 x 28 pixels, for `images_steps.py` and `mnist.py`."""
+
+import jax.random as jr
+
+from flowkit import nn
+
+
+def torchcfm_unet() -> nn.UNet:
+    """The network of torchcfm's example on MNIST, with 1,075,361 parameters."""
+    return nn.UNet(1, attention_levels=(0,), num_heads=1, key=jr.key(0))
+
+
+def lean_unet(num_classes: int = 0) -> nn.UNet:
+    """A network on patches of 2 x 2 pixels, where a convolution costs a quarter."""
+    classes = None
+    if num_classes > 0:
+        classes = nn.ClassEmbedding(num_classes, 64, key=jr.key(1))
+    return nn.UNet(
+        1,
+        width_size=64,
+        multipliers=(1, 2),
+        patch_size=2,
+        attention_levels=(1,),
+        cond_embedding=classes,
+        key=jr.key(0),
+    )

@@ -1,0 +1,208 @@
+"""The cost of convolutions and U-Nets, outside and inside loops, next to torch and torchcfm.
+
+    python benchmarks/images_steps.py                      # some ten minutes
+    python benchmarks/images_steps.py --peer-python PATH   # with torchcfm, in its Python
+
+- A training step of a 3 x 3 convolution, alone and inside `lax.scan`, in milliseconds.
+- The velocity of a U-Net, called and inside a solver, in milliseconds of an evaluation.
+- Images per second in training: the U-Net of torchcfm's example on MNIST (1,075,361
+  parameters, batch 128), and a lean one on patches.
+
+All of flowkit and its peer take turns. Results go to `benchmarks/results/images_steps.json`.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import _report
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+import tyro
+from _peer import peer_versions, run_peer
+from _unets import lean_unet, torchcfm_unet
+
+import flowkit as fk
+from flowkit import nn
+
+
+PEER = "_torchcfm_images.py"
+
+CONVOLUTIONS = [(32, 28, 64), (64, 14, 128), (64, 32, 32)]
+"""Batch size, side and channels."""
+
+SCAN_LENGTH = 5
+"""Steps inside a loop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All fields are options of the command line."""
+
+    peer_python: str | None = None
+    """Path of a Python that can import torch and torchcfm."""
+    rounds: int = 3
+    """Number of times that everything is timed, flowkit and the peer in turn."""
+    batch_size: int = 128
+    """Images of a training step."""
+    seed: int = 0
+    """Random seed."""
+
+
+def convolution_calls(shape: tuple[int, int, int]) -> dict[str, Callable[[], Any]]:
+    """A forward pass with all gradients, alone and in a loop."""
+    batch, side, channels = shape
+    layer = nn.Conv(channels, channels, key=jr.key(0))
+    x = jr.normal(jr.key(1), (batch, side, side, channels))
+
+    def loss(layer_and_x):
+        layer, x = layer_and_x
+        return jnp.mean(jnp.square(jax.vmap(layer)(x)))
+
+    step = eqx.filter_jit(eqx.filter_grad(loss))
+
+    @eqx.filter_jit
+    def loop(layer, x):
+        arrays, static = eqx.partition(layer, eqx.is_array)
+
+        def body(carry, _):
+            grads = eqx.filter_grad(loss)((eqx.combine(carry[0], static), carry[1]))
+            layer_grads, x_grads = grads
+            move = lambda a, b: None if a is None else a - 1e-3 * b
+            return jax.tree.map(move, carry, (layer_grads, x_grads)), None
+
+        return jax.lax.scan(body, (arrays, x), length=SCAN_LENGTH)[0]
+
+    return {"alone": lambda: step((layer, x)), "in a loop": lambda: loop(layer, x)}
+
+
+def velocity_calls() -> dict[str, Callable[[], Any]]:
+    """The velocity of a batch, and ten steps of Euler's method with it."""
+    flow = fk.Flow(nn.UNet(1, key=jr.key(0)))
+    x = jr.normal(jr.key(1), (64, 28, 28, 1))
+    call = eqx.filter_jit(lambda flow, x: jax.vmap(lambda x: flow(0.5, x))(x))
+
+    def solve():
+        options: Any = {"solver": dfx.Euler(), "num_steps": 10}
+        return fk.sample(flow, x.shape[1:], num_samples=len(x), x0=x, **options)
+
+    return {"called": lambda: call(flow, x), "in a solver": lambda: solve().values}
+
+
+def train_call(network: Any, batch_size: int) -> Callable[[], Any]:
+    """A whole training step: noise, loss, gradient and Adam."""
+    x1 = jr.normal(jr.key(1), (batch_size, 28, 28, 1))
+    loss = lambda flow, x1, key: fk.flow_matching_loss(flow, x1, key=key)
+    optimizer = optax.adam(1e-3)
+    states = [fk.training.init_state(fk.Flow(network), optimizer, key=jr.key(2))]
+    step = fk.training.make_step(loss, optimizer)
+
+    # A step takes the memory of the state that it is given, so the last one is kept.
+    def call():
+        states[0], metrics = step(states[0], x1)
+        return metrics
+
+    return call
+
+
+def milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    medians = _report.median_seconds_in_turns(calls, 3)
+    return {name: 1e3 * value for name, value in medians.items()}
+
+
+def convolutions(config: Config) -> list[dict[str, Any]]:
+    calls = [convolution_calls(shape) for shape in CONVOLUTIONS]
+    ours = []
+    theirs = []
+    for _ in range(config.rounds):
+        ours.append([milliseconds(call) for call in calls])
+        if config.peer_python is not None:
+            peer = run_peer(config.peer_python, PEER, "convolutions")
+            theirs.append(peer["milliseconds"])
+
+    rows = []
+    for i, shape in enumerate(CONVOLUTIONS):
+        median = lambda name, i=i: statistics.median(turn[i][name] for turn in ours)
+        alone = median("alone")
+        looped = median("in a loop") / SCAN_LENGTH
+        row = {"batch, side, channels": str(shape), "alone": alone, "in a loop": looped}
+        row["loop / alone"] = looped / alone
+        if theirs:
+            row["torch"] = statistics.median(turn[i] for turn in theirs)
+            row["loop / torch"] = looped / row["torch"]
+        rows.append(row)
+    return rows
+
+
+def velocity() -> list[dict[str, Any]]:
+    times = milliseconds(velocity_calls())
+    # The solver evaluates once per step.
+    solved = times["in a solver"] / 10
+    called = times["called"]
+    return [{"called": called, "in a solver": solved, "ratio": solved / called}]
+
+
+def training(config: Config) -> list[dict[str, Any]]:
+    networks = {"torchcfm's U-Net": torchcfm_unet(), "lean U-Net": lean_unet()}
+    calls = {name: train_call(n, config.batch_size) for name, n in networks.items()}
+    for call in calls.values():
+        jax.block_until_ready(call())
+
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    theirs = []
+    for _ in range(config.rounds):
+        for name, call in calls.items():
+            rates[name].append(config.batch_size / seconds_of(call, 3))
+        if config.peer_python is not None:
+            size = str(config.batch_size)
+            peer = run_peer(config.peer_python, PEER, "unet", size, "3")
+            theirs.append(peer["images_per_second"])
+
+    rows = []
+    for name, network in networks.items():
+        leaves = jax.tree.leaves(eqx.filter(network, eqx.is_array))
+        row = {"network": name, "parameters": sum(leaf.size for leaf in leaves)}
+        row["images / s"] = statistics.median(rates[name])
+        if theirs:
+            row["torchcfm, its U-Net"] = statistics.median(theirs)
+            row["ratio"] = row["images / s"] / row["torchcfm, its U-Net"]
+        rows.append(row)
+    return rows
+
+
+def seconds_of(call: Callable[[], Any], repeats: int) -> float:
+    """The median time of a call."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main(config: Config) -> None:
+    versions = peer_versions(config.peer_python, PEER)
+    results = {
+        "convolutions, ms": convolutions(config),
+        "U-Net, ms": velocity(),
+        "training": training(config),
+    }
+    for title, rows in results.items():
+        _report.show(title, rows)
+    _report.save(
+        "images_steps",
+        config.seed,
+        peer_versions=versions,
+        config=dataclasses.asdict(config) | {"peer_python": None},
+        results=results,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

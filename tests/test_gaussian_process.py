@@ -1,0 +1,128 @@
+"""The Gaussian process over pixels, against NumPy in float64 and its own covariances."""
+
+import jax
+import jax.random as jr
+import numpy as np
+import pytest
+
+import flowkit as fk
+from flowkit.inverse import GaussianProcess
+
+
+PROCESS = GaussianProcess(0.3)
+
+
+def matern(x, y):
+    distances = np.linalg.norm(x[:, None] - y[None], axis=-1)
+    scaled = np.sqrt(3) * distances / 0.3
+    return (1 + scaled) * np.exp(-scaled)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Twelve observations of two channels, and five queries."""
+    rng = np.random.default_rng(0)
+    coords = rng.uniform(size=(12, 2)).astype(np.float32)
+    queries = rng.uniform(size=(5, 2)).astype(np.float32)
+    values = rng.normal(size=(12, 2)).astype(np.float32) + np.float32(3)
+    return coords, values, queries
+
+
+def moments(coords, values, queries):
+    """Mean, scales, and covariance for scale 1 at the queries, in float64."""
+    coords, values, queries = (np.asarray(a, float) for a in (coords, values, queries))
+    inverse = np.linalg.inv(matern(coords, coords) + 1e-4 * np.eye(len(coords)))
+    ones = np.ones(len(coords))
+    constant = ones @ inverse @ values / (ones @ inverse @ ones)
+    rest = values - constant
+    scale = np.sqrt(np.sum(rest * (inverse @ rest), axis=0) / len(coords))
+    across = matern(queries, coords)
+    mean = constant + across @ inverse @ rest
+    return mean, scale, matern(queries, queries) - across @ inverse @ across.T
+
+
+def test_constant_and_scale_maximize_the_likelihood(problem):
+    """The oracle of the other tests: no other constant or scale is more likely."""
+    coords, values, _ = (np.asarray(a, float) for a in problem)
+    covariance = matern(coords, coords) + 1e-4 * np.eye(len(coords))
+    inverse = np.linalg.inv(covariance)
+    ones = np.ones(len(coords))
+    constant = (ones @ inverse @ values / (ones @ inverse @ ones))[0]
+    _, scales, _ = moments(*problem)
+
+    def log_likelihood(constant, scale):
+        rest = values[:, 0] - constant
+        return -len(coords) * np.log(scale) - rest @ inverse @ rest / (2 * scale**2)
+
+    best = log_likelihood(constant, scales[0])
+    for change in (0.99, 1.01):
+        assert log_likelihood(constant * change, scales[0]) < best
+        assert log_likelihood(constant, scales[0] * change) < best
+
+
+def test_mean(problem):
+    expected, _, _ = moments(*problem)
+    np.testing.assert_allclose(PROCESS.mean(*problem), expected, atol=2e-3)
+
+    # The values themselves, where they were observed, up to the nugget.
+    coords, values, _ = problem
+    np.testing.assert_allclose(PROCESS.mean(coords, values, coords), values, atol=0.02)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_samples_have_the_covariance_of_the_posterior(problem, with_prior):
+    """Each entry of the covariance of 4,000 samples, within 5 standard errors."""
+    coords, values, queries = problem
+    mean, scale, covariance = moments(*problem)
+    number = 4000
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        prior = None
+        if with_prior:
+            factor = np.linalg.cholesky(
+                matern(*2 * [np.concatenate([coords, queries]).astype(float)])
+                + 1e-4 * np.eye(17)
+            )
+            g = factor.astype(np.float32) @ jr.normal(key, (17, 2))
+            prior = (g[:12], g[12:])
+        return PROCESS.sample(coords, values, queries, prior=prior, key=key)
+
+    samples = np.asarray(draw(jr.split(jr.key(1), number)))
+    for channel in range(2):
+        of_channel = (samples[..., channel] - mean[:, channel]) / scale[channel]
+        variances = np.diag(covariance)
+        error = np.sqrt(variances / number)
+        assert np.all(np.abs(of_channel.mean(0)) < 5 * error)
+
+        found = np.cov(of_channel.T)
+        errors = np.sqrt((np.outer(variances, variances) + covariance**2) / number)
+        # The nugget of the queries is part of a draw.
+        assert np.all(np.abs(found - covariance) < 5 * errors + 2e-4)
+
+
+def test_draws_on_a_grid_have_the_covariance_of_the_process():
+    number = 4000
+    draw = jax.jit(jax.vmap(lambda key: PROCESS.draw_image(4, 5, 1, key=key)))
+    draws = np.asarray(draw(jr.split(jr.key(2), number)))[..., 0]
+    coords = np.asarray(fk.data.pixel_coords(4, 5), float)
+    covariance = matern(coords, coords)
+
+    errors = np.sqrt((1 + covariance**2) / number)
+    assert np.all(np.abs(draws.mean(0)) < 5 / np.sqrt(number))
+    assert np.all(np.abs(np.cov(draws.T) - covariance) < 5 * errors)
+
+
+def test_equal_values_leave_no_doubt(problem):
+    coords, values, queries = problem
+    values = np.full_like(values, 0.25)
+    sample = PROCESS.sample(coords, values, queries, key=jr.key(0))
+    np.testing.assert_allclose(sample, 0.25, atol=1e-3)
+
+
+def test_misuse(problem):
+    with pytest.raises(ValueError, match="`length_scale` must be positive"):
+        GaussianProcess(0.0)
+    with pytest.raises(ValueError, match="`key` must be given"):
+        PROCESS.sample(*problem)
