@@ -114,13 +114,9 @@ class UNet(eqx.Module):
             activation=vector_activation,
             key=cond_key,
         )
-        parts = Parts(
-            patch_size**2 * (in_size + cond_image_size),
-            patch_size**2 * self.out_size,
-            time_embedding.out_size,
-            **part_options,
-            key=parts_key,
-        )
+        channels = (in_size + cond_image_size, self.out_size)
+        of_patch = [patch_size**2 * number for number in channels]
+        parts = Parts(*of_patch, time_embedding.out_size, **part_options, key=parts_key)
         sizes = [width_size * multiplier for multiplier in multipliers]
         self.stages = layout.stages(parts, sizes, attention_levels)
 
