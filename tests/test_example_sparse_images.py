@@ -138,6 +138,8 @@ train --data.name digits --data.output-ratio 0.9: `output_ratio` must sum to at 
 evaluate --data.no-renew: --data.renew has no effect here: the run in the output folder
 train --model.shape 8 8 1: --model.shape has no effect here: it is that of the images
 train --model.network cnn: invalid choice 'cnn'
+train --model.start zero: invalid choice 'zero'
+train --model.length-scale 0.5: --model.length-scale has no effect here: white noise has none
 train --model.width-size 0: --model.width-size must be at least 1, got 0
 train --model.num-latents 0: --model.num-latents must be at least 1, got 0
 train --model.network unet --model.depth 1: --model.depth has no effect here: unet is made

@@ -130,6 +130,19 @@ def test_flows_start_from_a_process(network):
     np.testing.assert_array_equal(values, np.full((4, 64, 1), 0.25))
 
 
+def test_flows_start_from_a_gaussian_process_given_the_observed_pixels():
+    """New networks are the velocity 0, so that samples at observed pixels are their values."""
+    small = {"width_size": 8, "num_latents": 2, "depth": 1, "num_heads": 2}
+    config = fk.pipelines.SparseFlowConfig(
+        shape=(8, 8, 1), start="gaussian-process", length_scale=0.5, **small
+    )
+    model = config.build()
+    assert model.process.length_scale == 0.5
+    seen = (PIXELS.input_coords, PIXELS.input_values)
+    values = model.sample(*seen, PIXELS.input_coords, num_steps=1, key=jr.key(0))
+    np.testing.assert_allclose(values, PIXELS.input_values, atol=0.05)
+
+
 def test_networks_of_images_answer_for_whole_images():
     coords = fk.data.pixel_coords(4, 4)
     seen = (PIXELS.input_coords, PIXELS.input_values)

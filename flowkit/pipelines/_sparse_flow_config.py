@@ -9,6 +9,7 @@ import jax.random as jr
 
 from flowkit import nn
 from flowkit._flow import Flow
+from flowkit.inverse import GaussianProcess
 from flowkit.pipelines._limits import (
     check_options,
     Count,
@@ -39,6 +40,11 @@ class SparseFlowConfig:
     network: Literal["pixel-field", "perceiver", "unet"] = "pixel-field"
     """pixel-field: `fk.nn.PixelField`. perceiver: `fk.nn.PerceiverField`, a plain Perceiver IO.
     unet: `fk.nn.UNet` on whole images, with the observed pixels and their mask as condition."""
+    start: Literal["noise", "gaussian-process"] = "noise"
+    """What the flow starts from: white noise, or a draw of `fk.inverse.GaussianProcess` given the
+    observed pixels, whose mean the network then sees."""
+    length_scale: Positive = 0.3
+    """Length scale of the process; the sides of an image have length 1."""
     width_size: Count = 64
     """Width of the network. With unet, channels at the full size, a multiple of 8."""
     num_latents: Count = 32
@@ -104,6 +110,8 @@ class SparseFlowConfig:
             for name in names
             if network != self.network
         }
+        if self.start == "noise":
+            idle["length_scale"] = "white noise has none"
         if self.network == "unet":
             reason = "unet is made of convolutions"
             names = "num_latents depth num_heads num_frequencies frequency_scale"
@@ -117,8 +125,8 @@ class SparseFlowConfig:
     def build(self, *, process: Any = None, key: jax.Array = jr.key(0)) -> SparseFlow:
         """The model, with random weights.
 
-        **Arguments:** the `process` that the flow starts from, as in `SparseFlow`. The
-        network then sees its mean, too.
+        **Arguments:** the `process` that the flow starts from, as in `SparseFlow`, in place
+        of the one that `start` names.
 
         **Raises:** `ValueError` for sizes that do not fit together.
         """
@@ -129,6 +137,8 @@ class SparseFlowConfig:
         self.check()
 
         height, width, channels = self.shape
+        if process is None and self.start == "gaussian-process":
+            process = GaussianProcess(self.length_scale)
         # The mean comes as further channels, next to those of the values.
         seen = channels if process is None else 2 * channels
         network: Any = self._network(seen, key)
