@@ -114,9 +114,11 @@ class UNet(eqx.Module):
             activation=vector_activation,
             key=cond_key,
         )
-        channels = (in_size + cond_image_size, self.out_size)
-        of_patch = [patch_size**2 * number for number in channels]
-        parts = Parts(*of_patch, time_embedding.out_size, **part_options, key=parts_key)
+        inputs = patch_size**2 * (in_size + cond_image_size)
+        outputs = patch_size**2 * self.out_size
+        parts = Parts(
+            inputs, outputs, time_embedding.out_size, **part_options, key=parts_key
+        )
         sizes = [width_size * multiplier for multiplier in multipliers]
         self.stages = layout.stages(parts, sizes, attention_levels)
 
