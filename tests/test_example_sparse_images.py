@@ -107,7 +107,7 @@ def test_options_reach_the_model(example, run):
     assert stored["model"]["shape"] == [8, 8, 1]
     assert stored["model"]["state_tokens"] == 12
     model = fk.training.restore_model(folder, example.rebuild)
-    assert model.flow.network.reader.latents.shape == (2, 8)
+    assert model.flow.network.network.reader.latents.shape == (2, 8)
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ evaluate --data.no-renew: --data.renew has no effect here: the run in the output
 train --model.shape 8 8 1: --model.shape has no effect here: it is that of the images
 train --model.network cnn: invalid choice 'cnn'
 train --model.start zero: invalid choice 'zero'
-train --model.length-scale 0.5: --model.length-scale has no effect here: white noise has none
+train --model.start noise --model.length-scale 0.5: --model.length-scale has no effect
 train --model.width-size 0: --model.width-size must be at least 1, got 0
 train --model.num-latents 0: --model.num-latents must be at least 1, got 0
 train --model.network unet --model.depth 1: --model.depth has no effect here: unet is made

@@ -242,6 +242,7 @@ def test_network_of_the_original():
     config = fk.pipelines.SparseFlowConfig(
         shape=(32, 32, 3),
         network="perceiver",
+        start="noise",
         width_size=512,
         num_latents=512,
         depth=6,

@@ -40,7 +40,7 @@ class SparseFlowConfig:
     network: Literal["pixel-field", "perceiver", "unet"] = "pixel-field"
     """pixel-field: `fk.nn.PixelField`. perceiver: `fk.nn.PerceiverField`, a plain Perceiver IO.
     unet: `fk.nn.UNet` on whole images, with the observed pixels and their mask as condition."""
-    start: Literal["noise", "gaussian-process"] = "noise"
+    start: Literal["noise", "gaussian-process"] = "gaussian-process"
     """What the flow starts from: white noise, or a draw of `fk.inverse.GaussianProcess` given the
     observed pixels, whose mean the network then sees."""
     length_scale: Positive = 0.3
