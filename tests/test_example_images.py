@@ -191,7 +191,7 @@ train --model.multipliers 1 0: --model.multipliers must be at least 1, got 0
 train --model.backbone dit --model.num-blocks 2: `num_blocks` has no effect here: only a U-Net
 train --model.attention-levels 3: `attention_levels` must lie in 0 ... 2, got [3]
 train --model.num-groups 7: `num_groups` must divide the 16 channels, got 7
-train --model.patch-size 4: `patch_size` has no effect here: only the backbone dit has them
+train --model.patch-size 4: the sides of `x` must be divisible by 16
 train --model.backbone dit --model.patch-size 3: the sides of `x` must be divisible by 3
 train --model.depth 2: `depth` has no effect
 train --model.num-heads 5: `num_heads` must divide the width of 64, got 5

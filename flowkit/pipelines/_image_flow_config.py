@@ -54,8 +54,9 @@ class ImageFlowConfig:
     in the middle always do."""
     num_groups: Count = 8
     """Groups of channels that a U-Net normalizes; they divide all numbers of channels."""
-    patch_size: Count = 2
-    """Height and width of the patches of a transformer."""
+    patch_size: Count | None = None
+    """Height and width of the patches that a network sees as one pixel, by default 1 for a U-Net
+    and 2 for a transformer."""
     depth: Count = 6
     """Number of blocks of a transformer."""
     num_heads: Count = 4
@@ -144,5 +145,5 @@ def _without_effect(config: ImageFlowConfig) -> dict[str, str]:
         names = ("multipliers", "num_blocks", "attention_levels", "num_groups")
         return {name: reason for name in (*names, "dtype", "rematerialize")}
 
-    reason = f"only the backbone dit has them, not {config.backbone}"
-    return {"patch_size": reason, "depth": reason}
+    reason = f"only the backbone dit has one, not {config.backbone}"
+    return {"depth": reason}

@@ -76,7 +76,7 @@ def _dit(config: Any, key: jax.Array) -> nn.PatchDiT:
     )
     return nn.PatchDiT(
         config.channels,
-        patch_size=config.patch_size,
+        patch_size=config.patch_size or 2,
         width_size=width,
         depth=config.depth,
         num_heads=config.num_heads,
@@ -92,6 +92,7 @@ def _unet_options(config: Any, width: int, class_key: jax.Array) -> dict[str, An
     return {
         "width_size": width,
         "multipliers": config.multipliers,
+        "patch_size": config.patch_size or 1,
         "attention_levels": config.attention_levels,
         "num_heads": config.num_heads,
         "num_groups": config.num_groups,
