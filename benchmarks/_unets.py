@@ -17,10 +17,9 @@ def lean_unet(num_classes: int = 0) -> nn.UNet:
         classes = nn.ClassEmbedding(num_classes, 64, key=jr.key(1))
     return nn.UNet(
         1,
-        width_size=64,
+        width_size=32,
         multipliers=(1, 2),
         patch_size=2,
-        attention_levels=(1,),
         cond_embedding=classes,
         key=jr.key(0),
     )
