@@ -33,6 +33,9 @@ class Levels(eqx.Module):
         chosen = jnp.asarray(self.levels)[jr.randint(key, (), 0, len(self.levels))]
         return jnp.full(shape, chosen)
 
+    def sample_image(self, coords, values, h, w, *, key):
+        return self.sample(coords, values, jnp.zeros((h * w, 2)), key=key)
+
     def mean(self, coords, values, query_coords):
         return self.sample(coords, values, query_coords, key=jr.key(0))
 
@@ -157,7 +160,7 @@ def test_output_pixels_of_a_whole_image():
     """A process that knows the image: the output pixels are those of the image."""
 
     class Known(eqx.Module):
-        def sample(self, coords, values, query_coords, *, key):
+        def sample_image(self, coords, values, h, w, *, key):
             return jnp.asarray(IMAGES[0]).reshape(64, 1)
 
         def mean(self, coords, values, query_coords):

@@ -12,6 +12,8 @@ $$m = \frac{\mathbf 1^\top K^{-1} y}{\mathbf 1^\top K^{-1} \mathbf 1}, \qquad
 s^2 = \frac 1 n\, (y - m)^\top K^{-1} (y - m).$$
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -79,38 +81,50 @@ class GaussianProcess(eqx.Module):
         values: Float[AnyArray, "n c"],
         query_coords: Float[AnyArray, "m d"],
         *,
-        prior: tuple[Float[AnyArray, "n c"], Float[AnyArray, "m c"]] | None = None,
-        key: PRNGKey | None = None,
+        key: PRNGKey,
     ) -> Float[Array, "m c"]:
         r"""One draw of the values at the queries, given the observed ones.
 
         By Matheron's rule, a draw $g$ of the process is moved by what it lacks at the
-        observations: $\text{mean} + s\, (g_q - k(q, \cdot)\, K^{-1} g_o)$.
+        observations: $\text{mean} + s\, (g_q - k(q, \cdot)\, K^{-1} g_o)$. It costs the
+        cube of the number of all coordinates; for the pixels of an image, take
+        `sample_image`.
 
-        **Arguments:**
-
-        - `coords`, `values`, `query_coords`: as in `mean`.
-        - `prior`: a draw of the process at `coords` and at `query_coords`. By default it is
-          made here, which costs the cube of the number of all coordinates. For a grid, take
-          it from `draw_image`: `(g[indices], g)`.
-        - `key`: the random seed; not needed with `prior`.
+        **Arguments:** `coords`, `values`, `query_coords`: as in `mean`.
 
         **Reference:** Wilson et al., Efficiently Sampling Functions from Gaussian Process
         Posteriors, 2020 (arXiv 2002.09309).
         """
-        values = jnp.asarray(values)
-        if prior is None:
-            if key is None:
-                raise ValueError("`key` must be given, or `prior`.")
-            prior = self._draw(coords, query_coords, values.shape[1], key)
-        at_coords, at_queries = (jnp.asarray(draw, values.dtype) for draw in prior)
+        together = jnp.concatenate([jnp.asarray(coords), jnp.asarray(query_coords)])
+        normal = jr.normal(key, (len(together), values.shape[1]), together.dtype)
+        draw = self._factor(together) @ normal
+        return self._moved(coords, values, query_coords, draw)
 
-        columns = jnp.concatenate([_with_ones(values), at_coords], axis=1)
-        solved = self._solve(coords, columns)
-        mean, scale = self._krige(coords, query_coords, values, solved)
-        across = self._covariance(query_coords, coords)
-        missing = across @ solved[:, values.shape[1] + 1 :]
-        return mean + scale[None] * (at_queries - missing)
+    def sample_image(
+        self,
+        coords: Float[AnyArray, "n 2"],
+        values: Float[AnyArray, "n c"],
+        h: int,
+        w: int,
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, "{h}*{w} c"]:
+        """One draw of all pixels of an image, of which some were observed.
+
+        It is `sample` at `fk.data.pixel_coords(h, w)`, at the cost of the cube of the number
+        of observations alone, since the process is drawn by `draw_image`.
+
+        **Arguments:**
+
+        - `coords`, `values`: the coordinates of observed pixels, and their values.
+        - `h`, `w`: the size of the image.
+        """
+        draw = self.draw_image(h, w, values.shape[1], key=key)
+        columns = jnp.round(jnp.asarray(coords)[:, 0] * (w - 1)).astype(int)
+        rows = jnp.round(jnp.asarray(coords)[:, 1] * (h - 1)).astype(int)
+        at_coords = draw[rows * w + columns]
+        together = jnp.concatenate([at_coords, draw])
+        return self._moved(coords, values, _pixels(h, w, together.dtype), together)
 
     def draw_image(
         self, h: int, w: int, num_channels: int, *, key: PRNGKey
@@ -177,17 +191,27 @@ class GaussianProcess(eqx.Module):
         # Where all values are equal, rounding may leave a negative one.
         return mean, jnp.sqrt(jnp.maximum(variance, 0))
 
-    def _draw(
-        self, coords: AnyArray, queries: AnyArray, num_channels: int, key: PRNGKey
-    ) -> tuple[Float[Array, "n c"], Float[Array, "m c"]]:
-        together = jnp.concatenate([jnp.asarray(coords), jnp.asarray(queries)])
-        normal = jr.normal(key, (len(together), num_channels), together.dtype)
-        at_coords, at_queries = jnp.split(
-            self._factor(together) @ normal, [len(coords)]
-        )
-        return at_coords, at_queries
+    def _moved(
+        self, coords: AnyArray, values: AnyArray, queries: AnyArray, draw: Array
+    ) -> Float[Array, "m c"]:
+        """A draw of the process at `coords` and `queries`, given the values."""
+        values = jnp.asarray(values)
+        at_coords, at_queries = jnp.split(draw.astype(values.dtype), [len(values)])
+
+        columns = jnp.concatenate([_with_ones(values), at_coords], axis=1)
+        solved = self._solve(coords, columns)
+        mean, scale = self._krige(coords, queries, values, solved)
+        across = self._covariance(queries, coords)
+        missing = across @ solved[:, values.shape[1] + 1 :]
+        return mean + scale[None] * (at_queries - missing)
 
 
 def _with_ones(values: Float[AnyArray, "n c"]) -> Float[Array, "n c_and_1"]:
     values = jnp.asarray(values)
     return jnp.concatenate([values, jnp.ones_like(values[:, :1])], axis=1)
+
+
+def _pixels(h: int, w: int, dtype: Any) -> Float[Array, "{h}*{w} 2"]:
+    """The coordinates of `fk.data.pixel_coords`."""
+    x, y = np.meshgrid(np.linspace(0, 1, w), np.linspace(0, 1, h))
+    return jnp.asarray(np.stack([x.ravel(), y.ravel()], axis=1), dtype)

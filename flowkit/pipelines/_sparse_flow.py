@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flowkit._couplings import independent, Paired
 from flowkit._flow import Flow
@@ -42,8 +42,8 @@ class SparseFlow(eqx.Module):
     - `flow`: a flow whose condition is an `fk.nn.Observed`; with a `process` it is the pair
         of that and the mean of the process at the queries.
     - `process`: what the flow starts from, given the observed pixels: an object with
-        the methods of `fk.inverse.GaussianProcess`, `mean`, `sample` and, for a network with
-        a `grid`, `draw_image`. White noise without one.
+        the methods `mean` and `sample` of `fk.inverse.GaussianProcess`, or `sample_image` in
+        place of the latter with a `grid`. White noise without one.
     - `grid`: the height and width of the images if the network answers for all of their
         pixels together; `None` if it answers at any coordinates.
     """
@@ -178,24 +178,12 @@ class SparseFlow(eqx.Module):
             return jr.normal(key, shape, values.dtype)
 
         def draw(seen, key):
-            where = (seen.coords, seen.values, seen.query_coords)
+            where = (seen.coords, seen.values)
             if self.grid is None:
-                return self.process.sample(*where, key=key)
-
-            # Drawn by Fourier transforms: a Cholesky factor for all pixels of an image
-            # would take longer than the network.
-            prior = self.process.draw_image(*self.grid, seen.values.shape[-1], key=key)
-            observed = prior[self._indices(seen.coords)]
-            return self.process.sample(*where, prior=(observed, prior))
+                return self.process.sample(*where, seen.query_coords, key=key)
+            return self.process.sample_image(*where, *self.grid, key=key)
 
         return jax.vmap(draw)(seen, jr.split(key, number))
-
-    def _indices(self, coords: Float[AnyArray, "n 2"]) -> Int[Array, " n"]:
-        """The numbers of the pixels of the grid at these coordinates."""
-        height, width = self.grid  # pyright: ignore[reportGeneralTypeIssues]
-        columns = jnp.round(coords[:, 0] * (width - 1)).astype(int)
-        rows = jnp.round(coords[:, 1] * (height - 1)).astype(int)
-        return rows * width + columns
 
     def _condition(self, seen: Observed) -> Any:
         if self.process is None:

@@ -135,7 +135,9 @@ class UNet(eqx.Module):
         """
         x = jnp.asarray(x)
         divisor = self.patch_size * 2 ** (self.num_levels - 1)
-        reason = f"{self.num_levels} levels of patches of side {self.patch_size}"
+        reason = f"{self.num_levels} levels"
+        if self.patch_size > 1:
+            reason += f" on patches of side {self.patch_size}"
         check_image(x, self.in_size, divisor, reason)
         image, vector = self.conditioning(t, x, cond)
         h = to_patches(image, self.patch_size)
