@@ -106,7 +106,10 @@ def test_observed_pixels_become_an_image_and_a_mask(network):
 
 @pytest.mark.parametrize("name", ["state", "observed"])
 def test_networks_see_the_mean_of_a_process(name):
-    """The second of the channels: the mean at the queries, the value where it is known."""
+    """The second of the channels: the mean at the queries, the value where it is known.
+
+    In the middle of the time, the velocity of the process itself is 0.
+    """
 
     def second_channel(t, x, cond):
         return (x if name == "state" else cond.values)[:, ::-1]
@@ -116,7 +119,28 @@ def test_networks_see_the_mean_of_a_process(name):
     state = np.zeros_like(one[1])
     mean = np.full_like(one[1], 0.75)
     out = WithMean(second_channel)(0.5, state, (seen, mean))
-    np.testing.assert_array_equal(out, mean if name == "state" else one[1])
+    expected = mean if name == "state" else one[1]
+    np.testing.assert_allclose(out, 0.1 * expected, rtol=1e-6)
+
+
+def test_new_networks_have_the_velocity_of_the_process():
+    """If start and data are draws of one normal distribution: cov(v, x) cov(x)^-1 (x - mean)."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    covariance = root @ root.T
+    mean = rng.normal(size=(5, 1))
+    x = rng.normal(size=(5, 1))
+    t = 0.3
+    of_velocity = t * covariance - (1 - t) * covariance
+    of_state = t**2 * covariance + (1 - t) ** 2 * covariance
+    expected = of_velocity @ np.linalg.solve(of_state, x - mean)
+
+    one = [np.asarray(leaf[0, :5]) for leaf in PIXELS]
+    seen = fk.nn.Observed(one[0], one[0], one[1])
+    untrained = lambda t, x, cond: jnp.zeros_like(x)
+    state = jnp.asarray(x, jnp.float32)
+    found = WithMean(untrained)(t, state, (seen, jnp.asarray(mean, jnp.float32)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("network", ["pixel-field", "unet"])

@@ -11,12 +11,24 @@ from flowkit._types import AnyArray, Cond, PRNGKey, Times
 from flowkit.nn import Observed
 
 
+# The size of what the process leaves open, so that the network deals in numbers near 1.
+_UNIT = 0.1
+
+
 class WithMean(eqx.Module):
-    """A network that also sees the mean of a process at the queries.
+    r"""What a network adds to the velocity that would be right if the process were.
+
+    If the data were further draws of the process, with its mean $\mu$ given the observed
+    pixels, the velocity would be, whatever the covariance,
+
+    $$v(t, x) = \frac{t - (1 - t)}{t^2 + (1 - t)^2}\, (x - \mu).$$
+
+    The network learns the difference. It sees $x - \mu$, next to the mean, in a unit in which
+    both are of order 1.
 
     `cond` is the pair of an `Observed` and the mean `(m, c)`. The network was built for
-    `2 c` channels: the values, and the mean next to them. The mean at an observed pixel is
-    its value. Of the velocities only the first `c` are used.
+    `2 c` channels: the deviation, and the mean. The mean at an observed pixel is its value.
+    Of its results only the first `c` are used.
     """
 
     network: Callable
@@ -29,10 +41,16 @@ class WithMean(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "m c"]:
         seen, mean = cond
-        values = jnp.concatenate([seen.values, seen.values], axis=-1)
+        mean = jnp.asarray(mean, x.dtype)
+        deviation = x - mean
+        # At the observed pixels nothing deviates.
+        values = jnp.concatenate([jnp.zeros_like(seen.values), seen.values], axis=-1)
         both = Observed(seen.query_coords, seen.coords, values)
-        state = jnp.concatenate([x, jnp.asarray(mean, x.dtype)], axis=-1)
-        return call_network(self.network, t, state, both, key)[:, : x.shape[1]]
+        state = jnp.concatenate([deviation / _UNIT, mean], axis=-1)
+        learned = call_network(self.network, t, state, both, key)[:, : x.shape[1]]
+
+        factor = (2 * t - 1) / (t * t + (1 - t) * (1 - t))
+        return factor * deviation + _UNIT * learned
 
 
 class OnGrid(eqx.Module):
