@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import optax
+
+import flowkit as fk
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,6 +66,20 @@ def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
         jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def step_call(loss: Callable[..., Any], model: Any, batch: Any) -> Callable[[], Any]:
+    """A call of one training step with Adam, which is compiled once."""
+    optimizer = optax.adam(1e-3)
+    states = [fk.training.init_state(model, optimizer, key=jax.random.key(0))]
+    step = fk.training.make_step(loss, optimizer)
+
+    # A step takes the memory of the state that it is given, so the last one is kept.
+    def call():
+        states[0], metrics = step(states[0], batch)
+        return metrics
+
+    return call
 
 
 def median_seconds_in_turns(

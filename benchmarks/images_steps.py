@@ -13,7 +13,6 @@ All of flowkit and its peer take turns. Results go to `benchmarks/results/images
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 import tyro
 from _peer import peer_versions, run_peer
 from _unets import lean_unet, torchcfm_unet
@@ -95,20 +93,9 @@ def velocity_calls() -> dict[str, Callable[[], Any]]:
     return {"called": lambda: call(flow, x), "in a solver": lambda: solve().values}
 
 
-def train_call(network: Any, batch_size: int) -> Callable[[], Any]:
-    """A whole training step: noise, loss, gradient and Adam."""
-    x1 = jr.normal(jr.key(1), (batch_size, 28, 28, 1))
-    loss = lambda flow, x1, key: fk.flow_matching_loss(flow, x1, key=key)
-    optimizer = optax.adam(1e-3)
-    states = [fk.training.init_state(fk.Flow(network), optimizer, key=jr.key(2))]
-    step = fk.training.make_step(loss, optimizer)
-
-    # A step takes the memory of the state that it is given, so the last one is kept.
-    def call():
-        states[0], metrics = step(states[0], x1)
-        return metrics
-
-    return call
+def flow_loss(flow, x1, key):
+    """Flow matching without a condition."""
+    return fk.flow_matching_loss(flow, x1, key=key)
 
 
 def milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -150,15 +137,17 @@ def velocity() -> list[dict[str, Any]]:
 
 def training(config: Config) -> list[dict[str, Any]]:
     networks = {"torchcfm's U-Net": torchcfm_unet(), "lean U-Net": lean_unet()}
-    calls = {name: train_call(n, config.batch_size) for name, n in networks.items()}
-    for call in calls.values():
-        jax.block_until_ready(call())
-
-    rates: dict[str, list[float]] = {name: [] for name in calls}
+    x1 = jr.normal(jr.key(1), (config.batch_size, 28, 28, 1))
+    calls = {
+        name: _report.step_call(flow_loss, fk.Flow(network), x1)
+        for name, network in networks.items()
+    }
+    rates: dict[str, list[float]] = {name: [] for name in networks}
     theirs = []
     for _ in range(config.rounds):
         for name, call in calls.items():
-            rates[name].append(config.batch_size / seconds_of(call, 3))
+            seconds = _report.median_seconds(call, 3)
+            rates[name].append(config.batch_size / seconds)
         if config.peer_python is not None:
             size = str(config.batch_size)
             peer = run_peer(config.peer_python, PEER, "unet", size, "3")
@@ -174,16 +163,6 @@ def training(config: Config) -> list[dict[str, Any]]:
             row["ratio"] = row["images / s"] / row["torchcfm, its U-Net"]
         rows.append(row)
     return rows
-
-
-def seconds_of(call: Callable[[], Any], repeats: int) -> float:
-    """The median time of a call."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main(config: Config) -> None:

@@ -13,7 +13,6 @@ distances to test images; the floor is that of training images. Results go to
 
 import dataclasses
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,14 +139,10 @@ def train_flow(train: Digits, config: Config) -> tuple[fk.Flow, dict[str, float]
     options: Any = {"batch_size": config.batch_size, "key": jr.key(config.seed + 3)}
     flow = fk.Flow(lean_unet(NUM_CLASSES))
 
-    # A short run tells how many steps there is time for, and the schedule needs to know.
-    start = time.perf_counter()
-    fk.training.fit(flow_loss, flow, train, num_steps=10, **options)
-    between = time.perf_counter()
-    fk.training.fit(flow_loss, flow, train, num_steps=60, **options)
-    compiled = time.perf_counter()
-    # Both runs compile, so the difference is the time of 50 steps.
-    step_seconds = max(compiled - between - (between - start), 1e-3) / 50
+    # The schedule needs to know how many steps there is time for.
+    batch = Digits(*(part[: config.batch_size] for part in train))
+    call = _report.step_call(flow_loss, flow, batch)
+    step_seconds = _report.median_seconds(call)
     num_steps = round(60 * config.minutes / step_seconds)
 
     schedule = optax.warmup_cosine_decay_schedule(

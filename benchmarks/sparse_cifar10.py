@@ -200,7 +200,8 @@ def train(loss: Callable, images: np.ndarray, test: Test, config: Config):
     """The averaged model after the given time, its costs, and the curve over time."""
     model = build(config)
     options: Any = {"batch_size": config.batch_size, "key": jr.key(config.seed + 2)}
-    seconds = step_seconds(loss, model, images, options)
+    call = _report.step_call(loss, model, images[: config.batch_size])
+    seconds = _report.median_seconds(call)
     num_steps = round(60 * config.minutes / seconds)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(200, num_steps // 4), num_steps
@@ -235,20 +236,6 @@ def train(loss: Callable, images: np.ndarray, test: Test, config: Config):
         "images / s": num_steps * config.batch_size / result.seconds,
     }
     return result.ema, costs, curve
-
-
-def step_seconds(loss, model, images, options) -> float:
-    """The time of one step after compilation."""
-    optimizer = optax.adam(1e-3)
-    state = fk.training.init_state(model, optimizer, key=options["key"])
-    step = fk.training.make_step(loss, optimizer)
-    batch = images[: options["batch_size"]]
-    state, _ = step(state, batch)
-    start = time.perf_counter()
-    for _ in range(5):
-        state, metrics = step(state, batch)
-    jax.block_until_ready(metrics)
-    return (time.perf_counter() - start) / 5
 
 
 def starts_of(loss, test: Test, config: Config) -> np.ndarray:

@@ -12,9 +12,9 @@ from flowkit.inverse import GaussianProcess
 PROCESS = GaussianProcess(0.3)
 
 
-def matern(x, y):
+def matern(x, y, length_scale=0.3):
     distances = np.linalg.norm(x[:, None] - y[None], axis=-1)
-    scaled = np.sqrt(3) * distances / 0.3
+    scaled = np.sqrt(3) * distances / length_scale
     return (1 + scaled) * np.exp(-scaled)
 
 
@@ -109,6 +109,18 @@ def test_draws_on_a_grid_have_the_covariance_of_the_process():
     errors = np.sqrt((1 + covariance**2) / number)
     assert np.all(np.abs(draws.mean(0)) < 5 / np.sqrt(number))
     assert np.all(np.abs(np.cov(draws.T) - covariance) < 5 * errors)
+
+
+@pytest.mark.parametrize(
+    ("length_scale", "bound"), [(0.3, 1e-4), (0.5, 3e-3), (1.0, 0.04)]
+)
+def test_the_torus_is_large_enough(length_scale, bound):
+    """The covariance of a draw is the inverse transform of its power."""
+    process = GaussianProcess(length_scale)
+    found = np.fft.ifft2(np.asarray(process._power(32, 32), float)).real[:32, :32]
+    coords = np.asarray(fk.data.pixel_coords(32, 32), float)
+    expected = matern(coords[:1], coords, length_scale).reshape(32, 32)
+    assert np.max(np.abs(found - expected)) < bound
 
 
 def test_equal_values_leave_no_doubt(problem):

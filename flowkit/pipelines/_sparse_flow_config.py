@@ -42,7 +42,7 @@ class SparseFlowConfig:
     unet: `fk.nn.UNet` on whole images, with the observed pixels and their mask as condition."""
     start: Literal["noise", "gaussian-process"] = "gaussian-process"
     """What the flow starts from: white noise, or a draw of `fk.inverse.GaussianProcess` given the
-    observed pixels, whose mean the network then sees."""
+    observed pixels, whose mean the network then sees and whose velocity it corrects."""
     length_scale: Positive = 0.3
     """Length scale of the process; the sides of an image have length 1."""
     width_size: Count = 64

@@ -136,7 +136,7 @@ def _gather(
     if mask is not None:
         # Finite, so that no row is NaN even if nothing is valid.
         least = jnp.finfo(logits.dtype).min
-        logits = jnp.where(jnp.asarray(mask)[None, None], logits, least)
+        logits = jnp.where(mask[None, None], logits, least)
 
     # Against overflow only: the quotient does not depend on it.
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
