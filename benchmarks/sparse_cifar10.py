@@ -249,7 +249,7 @@ def starts_of(loss, test: Test, config: Config) -> np.ndarray:
 @jax.jit
 def draws_of_process(pixels, keys):
     def draw(coords, values, key):
-        return PROCESS.sample_image(coords, values, SIDE, SIDE, key=key)
+        return PROCESS.sample_image(coords, values, SIDE, SIDE, key=key)[0]
 
     return jax.vmap(draw)(pixels.input_coords, pixels.input_values, keys)
 

@@ -70,7 +70,7 @@ def test_mean(problem):
 
 
 def test_samples_have_the_covariance_of_the_posterior(problem):
-    draw = lambda key: PROCESS.sample(*problem, key=key)
+    draw = lambda key: PROCESS.sample(*problem, key=key)[0]
     # The nugget of the queries is part of a draw.
     check_moments(draw, moments(*problem), slack=2e-4)
 
@@ -80,9 +80,19 @@ def test_images_have_the_covariance_of_the_posterior():
     coords = np.asarray(fk.data.pixel_coords(3, 4))
     seen = coords[[1, 6, 8]]
     values = np.asarray([[0.2, 1.0], [0.9, -1.0], [0.4, 2.0]], np.float32)
-    draw = lambda key: PROCESS.sample_image(seen, values, 3, 4, key=key)
+    draw = lambda key: PROCESS.sample_image(seen, values, 3, 4, key=key)[0]
     # The observed pixels are part of the draw without their nugget, and the torus is finite.
     check_moments(draw, moments(seen, values, coords), slack=2e-3)
+
+
+def test_draws_come_with_their_mean(problem):
+    _, mean = PROCESS.sample(*problem, key=jr.key(0))
+    np.testing.assert_allclose(mean, PROCESS.mean(*problem), atol=1e-5)
+
+    coords, values, _ = problem
+    pixels = fk.data.pixel_coords(3, 4)
+    _, mean = PROCESS.sample_image(coords, values, 3, 4, key=jr.key(0))
+    np.testing.assert_allclose(mean, PROCESS.mean(coords, values, pixels), atol=1e-5)
 
 
 def check_moments(draw, expected, *, slack):
@@ -126,7 +136,7 @@ def test_the_torus_is_large_enough(length_scale, bound):
 def test_equal_values_leave_no_doubt(problem):
     coords, values, queries = problem
     values = np.full_like(values, 0.25)
-    sample = PROCESS.sample(coords, values, queries, key=jr.key(0))
+    sample, _ = PROCESS.sample(coords, values, queries, key=jr.key(0))
     np.testing.assert_allclose(sample, 0.25, atol=1e-3)
 
 

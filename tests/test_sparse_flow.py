@@ -1,6 +1,8 @@
 """Reconstruction from some pixels, against flows whose samples are known in closed form."""
 
 import json
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -31,13 +33,10 @@ class Levels(eqx.Module):
     def sample(self, coords, values, query_coords, *, key):
         shape = (len(query_coords), values.shape[-1])
         chosen = jnp.asarray(self.levels)[jr.randint(key, (), 0, len(self.levels))]
-        return jnp.full(shape, chosen)
+        return jnp.full(shape, chosen), jnp.full(shape, chosen)
 
     def sample_image(self, coords, values, h, w, *, key):
         return self.sample(coords, values, jnp.zeros((h * w, 2)), key=key)
-
-    def mean(self, coords, values, query_coords):
-        return self.sample(coords, values, query_coords, key=jr.key(0))
 
 
 def constant(level, grid=None):
@@ -170,6 +169,26 @@ def test_flows_start_from_a_gaussian_process_given_the_observed_pixels():
     np.testing.assert_allclose(values, PIXELS.input_values, atol=0.05)
 
 
+def test_sampling_ends():
+    """Two factorizations, or a Fourier transform, would wait for each other on two cores.
+
+    In a process of its own, which can be ended.
+    """
+    program = """
+import jax.random as jr, numpy as np, flowkit as fk
+config = fk.pipelines.SparseFlowConfig(
+    shape=(32, 32, 3), network="unet", width_size=32, patch_size=2
+)
+images = np.random.default_rng(0).random((16, 32, 32, 3), np.float32)
+pixels = fk.data.sparse_pixels(images, output_ratio=0, key=jr.key(1))
+seen = (pixels.input_coords, pixels.input_values)
+coords = fk.data.pixel_coords(32, 32)
+values = config.build().sample(*seen, coords, num_steps=1, key=jr.key(2))
+assert np.isfinite(np.asarray(values)).all()
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=300, check=True)
+
+
 def test_networks_of_images_answer_for_whole_images():
     coords = fk.data.pixel_coords(4, 4)
     seen = (PIXELS.input_coords, PIXELS.input_values)
@@ -185,10 +204,8 @@ def test_output_pixels_of_a_whole_image():
 
     class Known(eqx.Module):
         def sample_image(self, coords, values, h, w, *, key):
-            return jnp.asarray(IMAGES[0]).reshape(64, 1)
-
-        def mean(self, coords, values, query_coords):
-            return jnp.asarray(IMAGES[0]).reshape(64, 1)
+            image = jnp.asarray(IMAGES[0]).reshape(64, 1)
+            return image, image
 
     one = fk.data.SparsePixels(*(leaf[:1] for leaf in PIXELS))
     model = fk.pipelines.SparseFlow(fk.Flow(still), Known(), (8, 8))

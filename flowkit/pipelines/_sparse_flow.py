@@ -42,8 +42,8 @@ class SparseFlow(eqx.Module):
     - `flow`: a flow whose condition is an `fk.nn.Observed`; with a `process` it is the pair
         of that and the mean of the process at the queries.
     - `process`: what the flow starts from, given the observed pixels: an object with
-        the methods `mean` and `sample` of `fk.inverse.GaussianProcess`, or `sample_image` in
-        place of the latter with a `grid`. White noise without one.
+        the method `sample` of `fk.inverse.GaussianProcess`, or with a `grid` its
+        `sample_image`. White noise without one.
     - `grid`: the height and width of the images if the network answers for all of their
         pixels together; `None` if it answers at any coordinates.
     """
@@ -73,9 +73,10 @@ class SparseFlow(eqx.Module):
         seen = Observed(coords, pixels.input_coords, pixels.input_values)
         start_key, key = jr.split(key)
         coupling = independent
+        cond = seen
         if self.process is not None:
-            coupling = Paired(self._starts(seen, key=start_key))
-        cond = self._condition(seen)
+            starts, cond = self._starts(seen, key=start_key)
+            coupling = Paired(starts)
         return flow_matching_loss(self.flow, values, cond, coupling=coupling, key=key)
 
     @eqx.filter_jit
@@ -98,14 +99,14 @@ class SparseFlow(eqx.Module):
         - `options`: `solver`, `num_steps` and others, as in `fk.sample`.
         """
         seen = self._observed(coords, values, query_coords)
-        starts = self._starts(seen, key=key)
+        starts, cond = self._starts(seen, key=key)
         number, *shape = starts.shape
         drawn = sample(
             self.flow,
             shape,
             num_samples=number,
             x0=starts,
-            cond=self._condition(seen),
+            cond=cond,
             **options,
         )
         # What a solver with few steps overshoots is no intensity.
@@ -133,7 +134,7 @@ class SparseFlow(eqx.Module):
             solution = integrate(self.flow, x0, cond, saveat=saveat, **options)
             return jnp.asarray(solution.ys)
 
-        return jax.vmap(path)(self._starts(seen, key=key), self._condition(seen))
+        return jax.vmap(path)(*self._starts(seen, key=key))
 
     def predict(
         self, pixels: SparsePixels, *, key: PRNGKey, **options: Any
@@ -169,13 +170,15 @@ class SparseFlow(eqx.Module):
             )
         return Observed(query_coords, coords, values)
 
-    def _starts(self, seen: Observed, *, key: PRNGKey) -> Float[Array, "b m c"]:
-        """Where the flow starts, independent for each image."""
+    def _starts(
+        self, seen: Observed, *, key: PRNGKey
+    ) -> tuple[Float[Array, "b m c"], Any]:
+        """Where the flow starts, independent for each image, and its condition."""
         number, num_queries, _ = seen.query_coords.shape
         if self.process is None:
             values = jnp.asarray(seen.values)
             shape = (number, num_queries, values.shape[-1])
-            return jr.normal(key, shape, values.dtype)
+            return jr.normal(key, shape, values.dtype), seen
 
         def draw(seen, key):
             where = (seen.coords, seen.values)
@@ -183,12 +186,5 @@ class SparseFlow(eqx.Module):
                 return self.process.sample(*where, seen.query_coords, key=key)
             return self.process.sample_image(*where, *self.grid, key=key)
 
-        return jax.vmap(draw)(seen, jr.split(key, number))
-
-    def _condition(self, seen: Observed) -> Any:
-        if self.process is None:
-            return seen
-        mean = lambda seen: self.process.mean(
-            seen.coords, seen.values, seen.query_coords
-        )
-        return seen, jax.vmap(mean)(seen)
+        starts, means = jax.vmap(draw)(seen, jr.split(key, number))
+        return starts, (seen, means)
