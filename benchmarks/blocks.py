@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from _unets import torchcfm_unet
 
 import flowkit as fk
 
@@ -130,6 +131,10 @@ def convolution() -> Case:
     )
 
 
+def unet() -> Case:
+    return Case(fk.Flow(torchcfm_unet()), flow_loss, (64, 28, 28, 1), (None, 1, 4, 8))
+
+
 CASES = {
     "mlp_256": lambda: mlp(256),
     "mlp_4096": lambda: mlp(4096),
@@ -141,6 +146,7 @@ CASES = {
     "point_net": point_net,
     "slot_attention": slot_attention,
     "convolution": convolution,
+    "unet": unet,
 }
 
 

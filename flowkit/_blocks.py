@@ -12,6 +12,7 @@ reverse mode is its transpose, and both modes can be nested.
 """
 
 import functools as ft
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -30,9 +31,9 @@ class AutomaticBlock(eqx.Module):
 
     The choice is made while the computation is traced. On a CPU a block is the largest
     part of the batch for which the results of all matrix products, in the error that is
-    averaged, fit into `cache_bytes`; but these results have at least twice the bytes of
-    the weights, which every block reads, and whose gradients it adds up. The whole batch
-    is one block:
+    averaged, fit into `cache_bytes`. But a block has at least four examples, and at least so
+    many that their products take `flops_per_byte` operations for each byte of the weights,
+    which every block reads, and whose gradients it adds up. The whole batch is one block:
 
     - where all of it fits,
     - on any other platform,
@@ -44,16 +45,20 @@ class AutomaticBlock(eqx.Module):
 
     - `cache_bytes`: the limit in bytes. `benchmarks/blocks.py` compares the default with
       fixed sizes.
+    - `flops_per_byte`: what is worth another round through the weights.
     """
 
     # Matrix products are what the compiler stores: it fuses most other operations into
     # them. Counting everything would let activations of many steps look larger than they
     # are.
-    cache_bytes: int = eqx.field(converter=operator.index, default=6 * 2**20)
+    cache_bytes: int = eqx.field(converter=operator.index, default=9 * 2**20)
+    flops_per_byte: int = eqx.field(converter=operator.index, default=100)
 
     def __check_init__(self):
-        if self.cache_bytes < 1:
-            raise ValueError(f"`cache_bytes` must be positive, got {self.cache_bytes}.")
+        for name in ("cache_bytes", "flops_per_byte"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
 Block: TypeAlias = int | None | AutomaticBlock
@@ -124,11 +129,11 @@ def block_size(
         return num
     if not isinstance(block, AutomaticBlock):
         return operator.index(block)
-    return _chosen_size(fn, shared, examples, block.cache_bytes)
+    return _chosen_size(fn, shared, examples, block)
 
 
 def _chosen_size(
-    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], cache_bytes: int
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], block: AutomaticBlock
 ) -> int:
     num = batch_size(examples)
     # Tracing does not tell whether a batch is split over devices, and a loop over blocks
@@ -139,18 +144,21 @@ def _chosen_size(
     example = jax.tree.map(_without_leading_axis, examples)
     jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, example)
     num_bytes = 0
+    num_flops = 0
     for eqn, times, has_rule in _equations(jaxpr.jaxpr):
         name = eqn.primitive.name
         if name == "conv_general_dilated" and not has_rule:
             return num
         if name in ("dot_general", "conv_general_dilated"):
             num_bytes += times * _output_bytes(eqn)
+            num_flops += times * _flops(eqn)
 
     sizes = [size for size in range(1, num + 1) if num % size == 0]
-    fitting = [size for size in sizes if size * num_bytes <= cache_bytes]
-    # Smaller blocks would move more bytes of weights and gradients than of activations.
-    least = 2 * _num_bytes(shared)
-    worthwhile = [size for size in sizes if size * num_bytes >= least]
+    fitting = [size for size in sizes if size * num_bytes <= block.cache_bytes]
+    # Smaller blocks would wait for the weights and their gradients, or for each operation
+    # to begin: one example at a time takes up to twice as long.
+    least = block.flops_per_byte * _num_bytes(shared)
+    worthwhile = [size for size in sizes if size >= 4 and size * num_flops >= least]
     return max(max(fitting, default=1), min(worthwhile, default=num))
 
 
@@ -198,6 +206,18 @@ def _num_bytes(model: PyTree[Any]) -> int:
 
 def _output_bytes(eqn: Any) -> int:
     return sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars)
+
+
+def _flops(eqn: Any) -> int:
+    """The operations of a matrix product or a convolution."""
+    left, right = (var.aval for var in eqn.invars)
+    [out] = (var.aval for var in eqn.outvars)
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
+    # Each output is a product of all taps and channels of one of the kernels.
+    out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+    return 2 * out.size * right.size // right.shape[out_axis]
 
 
 def _apply(

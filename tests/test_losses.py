@@ -358,34 +358,39 @@ def test_automatic_blocks(monkeypatch):
         (100_000, 1),
         (9_600, 1),
         (5_000, 2),
-        (2_500, 4),
-        (1, 12),
+        (3_200, 3),
+        (1, 3),
     ):
         block = fk.AutomaticBlock(cache_bytes)
         assert number_of_blocks(points, sets, block) == blocks
     assert number_of_blocks(points, sets, fk.AutomaticBlock(np.int64(5_000))) == 2
 
-    # Every block reads the 16 bytes of weights, for 8 bytes of products an example.
-    assert number_of_blocks(points, (12, 1, 2), fk.AutomaticBlock(1)) == 3
+    # Every block reads the 16 bytes of weights, for 8 operations an example.
+    one_point = (12, 1, 2)
+    for flops_per_byte, blocks in ((1, 3), (3, 2), (4, 1)):
+        block = fk.AutomaticBlock(1, flops_per_byte)
+        assert number_of_blocks(points, one_point, block) == blocks
 
-    images, weight = (4, 8, 8, 3), jnp.zeros((1, 1, 3, 3))
+    images, weight = (8, 8, 8, 3), jnp.zeros((1, 1, 3, 3))
     assert (
         number_of_blocks(Convolution(weight, True), images, fk.AutomaticBlock(1)) == 1
     )
     assert (
-        number_of_blocks(Convolution(weight, False), images, fk.AutomaticBlock(1)) == 4
+        number_of_blocks(Convolution(weight, False), images, fk.AutomaticBlock(1)) == 2
     )
 
     # The convolution of this library has a rule of its own: 8 x 8 x 3 numbers an example.
     layer = Layer(fk.nn.Conv(3, 3, use_bias=False, key=jr.key(0)))
-    assert number_of_blocks(layer, images, fk.AutomaticBlock(1)) == 4
-    assert number_of_blocks(layer, images, fk.AutomaticBlock(2_000)) == 2
+    assert number_of_blocks(layer, images, fk.AutomaticBlock(1)) == 2
+    assert number_of_blocks(layer, images, fk.AutomaticBlock(8 * 8 * 8 * 3 * 4)) == 1
 
     # A batch may be split over several devices. (Another limit, which is traced again.)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert number_of_blocks(points, sets, fk.AutomaticBlock(2)) == 1
     with pytest.raises(ValueError, match="`cache_bytes` must be positive"):
         fk.AutomaticBlock(0)
+    with pytest.raises(ValueError, match="`flops_per_byte` must be positive"):
+        fk.AutomaticBlock(flops_per_byte=0)
 
 
 def test_weights_that_are_not_finite(key):
