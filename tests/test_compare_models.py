@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from PIL import Image, ImageSequence
 
 import flowkit as fk
 
+from .examples import loaded
+
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
-        yield importlib.import_module("compare_models")
+    with loaded("compare_models") as module:
+        yield module
 
 
 @pytest.fixture

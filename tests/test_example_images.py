@@ -1,9 +1,7 @@
 """The example of images: a small run writes what it names and resumes; misuse is reported."""
 
 import dataclasses
-import importlib
 import json
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -15,6 +13,14 @@ from PIL import Image
 
 import flowkit as fk
 from flowkit import pipelines
+
+from .examples import (
+    check_every_option_is_among,
+    check_help_names_every_option,
+    check_misuse,
+    loaded,
+    parsed,
+)
 
 
 ARGUMENTS = """
@@ -28,14 +34,8 @@ train --class-conditional --seed 7 --data.name digits --data.max-samples 40
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
-        yield importlib.import_module("images")
-
-
-def parsed(example, text, **changes):
-    config = pipelines.parse(example.Config, text.split())
-    return dataclasses.replace(config, **changes)
+    with loaded("images") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -239,31 +239,16 @@ def test_misuse_is_one_line_and_status_2(example, tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(example, "__name__", "__main__")
     command, _, message = line.partition(": ")
     if "--data.name" not in command and not command.startswith("sample"):
-        command += " --data.name digits"
-    output = tmp_path / "run"
-    with pytest.raises(SystemExit) as ended, pipelines.exit_on_misuse():
-        example.main(parsed(example, f"{command} --output {output}"))
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said.count("\n") == 1
-    assert message in said
-    assert not output.exists()
+        line = f"{command} --data.name digits: {message}"
+    check_misuse(example, line, tmp_path, capsys)
 
 
-def options_of(example):
-    for group in dataclasses.fields(example.Config):
-        if dataclasses.is_dataclass(group.type):
-            for field in dataclasses.fields(group.type):
-                yield f"{group.name}.{field.name}".replace("_", "-")
+def test_every_option_is_among_the_misuses(example):
+    check_every_option_is_among(example, MISUSE)
 
 
-def test_every_option_is_among_the_misuses_and_in_the_help(example, capsys):
-    with pytest.raises(SystemExit):
-        parsed(example, "--help")
-    text = capsys.readouterr().out
-    for name in options_of(example):
-        assert name in MISUSE
-        assert name in text
+def test_help_names_every_option(example, capsys):
+    check_help_names_every_option(example, capsys)
 
 
 def test_a_folder_has_no_classes(example, tmp_path):

@@ -1,8 +1,6 @@
 """The example that analyzes latents: vectors, statistics, the map, a whole run."""
 
-import importlib
 import json
-from pathlib import Path
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,12 +10,13 @@ from sklearn.feature_selection import f_classif
 
 import flowkit as fk
 
+from .examples import loaded
+
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
-        yield importlib.import_module("analyze_latents")
+    with loaded("analyze_latents") as module:
+        yield module
 
 
 def normal(seed, *shape):

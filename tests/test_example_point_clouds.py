@@ -1,7 +1,6 @@
 """The main example: every part by its name has a loss, every option an effect or a reason."""
 
 import dataclasses
-import importlib
 import itertools
 import json
 import runpy
@@ -18,6 +17,8 @@ import pytest
 
 import flowkit as fk
 from flowkit import pipelines
+
+from .examples import loaded
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -47,9 +48,8 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("point_clouds")
+    with loaded("point_clouds") as module:
+        yield module
 
 
 def traced_loss(**options):

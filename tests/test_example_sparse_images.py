@@ -1,7 +1,6 @@
 """The example of sparse images: a small run writes what it names and resumes."""
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +9,14 @@ import pytest
 from PIL import Image
 
 import flowkit as fk
+
+from .examples import (
+    check_every_option_is_among,
+    check_help_names_every_option,
+    check_misuse,
+    loaded,
+    parsed,
+)
 
 
 # Two steps in each of two epochs.
@@ -25,14 +32,8 @@ all --seed 7 --data.name digits --data.max-samples 8 --data.no-renew --model.wid
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
-        yield importlib.import_module("sparse_images")
-
-
-def parsed(example, text, **changes):
-    config = fk.pipelines.parse(example.Config, text.split())
-    return dataclasses.replace(config, **changes)
+    with loaded("sparse_images") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -179,31 +180,12 @@ train --sead 1: Unrecognized options: --sead
 
 @pytest.mark.parametrize("line", MISUSE.strip().splitlines())
 def test_misuse_is_one_line_and_status_2(example, tmp_path, capsys, line):
-    command, _, message = line.partition(": ")
-    output = tmp_path / "run"
-    with pytest.raises(SystemExit) as ended, fk.pipelines.exit_on_misuse():
-        example.main(parsed(example, f"{command} --output {output}"))
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said.count("\n") == 1
-    assert message in said
-    assert not output.exists()
-
-
-def options_of(example):
-    for group in dataclasses.fields(example.Config):
-        if dataclasses.is_dataclass(group.type):
-            for field in dataclasses.fields(group.type):
-                yield f"{group.name}.{field.name.replace('_', '-')}"
+    check_misuse(example, line, tmp_path, capsys)
 
 
 def test_every_option_is_among_the_misuses(example):
-    words = MISUSE.replace(".no-", ".").replace(":", " ")
-    assert [name for name in options_of(example) if f"--{name} " not in words] == []
+    check_every_option_is_among(example, MISUSE)
 
 
 def test_help_names_every_option(example, capsys):
-    with pytest.raises(SystemExit):
-        parsed(example, "--help")
-    text = capsys.readouterr().out
-    assert [name for name in options_of(example) if f"--{name}" not in text] == []
+    check_help_names_every_option(example, capsys)

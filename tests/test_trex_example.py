@@ -1,7 +1,6 @@
 """The example of T-Rex: a small run writes what it names and resumes; misuse is reported."""
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -14,6 +13,14 @@ from PIL import Image, ImageSequence
 
 import flowkit as fk
 from flowkit import few_step
+
+from .examples import (
+    check_every_option_is_among,
+    check_help_names_every_option,
+    check_misuse,
+    loaded,
+    parsed,
+)
 
 
 STEPS = {"flow": 4, "reflow": 2, "map": 6}
@@ -31,14 +38,8 @@ all --seed 7 --data.name circles --data.noise 0.01 --data.num-samples 60 --model
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
-        yield importlib.import_module("trex")
-
-
-def parsed(example, text, **changes):
-    config = fk.pipelines.parse(example.Config, text.split())
-    return dataclasses.replace(config, **changes)
+    with loaded("trex") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -252,32 +253,15 @@ train --sead 1: Unrecognized options: --sead
 
 @pytest.mark.parametrize("line", MISUSE.strip().splitlines())
 def test_misuse_is_one_line_and_status_2(example, tmp_path, capsys, line):
-    command, _, message = line.partition(": ")
-    output = tmp_path / "run"
-    with pytest.raises(SystemExit) as ended, fk.pipelines.exit_on_misuse():
-        example.main(parsed(example, f"{command} --output {output}"))
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said.count("\n") == 1
-    assert message in said
-    assert not output.exists()
+    check_misuse(example, line, tmp_path, capsys)
 
 
 def test_every_option_is_among_the_misuses(example):
-    for group in dataclasses.fields(example.Config):
-        if dataclasses.is_dataclass(group.type):
-            for field in dataclasses.fields(group.type):
-                assert f"--{group.name}.{field.name.replace('_', '-')} " in MISUSE
+    check_every_option_is_among(example, MISUSE)
 
 
 def test_help_names_every_option(example, capsys):
-    with pytest.raises(SystemExit):
-        parsed(example, "--help")
-    text = capsys.readouterr().out
-    for group in dataclasses.fields(example.Config):
-        if dataclasses.is_dataclass(group.type):
-            for field in dataclasses.fields(group.type):
-                assert f"--{group.name}.{field.name.replace('_', '-')}" in text
+    check_help_names_every_option(example, capsys)
 
 
 def test_network_of_the_first_flow_visualizer(example):
