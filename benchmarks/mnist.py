@@ -26,6 +26,7 @@ import numpy as np
 import optax
 import tyro
 from _peer import peer_versions, run_peer
+from _timed import fit_for
 from _unets import lean_unet
 
 import flowkit as fk
@@ -136,33 +137,15 @@ def flow_loss(flow, batch: Digits, key):
 
 def train_flow(train: Digits, config: Config) -> tuple[fk.Flow, dict[str, float]]:
     """A flow that was trained for the given time, and what that took."""
-    options: Any = {"batch_size": config.batch_size, "key": jr.key(config.seed + 3)}
-    flow = fk.Flow(lean_unet(NUM_CLASSES))
-
-    # The schedule needs to know how many steps there is time for.
-    batch = Digits(*(part[: config.batch_size] for part in train))
-    call = _report.step_call(flow_loss, flow, batch)
-    step_seconds = _report.median_seconds(call)
-    num_steps = round(60 * config.minutes / step_seconds)
-
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(200, num_steps // 4), num_steps
-    )
-    result = fk.training.fit(
+    return fit_for(
+        config.minutes,
         flow_loss,
-        flow,
+        fk.Flow(lean_unet(NUM_CLASSES)),
         train,
-        optimizer=optax.adam(schedule),
-        num_steps=num_steps,
-        ema_decay=fk.training.WarmUpDecay(0.999),
-        **options,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        key=jr.key(config.seed + 3),
     )
-    images = num_steps * config.batch_size
-    return result.ema, {
-        "steps": num_steps,
-        "seconds": result.seconds,
-        "images / s": images / result.seconds,
-    }
 
 
 def draw(flow: Any, labels: np.ndarray, *, key: jax.Array) -> np.ndarray:

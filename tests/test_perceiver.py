@@ -342,6 +342,24 @@ def test_two_times_and_any_dtype():
             assert half.dtype == jnp.bfloat16
 
 
+def test_few_step_losses():
+    """They differentiate forward, and the result backward; every parameter has its share."""
+    two_times = nn.TwoTimes(nn.SinusoidalTime(8))
+    make = lambda: nn.PixelField(2, **PIXEL, time_embedding=two_times, key=KEY)
+    flow_map = fk.few_step.FlowMap(drawn(make))
+    rows = (QUERIES, COORDS, VALUES, MASK)
+    cond = nn.Observed(*(np.stack([row, row[::-1]]) for row in rows))
+    x1 = np.stack([STATE, -STATE])
+
+    def loss(flow_map):
+        return fk.few_step.mean_flow_loss(flow_map, x1, cond, key=KEY)
+
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss))(flow_map)
+    leaves = jax.tree.leaves(eqx.filter(gradient, eqx.is_inexact_array))
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in leaves)
+
+
 def constant_fields(key, batch):
     """Fields of one value each, observed at three places and asked for at two."""
     places_key, level_key = jr.split(key)

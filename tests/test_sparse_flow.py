@@ -169,6 +169,27 @@ def test_flows_start_from_a_gaussian_process_given_the_observed_pixels():
     np.testing.assert_allclose(values, PIXELS.input_values, atol=0.05)
 
 
+def test_mirrored_samples_lie_on_the_other_side_of_the_mean():
+    """New networks move the deviations along a straight line."""
+    config = fk.pipelines.SparseFlowConfig(
+        shape=(8, 8, 1), network="unet", width_size=8, multipliers=(1,), patch_size=4
+    )
+    model = config.build()
+    coords = fk.data.pixel_coords(8, 8)
+    seen = (PIXELS.input_coords, 0.45 + 0.1 * np.asarray(PIXELS.input_values))
+    options = {"num_steps": 1, "key": jr.key(0)}
+    samples = model.sample(*seen, coords, **options)
+    mirrored = model.sample(*seen, coords, mirrored=True, **options)
+    mean = jax.vmap(lambda *seen: model.process.mean(*seen, coords))(*seen)
+    assert np.max(np.abs(samples - mean)) > 0.01
+    np.testing.assert_allclose((samples + mirrored) / 2, mean, atol=1e-5)
+
+    noise = fk.pipelines.SparseFlow(fk.Flow(still))
+    samples = noise.sample(*seen, coords, **options)
+    mirrored = noise.sample(*seen, coords, mirrored=True, **options)
+    assert np.all((samples == 0) | (mirrored == 0))
+
+
 def test_sampling_ends():
     """Two factorizations, or a Fourier transform, would wait for each other on two cores.
 

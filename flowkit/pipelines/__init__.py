@@ -43,6 +43,7 @@ from flowkit.pipelines._pictures import (
     draw_flow_map as draw_flow_map,
     explore_training as explore_training,
 )
+from flowkit.pipelines._refined_process import RefinedProcess as RefinedProcess
 from flowkit.pipelines._runs import (
     continued as continued,
     load_set_flow as load_set_flow,

@@ -164,6 +164,7 @@ class SparseFlowConfig:
         if self.network == "unet":
             return nn.UNet(
                 channels,
+                self.shape[2],  # pyright: ignore[reportOptionalSubscript]
                 width_size=self.width_size,
                 multipliers=self.multipliers,
                 patch_size=self.patch_size,

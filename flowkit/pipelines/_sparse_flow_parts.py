@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowkit._masks import has_parameter
 from flowkit._types import AnyArray, Cond, PRNGKey, Times
@@ -12,7 +12,7 @@ from flowkit.nn import Observed
 
 
 # The size of what the process leaves open, so that the network deals in numbers near 1.
-_UNIT = 0.1
+UNIT = 0.1
 
 
 class WithMean(eqx.Module):
@@ -28,7 +28,7 @@ class WithMean(eqx.Module):
 
     `cond` is the pair of an `Observed` and the mean `(m, c)`. The network was built for
     `2 c` channels: the deviation, and the mean. The mean at an observed pixel is its value.
-    Of its results only the first `c` are used.
+    Of its results the first `c` are used.
     """
 
     network: Callable
@@ -46,11 +46,11 @@ class WithMean(eqx.Module):
         # At the observed pixels nothing deviates.
         values = jnp.concatenate([jnp.zeros_like(seen.values), seen.values], axis=-1)
         both = Observed(seen.query_coords, seen.coords, values)
-        state = jnp.concatenate([deviation / _UNIT, mean], axis=-1)
+        state = jnp.concatenate([deviation / UNIT, mean], axis=-1)
         learned = call_network(self.network, t, state, both, key)[:, : x.shape[1]]
 
         factor = (2 * t - 1) / (t * t + (1 - t) * (1 - t))
-        return factor * deviation + _UNIT * learned
+        return factor * deviation + UNIT * learned
 
 
 class OnGrid(eqx.Module):
@@ -72,21 +72,25 @@ class OnGrid(eqx.Module):
         x: Float[AnyArray, "m c"],
         cond: Cond,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "m c"]:
+    ) -> Float[Array, "m c_out"]:
         size = (self.height, self.width)
         # A one next to each value makes the mask with the same assignment.
         ones = jnp.ones_like(cond.values[:, :1])
         rows = jnp.concatenate([cond.values, ones], axis=-1)
 
-        # The inverse of `fk.data.pixel_coords`: the first coordinate is the column.
-        last = jnp.asarray([self.width - 1, self.height - 1], cond.coords.dtype)
-        # Rounded, since a product of coordinates may end just below a whole number.
-        places = jnp.round(cond.coords * last[None]).astype(int)
-        image = jnp.zeros((*size, rows.shape[1]), rows.dtype)
-        image = image.at[places[:, 1], places[:, 0]].set(rows)
+        image = jnp.zeros((self.height * self.width, rows.shape[1]), rows.dtype)
+        image = image.at[self.indices_of(cond.coords)].set(rows).reshape(*size, -1)
 
         state = jnp.reshape(x, (*size, -1))
-        return call_network(self.network, t, state, image, key).reshape(x.shape)
+        result = call_network(self.network, t, state, image, key)
+        return jnp.reshape(result, (len(x), -1))
+
+    def indices_of(self, coords: Float[AnyArray, "n 2"]) -> Int[Array, " n"]:
+        """Which pixels have these coordinates: the inverse of `fk.data.pixel_coords`."""
+        last = jnp.asarray([self.width - 1, self.height - 1], coords.dtype)
+        # Rounded, since a product of coordinates may end just below a whole number.
+        columns, rows = jnp.round(coords * last[None]).astype(int).T
+        return rows * self.width + columns
 
 
 def call_network(network, t, x, cond, key):
