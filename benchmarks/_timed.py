@@ -1,11 +1,14 @@
 """Training for a given time."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
-import _report
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 import flowkit as fk
@@ -25,34 +28,51 @@ def fit_for(
 ) -> tuple[Any, dict[str, float]]:
     """The averaged model after some minutes without compilation, and what that took.
 
-    The rate warms up and decays along a cosine to zero, which needs the number of steps in
-    advance, so one step is timed first. `watch` is called with state and step, about twelve
-    times.
+    The rate warms up and decays along a cosine to zero with the time, not with the number of
+    steps, so that a machine that slows down ends at the same minute. `watch` is called with
+    the average and the minutes, twelve times; what it takes does not count.
     """
-    batch = jax.tree.map(lambda leaf: leaf[:batch_size], data)
-    step_seconds = _report.median_seconds(_report.step_call(loss, model, batch))
-    num_steps = max(round(60 * minutes / step_seconds), 1)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.inject_hyperparams(optax.adam)(learning_rate=0.0),
+    )
+    ema_decay = fk.training.WarmUpDecay(0.999)
+    step = fk.training.make_step(loss, optimizer, ema_decay=ema_decay)
+    state = fk.training.init_state(model, optimizer, ema_decay=ema_decay, key=key)
+    rate_of = lambda state: state.opt_state[1].hyperparams["learning_rate"]
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, min(200, num_steps // 4), num_steps
-    )
-    callbacks = []
-    if watch is not None:
-        callbacks = [fk.training.Every(max(num_steps // 12, 1), watch)]
-    result = fk.training.fit(
-        loss,
-        model,
-        data,
-        optimizer=optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule)),
-        num_steps=num_steps,
-        batch_size=batch_size,
-        ema_decay=fk.training.WarmUpDecay(0.999),
-        callbacks=callbacks,
-        progress=False,
-        key=key,
-    )
-    return result.ema, {
+    rng = np.random.default_rng(0)
+    num_rows = len(jax.tree.leaves(data)[0])
+    # A step with a rate of zero, for its compilation.
+    state, _ = step(state, _rows(data, np.arange(batch_size)))
+
+    duration = 60 * minutes
+    spent = 0.0
+    num_steps = 0
+    next_watch = duration / 12
+    while spent < duration:
+        start = time.perf_counter()
+        rate = learning_rate * _share(spent / duration)
+        state = eqx.tree_at(rate_of, state, jnp.asarray(rate, jnp.float32))
+        state, metrics = step(state, _rows(data, rng.integers(0, num_rows, batch_size)))
+        jax.block_until_ready(metrics)
+        spent += time.perf_counter() - start
+        num_steps += 1
+        if watch is not None and spent >= next_watch:
+            watch(state.ema, spent / 60)
+            next_watch += duration / 12
+
+    return state.ema, {
         "steps": num_steps,
-        "seconds": result.seconds,
-        "images / s": num_steps * batch_size / result.seconds,
+        "seconds": spent,
+        "images / s": num_steps * batch_size / spent,
     }
+
+
+def _share(done: float) -> float:
+    """The learning rate at a part of the time, as a share of its peak."""
+    return min(done / 0.03, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _rows(data: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], data)

@@ -14,7 +14,9 @@ Results go to `benchmarks/results/inverse_mnist.json` and `.png`.
 """
 
 import dataclasses
+import functools as ft
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import _report
@@ -137,7 +139,8 @@ def by_method(flow, method, mask, observed, config: Config) -> Samples:
     found = [solve(flow, *row) for row in zip(mask, observed, keys, strict=True)]
     values = np.stack([(np.asarray(one.values) + 1) / 2 for one in found])
     sizes = [one.effective_sample_size for one in found]
-    return Samples(values, None if None in sizes else float(np.mean(sizes)))
+    known = [float(size) for size in sizes if size is not None]
+    return Samples(values, float(np.mean(known)) if known else None)
 
 
 def by_model(model, pixels, config: Config) -> Samples:
@@ -185,14 +188,14 @@ def main(config: Config) -> None:
 
     rows = []
     shown = [truth, observed]
-    calls = {
-        name: (by_method, flow, method, mask, observed)
+    calls: dict[str, Callable[[], Samples]] = {
+        name: ft.partial(by_method, flow, method, mask, observed, config)
         for name, method in METHODS.items()
     }
-    calls["amortized"] = (by_model, model, pixels)
-    for name, (call, *arguments) in calls.items():
+    calls["amortized"] = ft.partial(by_model, model, pixels, config)
+    for name, call in calls.items():
         start = time.perf_counter()
-        samples = call(*arguments, config)
+        samples = call()
         seconds = time.perf_counter() - start
         judged = scores(
             samples.values, truth, mask[..., None], observed, config.noise_std

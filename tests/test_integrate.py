@@ -187,6 +187,8 @@ EVALUATIONS = {
     "midpoint": (dfx.Midpoint(), lambda n: 2 * n),
     "rk4": (fk.RK4(), lambda n: 4 * n),
     "euler": (dfx.Euler(), lambda n: n),
+    "adams-bashforth-2": (fk.solvers.AdamsBashforth(2), lambda n: n),
+    "adams-bashforth-3": (fk.solvers.AdamsBashforth(3), lambda n: n + 2),
 }
 
 

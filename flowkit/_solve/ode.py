@@ -6,7 +6,6 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_example, check_time
@@ -149,9 +148,8 @@ def solve(
     controller: Any = options.controller
     max_steps = options.max_steps
     if options.num_steps is not None:
+        grid = t0 + (t1 - t0) * options.fractions().astype(t0.dtype)
         # Both ends must be exact, and a compiler may round the sum as it likes.
-        steps = np.arange(options.num_steps + 1) / options.num_steps
-        grid = t0 + (t1 - t0) * jnp.asarray(steps, t0.dtype)
         controller = dfx.StepTo(grid.at[0].set(t0).at[-1].set(t1))
         max_steps = options.num_steps
 

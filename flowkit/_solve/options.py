@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 
 DEFAULT_SOLVER = dfx.Tsit5()
@@ -28,6 +29,15 @@ class Solve(eqx.Module):
     max_steps: int = eqx.field(static=True)
     throw: bool = eqx.field(static=True)
 
+    def fractions(self) -> Array:
+        """The grid, from 0 to 1: that of the solver, or else a uniform one of `num_steps`."""
+        own_steps = getattr(self.solver, "steps", None)
+        if own_steps is not None:
+            return jnp.asarray(own_steps)
+        # Made by NumPy, since a compiler may round a quotient as it likes.
+        number: Any = self.num_steps
+        return jnp.asarray(np.arange(number + 1) / number)
+
 
 def resolve(
     solver: dfx.AbstractSolver,
@@ -36,8 +46,17 @@ def resolve(
     max_steps: int,
     adjoint: dfx.AbstractAdjoint,
     throw: bool,
+    *,
+    whole_way: bool = False,
 ) -> Solve:
-    """Checks that solver, steps and adjoint fit together, and fills in the default."""
+    """Checks that solver, steps and adjoint fit together, and fills in the default.
+
+    Only from noise to data, the `whole_way`, may a solver bring steps of its own.
+    """
+    own_steps = getattr(solver, "steps", None)
+    if own_steps is not None:
+        _check_own_steps(solver, num_steps, controller, whole_way)
+        num_steps = len(own_steps) - 1
     if num_steps is not None:
         num_steps = operator.index(num_steps)
         _check_grid(num_steps, controller, adjoint)
@@ -54,6 +73,25 @@ def resolve(
     return Solve(
         solver, _with_traced_numbers(controller), adjoint, num_steps, max_steps, throw
     )
+
+
+def _check_own_steps(
+    solver: dfx.AbstractSolver,
+    num_steps: int | None,
+    controller: dfx.AbstractStepSizeController | None,
+    whole_way: bool,
+) -> None:
+    name = type(solver).__name__
+    if not whole_way:
+        raise ValueError(
+            f"`solver` {name} was fitted to go from noise to data, for `fk.sample` alone; "
+            "give a solver such as `diffrax.Tsit5()`."
+        )
+    if num_steps is not None or controller is not None:
+        raise ValueError(
+            f"`solver` {name} brings its own steps: leave `num_steps` and "
+            "`stepsize_controller` out."
+        )
 
 
 def _check_grid(

@@ -98,7 +98,8 @@ def sample(
 
     **Returns:** `fk.Samples(values, stats)`, `values` of shape `(num_samples, *shape)`.
     """
-    options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    how = (solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    options = resolve(*how, whole_way=True)
     batch = as_batch(
         shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
@@ -191,6 +192,9 @@ def _evaluations(solver: dfx.AbstractSolver, attempted: Array) -> Array | None:
     """The evaluations in that many attempted steps, if the solver's stages are known."""
     if isinstance(solver, dfx.Euler):
         return attempted
+    own_count = getattr(solver, "evaluations", None)
+    if own_count is not None:
+        return own_count(attempted)
 
     tableau = solver.tableau if isinstance(solver, dfx.AbstractERK) else None
     if not isinstance(tableau, dfx.ButcherTableau):

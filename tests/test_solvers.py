@@ -1,0 +1,184 @@
+"""Multistep methods by their order, fitted grids and steps on noise that they did not see."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from numpy.polynomial import Polynomial
+
+import flowkit as fk
+from flowkit.solvers import AdamsBashforth, fit_grid, fit_steps, LearnedSteps
+from flowkit.solvers._adams_bashforth import lagrange_weights
+from flowkit.solvers._fit_steps import _weights
+
+from .oracles import compilations, mixture_1d, mixture_2d, mixture_map
+
+
+def turning(t, x, cond):
+    """Its solution is x exp(sin(5 t) / 5)."""
+    return x * jnp.cos(5 * t)
+
+
+def end_of(solver, times):
+    grid = dfx.StepTo(times)
+    x0 = jnp.ones((2,), times.dtype)
+    return fk.integrate(turning, x0, solver=solver, stepsize_controller=grid).ys[-1]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("power", [1, 2], ids=["uniform", "quadratic"])
+def test_order_of_adams_bashforth(order, power):
+    """Twice the steps: a quarter of the error with order 2, an eighth with order 3."""
+    with jax.enable_x64(True):
+        errors = []
+        for number in (160, 320):
+            times = np.linspace(0, 1, number + 1) ** power
+            found = end_of(AdamsBashforth(order), times)
+            errors.append(abs(float(found[0]) - np.exp(np.sin(5) / 5)))
+        assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("times", [(0.5, 0.2), (0.5, 0.2, 0.1)])
+def test_weights_integrate_polynomials(times):
+    weights = lagrange_weights(times, 1.25)
+    for degree in range(len(times)):
+        integral = Polynomial.basis(degree).integ()
+        expected = integral(1.25) - integral(0.5)
+        np.testing.assert_allclose(np.dot(weights, np.power(times, degree)), expected)
+
+
+def test_order_three_is_exact_where_the_velocity_is_linear_in_time():
+    velocity = lambda t, x, cond: jnp.full_like(x, 3 * t - 1)
+    times = np.array([0, 0.1, 0.4, 1], np.float32)
+    solution = fk.integrate(
+        velocity,
+        jnp.zeros(1),
+        solver=AdamsBashforth(3),
+        stepsize_controller=dfx.StepTo(times),
+    )
+    np.testing.assert_allclose(solution.ys[-1], 0.5, rtol=1e-6)
+
+
+def test_learned_steps_can_be_those_of_adams_bashforth(key):
+    times = np.array([0, 0.15, 0.5, 0.7, 1], np.float32)
+    same = LearnedSteps(times, jnp.ones(4), _weights(times))
+    flow = fk.exact_flow(mixture_2d())
+    options = {"num_samples": 20, "key": key}
+    found = fk.sample(flow, (2,), solver=same, **options)
+    expected = fk.sample(
+        flow,
+        (2,),
+        solver=AdamsBashforth(),
+        stepsize_controller=dfx.StepTo(times),
+        **options,
+    )
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+    assert found.stats.evaluations.tolist() == [4] * 20
+
+
+def ends_of(x0):
+    """Where the exact flow carries each noise, by the quantiles of the mixture."""
+    return np.array([[mixture_map(float(x), 0, 1)] for x in x0[:, 0]])
+
+
+def error_of(flow, x0, ends, **options):
+    values = fk.sample(flow, x0.shape[1:], num_samples=len(x0), x0=x0, **options).values
+    return float(np.sqrt(np.mean((np.asarray(values) - ends) ** 2)))
+
+
+def test_fitted_grids_are_better_on_other_noise():
+    flow = fk.exact_flow(mixture_1d())
+    times = fit_grid(flow, (1,), num_steps=6, num_iterations=200, key=jr.key(0))
+    assert times.shape == (7,)
+    assert (times[0], times[-1]) == (0, 1)
+    assert np.all(np.diff(times) > 0)
+
+    x0 = np.asarray(jr.normal(jr.key(1), (400, 1)))
+    ends = ends_of(x0)
+    midpoint = {"solver": dfx.Midpoint()}
+    uniform = error_of(flow, x0, ends, num_steps=6, **midpoint)
+    fitted = error_of(flow, x0, ends, stepsize_controller=dfx.StepTo(times), **midpoint)
+    assert fitted < 0.8 * uniform
+
+
+@pytest.fixture(scope="module")
+def learned():
+    flow = fk.exact_flow(mixture_1d())
+    return fit_steps(flow, (1,), num_evaluations=6, num_iterations=800, key=jr.key(0))
+
+
+def test_learned_steps_are_better_on_other_noise(learned):
+    """Than both methods of two evaluations or values a step, at the same cost."""
+    flow = fk.exact_flow(mixture_1d())
+    x0 = np.asarray(jr.normal(jr.key(1), (400, 1)))
+    ends = ends_of(x0)
+    error = error_of(flow, x0, ends, solver=learned)
+    assert error < 0.3 * error_of(flow, x0, ends, solver=AdamsBashforth(), num_steps=6)
+    assert error < 0.3 * error_of(flow, x0, ends, solver=dfx.Midpoint(), num_steps=3)
+
+
+def test_learned_steps_have_gradients(learned):
+    """With respect to the start, against finite differences."""
+    flow = fk.exact_flow(mixture_1d())
+
+    def end(x):
+        options = {"num_samples": 1, "solver": learned}
+        return fk.sample(flow, (1,), x0=x[None, None], **options).values[0, 0]
+
+    step = 1e-2
+    expected = (end(jnp.array(0.3 + step)) - end(jnp.array(0.3 - step))) / (2 * step)
+    np.testing.assert_allclose(jax.grad(end)(jnp.array(0.3)), expected, rtol=1e-2)
+
+
+def test_other_learned_steps_compile_nothing(learned, key):
+    flow = fk.exact_flow(mixture_1d())
+    draw = lambda solver: fk.sample(flow, (1,), num_samples=3, solver=solver, key=key)
+    draw(learned)
+    other = eqx.tree_at(lambda solver: solver.scales, learned, 0.5 * learned.scales)
+    with compilations() as compiled:
+        draw(other)
+    assert compiled == []
+
+
+def test_flows_that_end_early_and_have_conditions():
+    """A flow of targets, whose velocity ends before t = 1, to a point that is the condition."""
+    network = lambda t, x, cond: jnp.broadcast_to(cond, x.shape)
+    flow = fk.Flow(network, prediction=fk.Target())
+    cond = jnp.linspace(-1, 1, 8)
+    options = {"cond": cond, "num_noises": 8, "num_iterations": 20}
+    times = fit_grid(flow, (2,), num_steps=3, key=jr.key(0), **options)
+    assert float(times[-1]) == pytest.approx(flow.t_end)
+    steps = fit_steps(flow, (2,), num_evaluations=3, key=jr.key(0), **options)
+    samples = fk.sample(
+        flow, (2,), num_samples=8, solver=steps, cond=cond, key=jr.key(1)
+    )
+    np.testing.assert_allclose(samples.values, np.stack([cond, cond], 1), atol=1e-6)
+
+
+def test_few_noises_at_a_time():
+    flow = fk.exact_flow(mixture_1d())
+    options = {"num_noises": 64, "num_iterations": 30, "key": jr.key(0)}
+    times = fit_grid(flow, (1,), num_steps=4, batch_size=16, **options)
+    assert not np.allclose(np.diff(times), 0.25, atol=1e-3)
+
+
+def test_misuse(learned, key):
+    flow = fk.exact_flow(mixture_1d())
+    with pytest.raises(ValueError, match="LearnedSteps brings its own steps"):
+        fk.sample(flow, (1,), num_samples=1, solver=learned, num_steps=6, key=key)
+    x = jnp.zeros(1)
+    for call in (fk.integrate, fk.encode, fk.log_prob):
+        with pytest.raises(
+            ValueError, match="LearnedSteps was fitted to go from noise"
+        ):
+            call(flow, x, solver=learned)
+    with pytest.raises(ValueError, match="`num_values` must be 2 or 3"):
+        AdamsBashforth(4)
+    with pytest.raises(ValueError, match="`times` are 2 steps"):
+        LearnedSteps(np.linspace(0, 1, 3), np.ones(3), np.eye(3))
+    for name in ("num_evaluations", "num_iterations", "batch_size"):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            fit_steps(flow, (1,), key=key, **{name: 0})
