@@ -1,5 +1,10 @@
 """A solver samples a flow: options, one solve, batches of samples, log-probabilities."""
 
+from flowkit._solve.batching import (
+    AbstractBatching as AbstractBatching,
+    Lockstep as Lockstep,
+    Stats as Stats,
+)
 from flowkit._solve.likelihood import (
     log_prob as log_prob,
     sample_and_log_prob as sample_and_log_prob,
@@ -17,5 +22,4 @@ from flowkit._solve.options import (
 from flowkit._solve.sample import (
     sample as sample,
     Samples as Samples,
-    Stats as Stats,
 )

@@ -22,14 +22,15 @@ from flowkit._checks import as_size, check_example
 from flowkit._distributions import AbstractDistribution, Empirical, Normal
 from flowkit._flow import bare, log_scale, standardize, unstandardize
 from flowkit._masks import zero_masked
-from flowkit._solve.ode import end_of, end_state, solve, solve_back, with_mask
+from flowkit._solve.batching import AbstractBatching, Lockstep, Rows, Stats
+from flowkit._solve.ode import end_of, solve_back, with_mask
 from flowkit._solve.options import (
     compiled,
     DEFAULT_ADJOINT,
     DEFAULT_SOLVER,
     resolve,
 )
-from flowkit._solve.sample import as_batch, jump_to_data, statistics, Stats
+from flowkit._solve.sample import as_batch, jump_to_data
 from flowkit._types import (
     AnyArray,
     Cond,
@@ -138,6 +139,7 @@ def sample_and_log_prob(
     max_steps: int = 4096,
     adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
     throw: bool = True,
+    batching: AbstractBatching = Lockstep(),
 ) -> SamplesAndLogProbs:
     """Samples with their log-densities in nats, from one solve.
 
@@ -161,7 +163,7 @@ def sample_and_log_prob(
     _check_source(source, mask)
     if num_probes is not None:
         num_probes = as_size("num_probes", num_probes)
-    return _sample_and_log_prob(flow, batch, key, num_probes, options)
+    return _sample_and_log_prob(flow, batch, key, num_probes, options, batching)
 
 
 class _WithDivergence(eqx.Module):
@@ -228,30 +230,35 @@ def _log_prob(velocity, x1, cond, source, options):
 
 
 @compiled
-def _sample_and_log_prob(flow, batch, key, num_probes, options):
+def _sample_and_log_prob(flow, batch, key, num_probes, options, batching):
     # The ODE runs in standardized coordinates; the units join at its end.
     units = flow
     flow = eqx.nn.inference_mode(bare(flow))
 
     skey, pkey = jr.split(key)
     x0 = batch.starts(skey)
-    keys = None if num_probes is None else jr.split(pkey, batch.num_samples)
+    probes = None
+    if num_probes is not None:
+        shape = (num_probes, *batch.shape)
+        draw = lambda key: jr.rademacher(key, shape, x0.dtype)
+        probes = jax.vmap(draw)(jr.split(pkey, batch.num_samples))
 
-    def one(x0, cond, mask, key):
-        probes = None
-        if key is not None:
-            shape = (num_probes or 1, *x0.shape)
-            probes = jr.rademacher(key, shape, x0.dtype)
-        velocity = _WithDivergence(flow, mask, probes)
-        t1 = jnp.asarray(end_of(flow), x0.dtype)
-        times = jnp.zeros((), x0.dtype), t1
-        start = velocity.start(x0)
-        solution = solve(velocity, start, cond, times, options)
+    velocity_of = _Diverging(flow)
+    extra = (batch.mask, probes)
+    start = lambda x0, extra: velocity_of(extra).start(x0)
+    starts = eqx.filter_vmap(start)(x0, extra)
+    rows = Rows(velocity_of, starts, batch.cond, extra, batch.cond_axes)
+    t1 = jnp.asarray(end_of(flow), x0.dtype)
+    times = jnp.zeros((), x0.dtype), t1
+    ends, stats = batching.solve(rows, times, options)
 
-        x, change = end_state(solution)
+    def finish(start, end, cond, extra):
+        mask, _ = extra
+        x, change = end
         if end_of(flow) < 1:
             # The jump to the data is an Euler step at the last velocity.
-            change += (1 - end_of(flow)) * velocity(t1, (x, change), cond)[1]
+            _, rate = velocity_of(extra)(t1, (x, change), cond)
+            change += (1 - end_of(flow)) * rate
 
         value = jump_to_data(flow, x, cond, mask)
         value = unstandardize(units, value)
@@ -259,8 +266,16 @@ def _sample_and_log_prob(flow, batch, key, num_probes, options):
 
         log_prob = _source_log_prob(batch.source, start[0], mask) - change
         log_prob -= log_scale(units, value, mask)
-        return value, log_prob, statistics(solution, options.solver)
+        return value, log_prob
 
-    in_axes = (0, batch.cond_axes, 0, 0)
-    outputs = eqx.filter_vmap(one, in_axes=in_axes)(x0, batch.cond, batch.mask, keys)
-    return SamplesAndLogProbs(*outputs)
+    values, log_probs = rows.vmap(finish, starts, ends)
+    return SamplesAndLogProbs(values, log_probs, stats)
+
+
+class _Diverging(eqx.Module):
+    """The velocity with its divergence, with the mask and the probes of one sample."""
+
+    flow: VelocityField
+
+    def __call__(self, extra: tuple[Mask | None, Array | None]) -> _WithDivergence:
+        return _WithDivergence(self.flow, *extra)

@@ -145,14 +145,7 @@ def solve(
 ) -> dfx.Solution:
     """Solves from the first time to the second, traced into the caller's program."""
     t0, t1 = times
-    controller: Any = options.controller
-    max_steps = options.max_steps
-    if options.num_steps is not None:
-        grid = t0 + (t1 - t0) * options.fractions().astype(t0.dtype)
-        # Both ends must be exact, and a compiler may round the sum as it likes.
-        controller = dfx.StepTo(grid.at[0].set(t0).at[-1].set(t1))
-        max_steps = options.num_steps
-
+    controller, max_steps = controller_of(options, times)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(eqx.nn.inference_mode(velocity)),
         options.solver,
@@ -162,12 +155,26 @@ def solve(
         x,
         cond,
         saveat=saveat,
-        stepsize_controller=watched(controller),
+        stepsize_controller=controller,
         adjoint=options.adjoint,
         max_steps=max_steps,
         throw=False,
     )
     return raise_failures(solution) if options.throw else solution
+
+
+def controller_of(
+    options: Solve, times: tuple[Array, Array]
+) -> tuple[dfx.AbstractStepSizeController, int]:
+    """The controller of the steps between two times, and their maximum number."""
+    if options.num_steps is None:
+        controller: Any = options.controller
+        return watched(controller), options.max_steps
+
+    t0, t1 = times
+    grid = t0 + (t1 - t0) * options.fractions().astype(t0.dtype)
+    # Both ends must be exact, and a compiler may round the sum as it likes.
+    return dfx.StepTo(grid.at[0].set(t0).at[-1].set(t1)), options.num_steps
 
 
 def solve_back(

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import as_shape, as_size, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import bare, Target, unstandardize
 from flowkit._masks import zero_masked
-from flowkit._solve.ode import end_of, end_state, solve, with_mask
+from flowkit._solve.batching import AbstractBatching, Lockstep, Rows, Stats
+from flowkit._solve.ode import end_of, with_mask
 from flowkit._solve.options import (
     compiled,
     DEFAULT_ADJOINT,
@@ -27,21 +29,6 @@ from flowkit._types import (
     PRNGKey,
     VelocityField,
 )
-
-
-class Stats(eqx.Module):
-    """What each sample cost; every field has one entry per sample."""
-
-    evaluations: Int[Array, "*batch"] | None
-    """Evaluations of the velocity field, counted from the solver's stages; `None` for solvers
-    without a tableau."""
-    accepted: Int[Array, "*batch"]
-    """Accepted steps."""
-    rejected: Int[Array, "*batch"]
-    """Rejected steps."""
-    result: dfx.RESULTS
-    """How the solver ended. With adaptive steps it is `diffrax.RESULTS.dt_min_reached` where
-    the velocity is not finite. A grid ends as usual there, so look at the values."""
 
 
 class Samples(eqx.Module):
@@ -68,11 +55,12 @@ def sample(
     max_steps: int = 4096,
     adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
     throw: bool = True,
+    batching: AbstractBatching = Lockstep(),
 ) -> Samples:
     """Draws samples: noise from the source, carried to `t = 1` by the flow.
 
-    The network runs in inference mode. Every sample has its own step sizes, so none depends on
-    its neighbors in the batch. A flow whose velocity ends before `t = 1` (see `fk.Flow`)
+    The network runs in inference mode. By default every sample has its own step sizes, so none
+    depends on its neighbors in the batch. A flow whose velocity ends before `t = 1` (see `fk.Flow`)
     finishes with the jump to its prediction of the data.
 
     ```python
@@ -95,6 +83,8 @@ def sample(
         result.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in
         `fk.integrate`.
+    - `batching`: how the samples share the device: `fk.solvers.Lockstep()`,
+        `fk.solvers.SharedStep()` or `fk.solvers.RefilledSlots(num_slots)`.
 
     **Returns:** `fk.Samples(values, stats)`, `values` of shape `(num_samples, *shape)`.
     """
@@ -110,7 +100,7 @@ def sample(
         expected = (batch.num_samples, *batch.shape)
         if x0.shape != expected:
             raise ValueError(f"`x0` must have shape {expected}, got {x0.shape}.")
-    return _sample(flow, batch, x0, key, options)
+    return _sample(flow, batch, x0, key, options, batching)
 
 
 class Batch(eqx.Module):
@@ -146,26 +136,33 @@ def as_batch(
 
 
 @compiled
-def _sample(flow, batch, x0, key, options):
+def _sample(flow, batch, x0, key, options, batching):
     # The ODE runs in standardized coordinates; the units join at its end.
     units = flow
     flow = eqx.nn.inference_mode(bare(flow))
     x0 = batch.starts(key) if x0 is None else x0
+    if batch.mask is not None:
+        x0 = jax.vmap(zero_masked)(x0, batch.mask)
 
-    def one(x0, cond, mask):
-        x0 = x0 if mask is None else zero_masked(x0, mask)
-        times = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
-        solution = solve(with_mask(flow, mask), x0, cond, times, options)
+    rows = Rows(_Masked(flow), x0, batch.cond, batch.mask, batch.cond_axes)
+    times = jnp.zeros((), x0.dtype), jnp.asarray(end_of(flow), x0.dtype)
+    ends, stats = batching.solve(rows, times, options)
 
-        value = jump_to_data(flow, end_state(solution), cond, mask)
+    def value(x, cond, mask):
+        value = jump_to_data(flow, x, cond, mask)
         value = unstandardize(units, value)
-        value = value if mask is None else zero_masked(value, mask)
-        return value, statistics(solution, options.solver)
+        return value if mask is None else zero_masked(value, mask)
 
-    values, stats = eqx.filter_vmap(one, in_axes=(0, batch.cond_axes, 0))(
-        x0, batch.cond, batch.mask
-    )
-    return Samples(values, stats)
+    return Samples(rows.vmap(value, ends), stats)
+
+
+class _Masked(eqx.Module):
+    """The velocity field with the mask of one sample."""
+
+    flow: VelocityField
+
+    def __call__(self, mask: Mask | None) -> VelocityField:
+        return with_mask(self.flow, mask)
 
 
 def jump_to_data(
@@ -175,33 +172,3 @@ def jump_to_data(
     if end_of(velocity) == 1:
         return jnp.asarray(x)
     return velocity.predict(Target(), velocity.t_end, x, cond, mask=mask)
-
-
-def statistics(solution: dfx.Solution, solver: dfx.AbstractSolver) -> Stats:
-    """What a solve of one example cost."""
-    attempted = solution.stats["num_steps"]
-    return Stats(
-        _evaluations(solver, attempted),
-        solution.stats["num_accepted_steps"],
-        solution.stats["num_rejected_steps"],
-        solution.result,
-    )
-
-
-def _evaluations(solver: dfx.AbstractSolver, attempted: Array) -> Array | None:
-    """The evaluations in that many attempted steps, if the solver's stages are known."""
-    if isinstance(solver, dfx.Euler):
-        return attempted
-    own_count = getattr(solver, "evaluations", None)
-    if own_count is not None:
-        return own_count(attempted)
-
-    tableau = solver.tableau if isinstance(solver, dfx.AbstractERK) else None
-    if not isinstance(tableau, dfx.ButcherTableau):
-        return None
-
-    stages = len(tableau.b_sol)
-    if tableau.fsal:
-        # The last stage of a first-same-as-last method is the first one of the next step.
-        return (stages - 1) * attempted + 1
-    return stages * attempted

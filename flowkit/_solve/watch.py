@@ -101,6 +101,18 @@ def raise_failures(solution: dfx.Solution) -> dfx.Solution:
     return solution.result.error_if(solution, ended)
 
 
+def raise_unless_finished(states: Any, results: dfx.RESULTS) -> Any:
+    """The states of many solves, or an error that says why one of them has failed."""
+    stuck = jax.vmap(lambda result: result == dfx.RESULTS.dt_min_reached)(results)
+    wrong = jnp.any(stuck) | ~_all_finite(states)
+    states = eqx.error_if(states, wrong, _NOT_FINITE)
+
+    failed = jax.vmap(lambda result: result != dfx.RESULTS.successful)(results)
+    worst = jnp.argmax(failed)
+    first = jax.tree.map(lambda leaf: leaf[worst], results)
+    return first.error_if(states, failed[worst])
+
+
 def _all_finite(tree: Any) -> Bool[Array, ""]:
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags))
