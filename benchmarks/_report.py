@@ -44,11 +44,12 @@ def save(name: str, seed: int, **results: Any) -> None:
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Prints rows with the same keys as a table."""
+    """Prints rows as a table, with a column for each key."""
     if not rows:
         return
-    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
 
     print(f"\n{title}")
     for line in cells:

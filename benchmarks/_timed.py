@@ -23,6 +23,7 @@ def fit_for(
     batch_size: int,
     learning_rate: float,
     clip: float = math.inf,
+    optimizer: Callable[..., optax.GradientTransformation] = optax.adam,
     watch: Callable | None = None,
     key: jax.Array,
 ) -> tuple[Any, dict[str, float]]:
@@ -30,15 +31,14 @@ def fit_for(
 
     The rate warms up and decays along a cosine to zero with the time, not with the number of
     steps, so that a machine that slows down ends at the same minute. `watch` is called with
-    the average and the minutes, twelve times; what it takes does not count.
+    the average and the minutes, twelve times; what it takes does not count. `optimizer` is a
+    function of `learning_rate`.
     """
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.inject_hyperparams(optax.adam)(learning_rate=0.0),
-    )
+    of_rate = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
+    clipped = optax.chain(optax.clip_by_global_norm(clip), of_rate)
     ema_decay = fk.training.WarmUpDecay(0.999)
-    step = fk.training.make_step(loss, optimizer, ema_decay=ema_decay)
-    state = fk.training.init_state(model, optimizer, ema_decay=ema_decay, key=key)
+    step = fk.training.make_step(loss, clipped, ema_decay=ema_decay)
+    state = fk.training.init_state(model, clipped, ema_decay=ema_decay, key=key)
     rate_of = lambda state: state.opt_state[1].hyperparams["learning_rate"]
 
     rng = np.random.default_rng(0)

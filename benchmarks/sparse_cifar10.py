@@ -27,8 +27,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import tyro
 from _timed import fit_for
+from optax.contrib import muon, MuonDimensionNumbers
 from scipy.interpolate import griddata, RBFInterpolator
 
 import flowkit as fk
@@ -58,8 +60,8 @@ class Config:
     """Width of each U-Net, on patches of 2 x 2 pixels."""
     batch_size: int = 16
     """Images of a step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate, with warm-up and cosine decay."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of Muon, with warm-up and cosine decay."""
     seed: int = 0
     """Random seed."""
 
@@ -236,10 +238,27 @@ def train(
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         clip=1.0,
+        optimizer=by_muon,
         watch=watch,
         key=jr.key(config.seed + 2),
     )
     return trained, costs, curve
+
+
+def by_muon(learning_rate: Any) -> optax.GradientTransformation:
+    """Muon for the kernels of convolutions and matrices, Adam for all else."""
+    return muon(
+        learning_rate, consistent_rms=0.2, muon_weight_dimension_numbers=matrix_axes
+    )
+
+
+def matrix_axes(weights: Any) -> Any:
+    """Which axes of each weight are those of inputs and outputs."""
+    axes = {
+        2: MuonDimensionNumbers((0,), (1,)),
+        4: MuonDimensionNumbers((0, 1, 2), (3,)),
+    }
+    return jax.tree.map(lambda leaf: axes.get(jnp.ndim(leaf)), weights)
 
 
 def samples_of(model, test: Test, config: Config) -> np.ndarray:
