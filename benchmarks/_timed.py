@@ -39,12 +39,11 @@ def fit_for(
     ema_decay = fk.training.WarmUpDecay(0.999)
     step = fk.training.make_step(loss, clipped, ema_decay=ema_decay)
     state = fk.training.init_state(model, clipped, ema_decay=ema_decay, key=key)
-    rate_of = lambda state: state.opt_state[1].hyperparams["learning_rate"]
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     num_rows = len(jax.tree.leaves(data)[0])
     # A step with a rate of zero, for its compilation.
-    state, _ = step(state, _rows(data, np.arange(batch_size)))
+    state, _ = step(_with_rate(state, 0.0), _rows(data, np.arange(batch_size)))
 
     duration = 60 * minutes
     spent = 0.0
@@ -53,8 +52,8 @@ def fit_for(
     while spent < duration:
         start = time.perf_counter()
         rate = learning_rate * _share(spent / duration)
-        state = eqx.tree_at(rate_of, state, jnp.asarray(rate, jnp.float32))
-        state, metrics = step(state, _rows(data, rng.integers(0, num_rows, batch_size)))
+        rows = _rows(data, rng.integers(0, num_rows, batch_size))
+        state, metrics = step(_with_rate(state, rate), rows)
         jax.block_until_ready(metrics)
         spent += time.perf_counter() - start
         num_steps += 1
@@ -67,6 +66,11 @@ def fit_for(
         "seconds": spent,
         "images / s": num_steps * batch_size / spent,
     }
+
+
+def _with_rate(state: fk.training.TrainState, rate: float) -> fk.training.TrainState:
+    rate_of = lambda state: state.opt_state[1].hyperparams["learning_rate"]
+    return eqx.tree_at(rate_of, state, jnp.asarray(rate, jnp.float32))
 
 
 def _share(done: float) -> float:

@@ -1,6 +1,6 @@
 """Digits from a fifth of their pixels: every method of `fk.inverse`, and an amortized model.
 
-    python benchmarks/inverse_mnist.py --minutes 20    # an hour on two cores
+    python benchmarks/inverse_mnist.py --minutes 20
 
 Two models are trained for the same time: a flow of MNIST, which knows of no observation and
 is used by all methods, and a `fk.pipelines.SparseFlow`, which sees the observed pixels. Both

@@ -1,7 +1,7 @@
 """Class-conditional MNIST after half an hour of training, next to torchcfm.
 
-    python benchmarks/mnist.py                      # 40 minutes on two cores
-    python benchmarks/mnist.py --peer-python PATH   # 80 minutes, with torchcfm
+    python benchmarks/mnist.py
+    python benchmarks/mnist.py --peer-python PATH   # with torchcfm, one after the other
 
 Both libraries train for the same time, each its own network: flowkit a lean U-Net on
 patches, torchcfm the U-Net of its example on MNIST. Samples take 20 evaluations by the

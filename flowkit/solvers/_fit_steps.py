@@ -43,8 +43,8 @@ def fit_steps(
 
     $$x_{k+1} = a_k\, x_0 + \sum_{j \le k} b_{kj}\, v_j.$$
 
-    Fit it again after the flow was trained further. Under another guidance or condition it
-    loses some of its accuracy, so fit it under those of use.
+    Fit it again after the flow was trained further, and under the guidance and the conditions
+    of use: it knows only the trajectories that it was fitted on.
 
     **Arguments:**
 
