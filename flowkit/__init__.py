@@ -57,6 +57,7 @@ from flowkit._flow import (
     marginal as marginal,
     MixtureHead as MixtureHead,
     Noise as Noise,
+    on_path as on_path,
     PointHead as PointHead,
     PolynomialPath as PolynomialPath,
     Score as Score,
@@ -81,11 +82,16 @@ from flowkit._losses import (
 )
 from flowkit._namespace import public_names as _public_names
 from flowkit._solve import (
+    Certificate as Certificate,
+    certify as certify,
     encode as encode,
     integrate as integrate,
     log_prob as log_prob,
+    log_prob_with_error as log_prob_with_error,
+    LogProb as LogProb,
     sample as sample,
     sample_and_log_prob as sample_and_log_prob,
+    sample_sde as sample_sde,
     Samples as Samples,
     SamplesAndLogProbs as SamplesAndLogProbs,
     Stats as Stats,

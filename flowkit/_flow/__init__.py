@@ -14,6 +14,7 @@ from flowkit._flow.heads import (
     MixtureHead as MixtureHead,
     PointHead as PointHead,
 )
+from flowkit._flow.on_path import on_path as on_path
 from flowkit._flow.paths import (
     AbstractPath as AbstractPath,
     AffinePath as AffinePath,

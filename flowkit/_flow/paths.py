@@ -65,6 +65,33 @@ class AbstractPath(eqx.Module):
         _, (d_alpha, d_sigma) = jax.jvp(both, (inside,), (jnp.ones_like(t),))
         return Coefficients(self.alpha(t), self.sigma(t), d_alpha, d_sigma)
 
+    def time_of(self, alpha: Array, sigma: Array) -> Float[Array, ""]:
+        r"""The time at which data and noise have the ratio `alpha / sigma`, by bisection.
+
+        **Arguments:** two numbers that are not negative, and not both 0.
+        """
+        # Grows with the time, and is finite at both ends.
+        excess = lambda t: self.alpha(t) * sigma - self.sigma(t) * alpha
+
+        def halve(_, ends):
+            low, high = ends
+            middle = 0.5 * (low + high)
+            above = jax.lax.stop_gradient(excess(middle)) > 0
+            return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+        # As many halves as the type has digits: no path needs an inverse of its own.
+        alpha = jnp.asarray(alpha)
+        ends = (jnp.zeros_like(alpha), jnp.ones_like(alpha))
+        digits = jnp.finfo(alpha.dtype).nmant + 2
+        low, high = jax.lax.fori_loop(0, digits, halve, ends)
+        t = jax.lax.stop_gradient(0.5 * (low + high))
+
+        # A step of Newton's method, which has the derivatives that bisection lacks.
+        value, slope = jax.jvp(excess, (t,), (jnp.ones_like(t),))
+        slope = jax.lax.stop_gradient(slope)
+        step = jnp.where(slope > 0, value / jnp.where(slope > 0, slope, 1), 0)
+        return jnp.clip(t - step, 0, 1)
+
     def interpolate(
         self, t: Scalar, x0: FloatArray, x1: FloatArray
     ) -> Float[Array, "..."]:

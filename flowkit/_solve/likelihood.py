@@ -9,7 +9,9 @@ Grathwohl et al., FFJORD (2019), arXiv 1810.01367; Hutchinson, A stochastic esti
 (1990).
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._checks import as_size, check_example
+from flowkit._checks import check_example
 from flowkit._distributions import AbstractDistribution, Empirical, Normal
 from flowkit._flow import bare, log_scale, standardize, unstandardize
 from flowkit._masks import zero_masked
@@ -31,6 +33,7 @@ from flowkit._solve.options import (
     resolve,
 )
 from flowkit._solve.sample import as_batch, jump_to_data
+from flowkit._solve.traces import AbstractTrace, ExactTrace, Hutchinson
 from flowkit._types import (
     AnyArray,
     Cond,
@@ -50,6 +53,7 @@ def log_prob(
     *,
     key: PRNGKey | None = None,
     num_probes: int | None = None,
+    trace: AbstractTrace | None = None,
     source: AbstractDistribution = Normal(),
     mask: Mask | None = None,
     solver: dfx.AbstractSolver = DEFAULT_SOLVER,
@@ -78,28 +82,97 @@ def log_prob(
     - `x1`: one example.
     - `cond`: the condition, passed to the velocity.
     - `key`: the random seed of the probes; `None` for the exact trace.
-    - `num_probes`: the number of probes, 1 if `None`.
+    - `num_probes`: the number of probes, 1 if `None`; short for
+        `trace=fk.solvers.Hutchinson(num_probes)`.
+    - `trace`: another estimator, such as `fk.solvers.HutchPlusPlus(4)`, or
+        `fk.solvers.ExactTrace(block_size)`, which bounds the memory of many dimensions.
     - `source`: the distribution of the noise, the one of training.
     - `mask`: the valid points, `(n,)`.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in
         `fk.integrate`.
     """
     options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    trace = _trace_of(trace, num_probes, key)
+    values = _log_probs(flow, x1, cond, key, trace, source, mask, options)
+    return jnp.mean(values)
+
+
+class LogProb(NamedTuple):
+    """A log-density by an estimated trace, in nats."""
+
+    value: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    """Of the trace alone; 0 where it is exact."""
+
+
+def log_prob_with_error(
+    flow: VelocityField,
+    x1: FloatArray,
+    cond: Cond = None,
+    *,
+    key: PRNGKey,
+    trace: AbstractTrace = Hutchinson(16),
+    source: AbstractDistribution = Normal(),
+    mask: Mask | None = None,
+    solver: dfx.AbstractSolver = DEFAULT_SOLVER,
+    num_steps: int | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
+    max_steps: int = 4096,
+    adjoint: dfx.AbstractAdjoint = DEFAULT_ADJOINT,
+    throw: bool = True,
+) -> LogProb:
+    r"""The log-density in nats that the flow gives to one example, and its standard error.
+
+    Every probe is integrated by itself: with the values $\ell_k$ of $n$ probes the error is
+    $\mathrm{std}(\ell_k) / \sqrt n$.
+
+    ```python
+    value, error = fk.log_prob_with_error(flow, image, key=key)
+    ```
+
+    **Arguments:** as in `fk.log_prob`; `trace` needs two probes at least.
+
+    **Returns:** a `fk.LogProb`, to unpack.
+    """
+    options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    if getattr(trace, "num_probes", 2) < 2:
+        raise ValueError(
+            "`trace` must have at least two probes, whose spread is the error."
+        )
+    values = _log_probs(flow, x1, cond, key, trace, source, mask, options)
+    if isinstance(trace, ExactTrace):
+        return LogProb(values[0], jnp.zeros_like(values[0]))
+    error = jnp.std(values, ddof=1) / math.sqrt(len(values))
+    return LogProb(jnp.mean(values), error)
+
+
+def _trace_of(
+    trace: AbstractTrace | None, num_probes: int | None, key: PRNGKey | None
+) -> AbstractTrace:
+    """How the trace is computed: exactly, unless there are probes."""
     if num_probes is not None and (num_probes < 1 or key is None):
         raise ValueError(
             f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}."
         )
-    num_probes = 1 if num_probes is None else as_size("num_probes", num_probes)
+    if trace is None:
+        return ExactTrace() if key is None else Hutchinson(num_probes or 1)
+    if num_probes is not None:
+        raise ValueError("give `num_probes` or `trace`, not both.")
+    if key is None and not isinstance(trace, ExactTrace):
+        raise ValueError("`key` is missing, for the probes of `trace`.")
+    return trace
 
+
+def _log_probs(flow, x1, cond, key, trace, source, mask, options):
+    """One log-density for each estimate of the trace."""
     _check_source(source, mask)
     x1 = jnp.asarray(x1)
     check_example("x1", x1, mask)
-    shape = (num_probes, *x1.shape)
-    probes = None if key is None else jr.rademacher(key, shape, x1.dtype)
-    velocity = _WithDivergence(bare(flow), mask, probes)
+    probes = None if key is None else trace.draw(x1, key=key)
+    velocity = _WithDivergence(bare(flow), mask, trace, probes)
     z1 = standardize(flow, x1)
-    log_prob = _log_prob(velocity, z1, numbers_as_arrays(cond), source, options)
-    return log_prob - log_scale(flow, x1, mask)
+    log_probs = _log_prob(velocity, z1, numbers_as_arrays(cond), source, options)
+    return log_probs - log_scale(flow, x1, mask)
 
 
 class SamplesAndLogProbs(eqx.Module):
@@ -129,6 +202,7 @@ def sample_and_log_prob(
     num_samples: int,
     key: PRNGKey,
     num_probes: int | None = None,
+    trace: AbstractTrace | None = None,
     cond: Cond = None,
     cond_axes: int | None = 0,
     source: AbstractDistribution = Normal(),
@@ -151,7 +225,7 @@ def sample_and_log_prob(
     and its last velocity is kept for the density.
 
     Arguments as in `fk.sample`, and `num_probes`: the number of Hutchinson probes per sample;
-    `None` for the exact trace.
+    `None` for the exact trace, or for that of `trace`, as in `fk.log_prob`.
 
     **Returns:** values `(num_samples, *shape)` and log-densities `(num_samples,)`, to unpack; the
     result's `stats` are those of `fk.sample`.
@@ -161,17 +235,19 @@ def sample_and_log_prob(
         shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
     _check_source(source, mask)
-    if num_probes is not None:
-        num_probes = as_size("num_probes", num_probes)
-    return _sample_and_log_prob(flow, batch, key, num_probes, options, batching)
+    if num_probes is None and trace is None:
+        trace = ExactTrace()
+    trace = _trace_of(trace, num_probes, key)
+    return _sample_and_log_prob(flow, batch, key, trace, options, batching)
 
 
 class _WithDivergence(eqx.Module):
-    """The velocity of `(x, l)`, where `l` integrates the divergence; exact without probes."""
+    """The velocity of `(x, l)`, where `l` integrates the divergence, one for each estimate."""
 
     flow: VelocityField
     mask: Mask | None
-    probes: Float[Array, "probes ..."] | None
+    trace: AbstractTrace
+    probes: Any
 
     def __call__(
         self, t: Scalar, state: tuple[Array, Array], cond: Cond = None
@@ -179,19 +255,15 @@ class _WithDivergence(eqx.Module):
         x, _ = state
         velocity = with_mask(self.flow, self.mask)
         v, derivative = jax.linearize(lambda x: velocity(t, x, cond), x)
-
-        probes = _basis(x) if self.probes is None else self.probes
-        terms = jax.vmap(lambda probe: jnp.vdot(probe, derivative(probe)))(probes)
-        return v, jnp.sum(terms) if self.probes is None else jnp.mean(terms)
+        return v, self.trace.estimates(derivative, x, self.probes)
 
     def start(self, x: Array) -> tuple[Array, Array]:
         """The state from which the divergence is counted."""
         x = x if self.mask is None else zero_masked(x, self.mask)
-        return x, jnp.zeros((), x.dtype)
-
-
-def _basis(x: Array) -> Float[Array, "size ..."]:
-    return jnp.reshape(jnp.eye(x.size, dtype=x.dtype), (x.size, *x.shape))
+        # As many as the trace has estimates, each with an integral of its own.
+        estimates = lambda x: self.trace.estimates(lambda v: v, x, self.probes)
+        number = jax.eval_shape(estimates, x)
+        return x, jnp.zeros_like(number)
 
 
 def _check_source(
@@ -230,20 +302,17 @@ def _log_prob(velocity, x1, cond, source, options):
 
 
 @compiled
-def _sample_and_log_prob(flow, batch, key, num_probes, options, batching):
+def _sample_and_log_prob(flow, batch, key, trace, options, batching):
     # The ODE runs in standardized coordinates; the units join at its end.
     units = flow
     flow = eqx.nn.inference_mode(bare(flow))
 
     skey, pkey = jr.split(key)
     x0 = batch.starts(skey)
-    probes = None
-    if num_probes is not None:
-        shape = (num_probes, *batch.shape)
-        draw = lambda key: jr.rademacher(key, shape, x0.dtype)
-        probes = jax.vmap(draw)(jr.split(pkey, batch.num_samples))
+    draw = lambda x, key: trace.draw(x, key=key)
+    probes = jax.vmap(draw)(x0, jr.split(pkey, batch.num_samples))
 
-    velocity_of = _Diverging(flow)
+    velocity_of = _Diverging(flow, trace)
     extra = (batch.mask, probes)
     start = lambda x0, extra: velocity_of(extra).start(x0)
     starts = eqx.filter_vmap(start)(x0, extra)
@@ -264,7 +333,7 @@ def _sample_and_log_prob(flow, batch, key, num_probes, options, batching):
         value = unstandardize(units, value)
         value = value if mask is None else zero_masked(value, mask)
 
-        log_prob = _source_log_prob(batch.source, start[0], mask) - change
+        log_prob = _source_log_prob(batch.source, start[0], mask) - jnp.mean(change)
         log_prob -= log_scale(units, value, mask)
         return value, log_prob
 
@@ -276,6 +345,8 @@ class _Diverging(eqx.Module):
     """The velocity with its divergence, with the mask and the probes of one sample."""
 
     flow: VelocityField
+    trace: AbstractTrace
 
-    def __call__(self, extra: tuple[Mask | None, Array | None]) -> _WithDivergence:
-        return _WithDivergence(self.flow, *extra)
+    def __call__(self, extra: tuple[Mask | None, Any]) -> _WithDivergence:
+        mask, probes = extra
+        return _WithDivergence(self.flow, mask, self.trace, probes)

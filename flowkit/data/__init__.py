@@ -32,6 +32,7 @@ from flowkit.data._datasaurus import (
     datasaurus as datasaurus,
     load_datasaurus as load_datasaurus,
 )
+from flowkit.data._dequantize import dequantize as dequantize
 from flowkit.data._digits import digits as digits, load_digits as load_digits
 from flowkit.data._drawings import concentric as concentric, smiley as smiley
 from flowkit.data._gaussians import (

@@ -6,6 +6,7 @@ half precision is summed, and returned, in float32.
 
 from flowkit._namespace import public_names as _public_names
 from flowkit.metrics._assignment import emd as emd, w2 as w2
+from flowkit.metrics._bits import bits_per_dimension as bits_per_dimension
 from flowkit.metrics._calibration import (
     crps as crps,
     interval_coverage as interval_coverage,

@@ -64,6 +64,19 @@ class _OnItsWay(eqx.Module):
     result: dfx.RESULTS
 
 
+class _Ended(eqx.Module):
+    """What is kept of a solve. A CPU writes rows one at a time, so that every leaf counts."""
+
+    y: PyTree[Array]
+    attempted: Int[Array, "*rows"]
+    accepted: Int[Array, "*rows"]
+    result: dfx.RESULTS
+
+    @classmethod
+    def of(cls, way: _OnItsWay) -> "_Ended":
+        return cls(way.y, way.attempted, way.accepted, way.result)
+
+
 class _Steps(eqx.Module):
     """Single steps of the solves of a batch, with Diffrax's solver and controller."""
 
@@ -165,7 +178,7 @@ class _Steps(eqx.Module):
         return (slots.t >= self.times[1]) | jax.vmap(failed)(slots.result)
 
 
-def _run(steps: _Steps, first: _OnItsWay, num_slots: int) -> _OnItsWay:
+def _run(steps: _Steps, first: _OnItsWay, num_slots: int) -> _Ended:
     """All rows at their ends."""
     number = len(steps.rows)
     at = lambda rows: jax.tree.map(lambda leaf: leaf[rows], first)
@@ -181,7 +194,7 @@ def _run(steps: _Steps, first: _OnItsWay, num_slots: int) -> _OnItsWay:
         # Rows that are done leave; an index of `number` is an empty slot.
         places = jnp.where(done, indices, number)
         leave = lambda end, leaf: end.at[places].set(leaf, mode="drop")
-        ends = jax.tree.map(leave, ends, slots)
+        ends = jax.tree.map(leave, ends, _Ended.of(slots))
 
         # The next ones take their places.
         following = num_started + jnp.cumsum(done) - 1
@@ -198,7 +211,7 @@ def _run(steps: _Steps, first: _OnItsWay, num_slots: int) -> _OnItsWay:
         return _select(moves, moved, slots), indices, num_started, ends
 
     indices = jnp.arange(num_slots)
-    start = (at(indices), indices, jnp.asarray(num_slots), first)
+    start = (at(indices), indices, jnp.asarray(num_slots), _Ended.of(first))
     _, _, _, ends = jax.lax.while_loop(goes_on, turn, start)
     return ends
 

@@ -1,0 +1,172 @@
+"""Certificates: sound flows have no problems, and broken ones are recognized."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import flowkit as fk
+
+from .oracles import mixture_2d
+
+
+NUM_DATA = 3000
+
+
+@pytest.fixture(scope="module")
+def data():
+    return mixture_2d().sample((NUM_DATA, 2), key=jr.key(1))
+
+
+def certify(flow, **options):
+    return fk.certify(flow, (2,), key=jr.key(2), num_samples=32, **options)
+
+
+def text(certificate):
+    return " ".join(certificate.problems)
+
+
+def test_an_exact_flow_has_no_problems(data):
+    certificate = certify(fk.exact_flow(mixture_2d()), data=data)
+    assert certificate.problems == ()
+    assert certificate.failed == 0
+    assert certificate.log_prob_error == 0
+    assert certificate.solver_error < 1e-3
+    assert certificate.round_trip_error < 1e-3
+    # Three standard errors of the mean of the data, by their spread.
+    assert certificate.start_error < 3 / np.sqrt(NUM_DATA)
+
+    table = str(certificate)
+    assert table.endswith("No problems.")
+    assert "error of the continuity" in table
+
+
+def test_standardized_target_flows_with_their_data_have_no_problems(data):
+    mean, std = jnp.array([3.0, -1.0]), jnp.array([0.5, 4.0])
+    inner = fk.exact_flow(mixture_2d(), fk.CosinePath(), prediction=fk.Target())
+    flow = fk.Standardized(inner, mean, std)
+    certificate = certify(flow, data=mean + std * data)
+    assert certificate.problems == ()
+
+
+class Reversed(eqx.Module):
+    """The velocity of a flow from data to noise."""
+
+    flow: fk.Flow
+
+    def __call__(self, t, x, cond):
+        return -self.flow(1 - t, x, cond)
+
+
+def test_broken_flows_are_recognized(data):
+    """The sign of the velocity, and noise and data exchanged."""
+    exact = fk.exact_flow(mixture_2d())
+    wrong_sign = fk.Flow(lambda t, x, cond: -exact(t, x))
+    certificate = certify(wrong_sign, data=data)
+    # It misses twice of what it does.
+    assert certificate.continuity_error == pytest.approx(2, abs=0.1)
+    assert "wrong sign" in text(certificate)
+    assert "At `t = 0`" in text(certificate)
+
+    exchanged = certify(fk.Flow(Reversed(exact)), data=data)
+    assert "noise and data are exchanged" in text(exchanged)
+    assert "The velocity misses" in text(exchanged)
+
+
+def trained(data, num_steps):
+    flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(64, 64), key=jr.key(3)))
+    optimizer = optax.adam(3e-3)
+
+    @eqx.filter_jit
+    def train(flow):
+        arrays, static = eqx.partition(flow, eqx.is_inexact_array)
+
+        def loss(arrays, key):
+            batch_key, key = jr.split(key)
+            batch = jr.choice(batch_key, data, (256,))
+            return fk.flow_matching_loss(eqx.combine(arrays, static), batch, key=key)
+
+        def step(carry, key):
+            arrays, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(arrays, key), state)
+            return (optax.apply_updates(arrays, updates), state), None
+
+        keys = jr.split(jr.key(4), num_steps)
+        with jax.numpy_dtype_promotion("standard"):
+            (arrays, _), _ = jax.lax.scan(step, (arrays, optimizer.init(arrays)), keys)
+        return eqx.combine(arrays, static)
+
+    return train(flow)
+
+
+def test_training_ends_the_problems(data):
+    fresh = mixture_2d().sample((NUM_DATA, 2), key=jr.key(5))
+    half = certify(trained(data, 15), data=fresh)
+    assert "half trained" in text(half)
+    assert certify(trained(data, 2500), data=fresh).problems == ()
+
+
+def test_coarse_steps_are_a_problem():
+    certificate = certify(fk.exact_flow(mixture_2d()), solver=dfx.Euler(), num_steps=4)
+    assert certificate.evaluations == certificate.most_evaluations == 4
+    assert len(certificate.problems) == 1
+    assert "too coarse" in text(certificate)
+
+
+def test_samples_that_do_not_arrive_are_counted():
+    certificate = certify(fk.exact_flow(mixture_2d()), max_steps=9)
+    assert 0 < certificate.failed <= 32
+    assert "did not arrive" in text(certificate)
+
+
+def test_a_velocity_without_time_is_a_problem():
+    certificate = certify(fk.Flow(lambda t, x, cond: -0.5 * x))
+    assert "does not depend on the time" in text(certificate)
+
+
+def test_couplings_have_no_velocity_to_compare_with(data):
+    """The optimal map of a normal distribution onto another one."""
+    flow = fk.Flow(lambda t, x, cond: 2 * x / (1 + 2 * t))
+    data = 3 * jr.normal(jr.key(1), (NUM_DATA, 2))
+    assert "independent=False" in text(certify(flow, data=data))
+    certificate = certify(flow, data=data, independent=False)
+    assert certificate.problems == ()
+    assert certificate.continuity_error is None
+
+
+def test_conditions_and_masks(key):
+    """Clouds around a condition, some of whose points are masked."""
+
+    def network(t, x, cond, mask=None):
+        data = fk.Normal(cond, 0.5)
+        exact = fk.exact_flow(data)
+        return exact(t, x)
+
+    cond = jr.normal(key, (500, 1))
+    mask = jnp.arange(3) < jnp.arange(500)[:, None] % 3 + 1
+    x1 = cond[:, None] + 0.5 * jr.normal(jr.key(6), (500, 3, 1))
+    certificate = fk.certify(
+        fk.Flow(network),
+        (3, 1),
+        data=x1,
+        cond=cond,
+        mask=mask,
+        num_samples=16,
+        key=key,
+    )
+    assert certificate.problems == ()
+    assert certificate.start_error is None
+
+
+def test_misuse(data, key):
+    flow = fk.exact_flow(mixture_2d())
+    with pytest.raises(ValueError, match="`data` must have rows of the `shape`"):
+        fk.certify(flow, (3,), data=data, key=key)
+    with pytest.raises(ValueError, match="`cond` must have 3000 rows"):
+        fk.certify(flow, (2,), data=data, cond=jnp.zeros(5), key=key)
+    with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
+        fk.certify(flow, (2,), num_samples=0, key=key)
