@@ -82,7 +82,10 @@ from flowkit._losses import (
 from flowkit._namespace import public_names as _public_names
 from flowkit._solve import (
     encode as encode,
+    export_sampler as export_sampler,
+    ExportedSampler as ExportedSampler,
     integrate as integrate,
+    load_sampler as load_sampler,
     log_prob as log_prob,
     sample as sample,
     sample_and_log_prob as sample_and_log_prob,
@@ -100,6 +103,7 @@ if _TYPE_CHECKING:
     from flowkit import (
         data as data,
         few_step as few_step,
+        interop as interop,
         inverse as inverse,
         latent as latent,
         metrics as metrics,
@@ -113,6 +117,7 @@ if _TYPE_CHECKING:
 _LOADED_ON_FIRST_USE = (
     "data",
     "few_step",
+    "interop",
     "inverse",
     "latent",
     "metrics",

@@ -1,14 +1,19 @@
-"""A solver samples a flow: options, one solve, batches of samples, log-probabilities."""
+"""A solver samples a flow: options, one solve, batches of samples, log-probabilities, files."""
 
 from flowkit._solve.batching import (
     AbstractBatching as AbstractBatching,
     Lockstep as Lockstep,
     Stats as Stats,
 )
+from flowkit._solve.export import export_sampler as export_sampler
 from flowkit._solve.likelihood import (
     log_prob as log_prob,
     sample_and_log_prob as sample_and_log_prob,
     SamplesAndLogProbs as SamplesAndLogProbs,
+)
+from flowkit._solve.load import (
+    ExportedSampler as ExportedSampler,
+    load_sampler as load_sampler,
 )
 from flowkit._solve.ode import (
     encode as encode,
