@@ -85,7 +85,10 @@ from flowkit._solve import (
     Certificate as Certificate,
     certify as certify,
     encode as encode,
+    export_sampler as export_sampler,
+    ExportedSampler as ExportedSampler,
     integrate as integrate,
+    load_sampler as load_sampler,
     log_prob as log_prob,
     log_prob_with_error as log_prob_with_error,
     LogProb as LogProb,
@@ -106,6 +109,7 @@ if _TYPE_CHECKING:
     from flowkit import (
         data as data,
         few_step as few_step,
+        interop as interop,
         inverse as inverse,
         latent as latent,
         metrics as metrics,
@@ -119,6 +123,7 @@ if _TYPE_CHECKING:
 _LOADED_ON_FIRST_USE = (
     "data",
     "few_step",
+    "interop",
     "inverse",
     "latent",
     "metrics",

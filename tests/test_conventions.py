@@ -44,7 +44,7 @@ CORE = GROUND | {
     "_losses": {*GROUND, "_distributions", "_flow", "_couplings"},
     "_solve": {*GROUND, "_distributions", "_flow"},
 }
-FAMILIES = ["solvers", "guidance", "inverse", "few_step", "latent"]
+FAMILIES = ["solvers", "guidance", "inverse", "few_step", "latent", "interop"]
 ALLOWED = (
     CORE
     | {name: {*CORE} for name in FAMILIES}
@@ -301,15 +301,16 @@ def test_importing_touches_no_device_and_loads_satellites_late():
     program = """
 import sys, jax
 import flowkit as fk
-late = ["grain", "orbax", "matplotlib", "scipy.optimize"]
-names = "data few_step latent metrics nn pipelines plotting testing training"
+late = ["grain", "orbax", "matplotlib", "scipy.optimize", "numpyro", "flatbuffers"]
+names = "data few_step interop latent metrics nn pipelines plotting testing training"
 late += [f"flowkit.{name}" for name in names.split()]
 loaded = [name for name in late if name in sys.modules]
 assert not loaded, loaded
 assert not jax._src.xla_bridge._backends, "a device was touched"
 fk.data, fk.training, fk.plotting, fk.metrics, fk.testing, fk.nn, fk.latent, fk.few_step
+fk.interop
 assert not jax._src.xla_bridge._backends, "a device was touched"
-assert "matplotlib.pyplot" not in sys.modules
+assert not {"matplotlib.pyplot", "numpyro"} & set(sys.modules)
 assert {"data", "nn", "sample"} <= set(dir(fk))
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

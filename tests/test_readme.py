@@ -23,6 +23,7 @@ pip install -e ".[dev]" && pytest
 """
 NAMESPACES = [
     "few_step",
+    "interop",
     "inverse",
     "latent",
     "nn",

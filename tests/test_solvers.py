@@ -179,6 +179,8 @@ def test_misuse(learned, key):
         AdamsBashforth(4)
     with pytest.raises(ValueError, match="`times` are 2 steps"):
         LearnedSteps(np.linspace(0, 1, 3), np.ones(3), np.eye(3))
+    with pytest.raises(ValueError, match="`times` must increase"):
+        LearnedSteps(np.array([0.0, 0.5, 0.5, 1.0]), np.ones(3), np.eye(3))
     for name in ("num_evaluations", "num_iterations", "batch_size"):
         with pytest.raises(ValueError, match=f"`{name}`"):
             fit_steps(flow, (1,), key=key, **{name: 0})

@@ -1,4 +1,4 @@
-"""A solver samples a flow: options, one solve, batches of samples, log-probabilities."""
+"""A solver samples a flow: options, one solve, batches of samples, log-probabilities, files."""
 
 from flowkit._solve.batching import (
     AbstractBatching as AbstractBatching,
@@ -9,12 +9,17 @@ from flowkit._solve.certificate import (
     Certificate as Certificate,
     certify as certify,
 )
+from flowkit._solve.export import export_sampler as export_sampler
 from flowkit._solve.likelihood import (
     log_prob as log_prob,
     log_prob_with_error as log_prob_with_error,
     LogProb as LogProb,
     sample_and_log_prob as sample_and_log_prob,
     SamplesAndLogProbs as SamplesAndLogProbs,
+)
+from flowkit._solve.load import (
+    ExportedSampler as ExportedSampler,
+    load_sampler as load_sampler,
 )
 from flowkit._solve.noise_scales import (
     AbstractNoiseScale as AbstractNoiseScale,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from flowkit._checks import check_example, check_time
 from flowkit._flow import bare, Flow, standardize
 from flowkit._masks import has_parameter, zero_masked
+from flowkit._solve.grid import Grid
 from flowkit._solve.options import (
     compiled,
     DEFAULT_ADJOINT,
@@ -18,7 +19,7 @@ from flowkit._solve.options import (
     resolve,
     Solve,
 )
-from flowkit._solve.watch import raise_failures, watched
+from flowkit._solve.watch import nan_if_failed, raise_failures, watched
 from flowkit._types import (
     Cond,
     FloatArray,
@@ -74,7 +75,8 @@ def integrate(
         `diffrax.ForwardMode()` has forward mode only, and `diffrax.DirectAdjoint()` has both, at
         a cost that grows with `max_steps`.
     - `throw`: whether a solve that fails raises: one that takes more than `max_steps`, or comes
-        to a velocity that is not finite. The solution's `result` says how it ended.
+        to a velocity that is not finite. The solution's `result` says how it ended. `fk.encode`
+        and `fk.log_prob`, which have no result, are NaN then.
 
     **Returns:** a `diffrax.Solution`.
 
@@ -174,7 +176,7 @@ def controller_of(
     t0, t1 = times
     grid = t0 + (t1 - t0) * options.fractions().astype(t0.dtype)
     # Both ends must be exact, and a compiler may round the sum as it likes.
-    return dfx.StepTo(grid.at[0].set(t0).at[-1].set(t1)), options.num_steps
+    return Grid(grid.at[0].set(t0).at[-1].set(t1)), options.num_steps
 
 
 def solve_back(
@@ -191,7 +193,10 @@ def solve_back(
         rates = velocity(t1, x, cond)
         x = jax.tree.map(lambda x, rate: x - (1 - t_end) * rate, x, rates)
 
-    return end_state(solve(velocity, x, cond, (t1, jnp.zeros((), dtype)), options))
+    solution = solve(velocity, x, cond, (t1, jnp.zeros((), dtype)), options)
+    state = end_state(solution)
+    # The caller sees no result, which would tell the end from a state on the way.
+    return state if options.throw else nan_if_failed(state, solution.result)
 
 
 def end_state(solution: dfx.Solution) -> Any:

@@ -113,6 +113,12 @@ def raise_unless_finished(states: Any, results: dfx.RESULTS) -> Any:
     return first.error_if(states, failed[worst])
 
 
+def nan_if_failed(state: Any, result: dfx.RESULTS) -> Any:
+    """The state of one solve, NaN if it has failed: an error for programs that cannot raise."""
+    done = result == dfx.RESULTS.successful
+    return jax.tree.map(lambda leaf: jnp.where(done, leaf, jnp.nan), state)
+
+
 def _all_finite(tree: Any) -> Bool[Array, ""]:
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags))

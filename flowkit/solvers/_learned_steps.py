@@ -11,9 +11,10 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from flowkit._types import AnyArray
+from flowkit._types import AnyArray, is_traced
 
 
 class LearnedSteps(dfx.AbstractSolver):
@@ -52,6 +53,9 @@ class LearnedSteps(dfx.AbstractSolver):
                 f"{(number,)} and {(number, number)}, got {self.scales.shape} and "
                 f"{self.weights.shape}."
             )
+        # Not looked at while a program runs.
+        if not is_traced(self.times) and not np.all(np.diff(self.times) > 0):
+            raise ValueError(f"`times` must increase from 0 to 1, got {self.times}.")
 
     @property
     def steps(self) -> Float[AnyArray, " n_and_1"]:
