@@ -86,7 +86,9 @@ def ends(subject: Subject, x0: Array, options: dict[str, Any]) -> Ends:
     draws = subject.draws() | {"x0": x0, "throw": False}
     asked = sample(subject.flow, subject.shape, **draws, **options)
     # Two methods of different order: where they agree, both are right.
-    tight = {"stepsize_controller": dfx.PIDController(rtol=1e-6, atol=1e-6)}
+    tight: dict[str, Any] = {
+        "stepsize_controller": dfx.PIDController(rtol=1e-6, atol=1e-6)
+    }
     by = lambda solver: sample(
         subject.flow, subject.shape, **draws, solver=solver, **tight
     )
@@ -174,9 +176,14 @@ def start_error(subject: Subject, x0: Array, data: Array | None) -> Array:
         # Noise has the spread of standardized data.
         return rms(deviations) / rms(x0)
 
-    data = jax.vmap(lambda x: standardize(subject.flow, x))(data)
-    mean = jnp.mean(data, axis=0)
-    return rms(found - c.d_alpha * mean) / rms(data - mean)
+    standard = _standardized(subject, data)
+    mean = jnp.mean(standard, axis=0)
+    return rms(found - c.d_alpha * mean) / rms(standard - mean)
+
+
+def _standardized(subject: Subject, data: Array) -> Array:
+    one = lambda x: jnp.asarray(standardize(subject.flow, x))
+    return jax.vmap(one)(data)
 
 
 class WeakForm(NamedTuple):
@@ -199,7 +206,7 @@ def weak_form(subject: Subject, data: Array, *, key: PRNGKey) -> WeakForm:
     flow = eqx.nn.inference_mode(bare(subject.flow))
     time_key, noise_key, test_key = jr.split(key, 3)
     num = len(data)
-    data = jax.vmap(lambda x: standardize(subject.flow, x))(data)
+    data = _standardized(subject, data)
     x0 = subject.source.sample(data.shape, key=noise_key)
     # One time in each of `num` equal parts: less chance than independent ones.
     times = (jnp.arange(num, dtype=float) + jr.uniform(time_key, (num,))) / num

@@ -44,7 +44,7 @@ class AbstractNoiseScale(eqx.Module):
             raise ValueError(f"`scale` must not be negative, got {self.scale}.")
 
     def __call__(self, path: AbstractPath, t: Scalar) -> Float[Array, ""]:
-        return self.scale * self.profile(path, jnp.asarray(t))
+        return jnp.asarray(self.scale * self.profile(path, jnp.asarray(t)))
 
     @abc.abstractmethod
     def profile(self, path: AbstractPath, t: Float[Array, ""]) -> Float[Array, ""]:

@@ -48,7 +48,6 @@ from flowkit._types import (
     Mask,
     numbers_as_arrays,
     PRNGKey,
-    Scalar,
     VelocityField,
 )
 
@@ -207,8 +206,8 @@ class _GridPath(dfx.AbstractPath):
 
     def evaluate(
         self,
-        t0: Scalar,
-        t1: Scalar | None = None,
+        t0: Any,
+        t1: Any = None,
         left: bool = True,
         use_levy: bool = False,
     ) -> Any:
@@ -225,24 +224,24 @@ class _Drift(eqx.Module):
     noise_scale: NoiseScale
     mask: Mask | None
 
-    def __call__(self, t: Scalar, x: Array, cond: Cond = None) -> Float[Array, "..."]:
+    def __call__(self, t: Any, x: Array, cond: Cond = None) -> Float[Array, "..."]:
         velocity = self.velocity(t, x, cond)
         path = self.flow.path
         x0 = convert(velocity, t, x, path, source=Velocity(), target=Noise())
         score = -(x0 - self.source.mean) / (self.source.std**2 * path.sigma(t))
         return zero_masked(velocity + self.rate(t) * score, self.mask)
 
-    def velocity(self, t: Scalar, x: Array, cond: Cond) -> Float[Array, "..."]:
+    def velocity(self, t: Any, x: Array, cond: Cond) -> Float[Array, "..."]:
         return self.flow(t, x, cond, mask=self.mask)
 
     def diffusion(
-        self, t: Scalar, x: Array, cond: Cond = None
+        self, t: Any, x: Array, cond: Cond = None
     ) -> lx.DiagonalLinearOperator:
         del cond
         std = jnp.full_like(x, jnp.sqrt(2 * self.rate(t)))
         return lx.DiagonalLinearOperator(zero_masked(std, self.mask))
 
-    def rate(self, t: Scalar) -> Array:
+    def rate(self, t: Any) -> Array:
         return self.noise_scale(self.flow.path, t)
 
 

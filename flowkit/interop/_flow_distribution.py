@@ -132,7 +132,8 @@ class FlowDistribution(dist.TransformedDistribution):
     def log_prob(self, value, intermediates=None):
         # The inverse and its Jacobian, as NumPyro asks for them, are two solves.
         del intermediates
-        return self.transforms[0].solves.log_prob(value)
+        (transform,) = self.transforms
+        return transform.solves.log_prob(value)  # pyright: ignore
 
 
 class SourceDistribution(dist.Distribution):
@@ -154,13 +155,13 @@ class SourceDistribution(dist.Distribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.event_dim)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         # NumPyro also takes keys of the old style.
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jr.wrap_key_data(key)
         return self.source.sample(self.shape(sample_shape), key=key)
 
-    def log_prob(self, value, intermediates=None):
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         del intermediates
         fn = self.source.log_prob
         for _ in range(jnp.ndim(value) - self.event_dim):
