@@ -116,6 +116,13 @@ from flowkit.data._trex import (
     trex as trex,
     trex_parametric as trex_parametric,
 )
+from flowkit.data._two_moons import (
+    Simulations as Simulations,
+    two_moons as two_moons,
+    two_moons_log_posterior as two_moons_log_posterior,
+    two_moons_posterior as two_moons_posterior,
+    two_moons_simulate as two_moons_simulate,
+)
 
 
 __dir__ = _public_names(globals())

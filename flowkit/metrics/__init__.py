@@ -25,13 +25,26 @@ from flowkit.metrics._diagnostics import (
     straightness as straightness,
 )
 from flowkit.metrics._energy import energy_distance as energy_distance
+from flowkit.metrics._expected_coverage import (
+    ExpectedCoverage as ExpectedCoverage,
+    highest_density_coverage as highest_density_coverage,
+    tarp_coverage as tarp_coverage,
+)
 from flowkit.metrics._frechet import frechet_distance as frechet_distance
 from flowkit.metrics._gaussian import gaussian_w2 as gaussian_w2
+from flowkit.metrics._importance import (
+    effective_sample_size as effective_sample_size,
+    normalized_log_weights as normalized_log_weights,
+)
 from flowkit.metrics._occupancy import jsd as jsd
 from flowkit.metrics._pairwise import pairwise as pairwise
 from flowkit.metrics._repeated import (
     repeated_distance as repeated_distance,
     RepeatedDistance as RepeatedDistance,
+)
+from flowkit.metrics._sbc import (
+    RankTest as RankTest,
+    simulation_based_calibration as simulation_based_calibration,
 )
 from flowkit.metrics._scores import (
     coverage as coverage,
@@ -49,7 +62,15 @@ from flowkit.metrics._sinkhorn import (
     emd_bounds as emd_bounds,
     sinkhorn_divergence as sinkhorn_divergence,
 )
+from flowkit.metrics._support import (
+    restrict_to_support as restrict_to_support,
+    Restricted as Restricted,
+)
 from flowkit.metrics._tracker import Tracker as Tracker
+from flowkit.metrics._two_sample import (
+    classifier_two_sample as classifier_two_sample,
+    ClassifierAccuracy as ClassifierAccuracy,
+)
 from flowkit.metrics._wasserstein import (
     sliced_w2 as sliced_w2,
     wasserstein_1d as wasserstein_1d,

@@ -124,7 +124,9 @@ def _crps(samples, truth):
     return jnp.mean(jnp.abs(errors), axis=0) - spread
 
 
-def _ranks(samples, truth):
+def rank_bounds(
+    samples: Float[AnyArray, " n *shape"], truth: Float[AnyArray, " *shape"]
+) -> tuple[Float[Array, " *shape"], Float[Array, " *shape"]]:
     """The lowest and the highest rank that the truth may have; they differ by ties."""
     dtype = working_dtype(samples)
     samples = jnp.asarray(samples, dtype)
@@ -137,7 +139,7 @@ def _ranks(samples, truth):
 @eqx.filter_jit
 def _coverage(samples, truth, level):
     num_ranks = len(samples) + 1
-    lowest, highest = _ranks(samples, truth)
+    lowest, highest = rank_bounds(samples, truth)
 
     # The pieces of the ranks reach from `lowest` to `highest + 1`, in units of one piece.
     start = num_ranks * (1 - level) / 2
@@ -148,7 +150,7 @@ def _coverage(samples, truth, level):
 
 @eqx.filter_jit
 def _rank_histogram(samples, truth):
-    lowest, highest = _ranks(samples, truth)
+    lowest, highest = rank_bounds(samples, truth)
     share = 1 / (highest + 1 - lowest)
 
     ranks = jnp.arange(len(samples) + 1, dtype=lowest.dtype)

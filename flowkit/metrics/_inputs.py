@@ -48,6 +48,22 @@ def check_pair(x: FloatArray, y: FloatArray, mask_x: AnyMask, mask_y: AnyMask) -
     check_values("y", y, mask_y)
 
 
+def check_log_values(name: str, x: FloatArray) -> None:
+    """Raises for logarithms that are empty or, if known, NaN or infinite.
+
+    Minus infinity, the logarithm of zero, is allowed.
+    """
+    if 0 in x.shape:
+        raise ValueError(f"`{name}` has shape {x.shape}: at least one value is needed.")
+    if is_traced(x):
+        return
+    # The comparison is false for NaN, too.
+    if not np.all(np.asarray(x) < np.inf):
+        raise ValueError(
+            f"`{name}` holds NaN or plus infinity; the logarithm of zero is `-inf`."
+        )
+
+
 def working_dtype(x: FloatArray) -> Any:
     """The type in which a metric of `x` is computed and returned."""
     return sum_dtype(jax.dtypes.canonicalize_dtype(x.dtype))
