@@ -36,59 +36,60 @@ def around_cond(t, x, cond):
     return fk.exact_flow(fk.Normal(cond, STD))(t, x)
 
 
+def turning(t, x, cond):
+    """A field whose coordinates depend on each other."""
+    return jnp.sin(2 * x[::-1]) + t * x
+
+
 def test_densities_for_every_batch():
     cond = jr.normal(jr.key(0), (3, 2))
     flow = fk.interop.numpyro(around_cond, (2,), cond=cond, batch_ndim=1, **GRID)
-    assert isinstance(flow, dist.TransformedDistribution)
+    assert issubclass(type(flow), dist.TransformedDistribution)
     assert (flow.batch_shape, flow.event_shape) == ((3,), (2,))
     assert flow.support.event_dim == 1
 
     values = flow.sample(jr.key(1), (4,))
     assert values.shape == (4, 3, 2)
     expected = st.norm.logpdf(values, cond, STD).sum(-1)
-    np.testing.assert_allclose(flow.log_prob(values), expected, atol=1e-3)
+    found = flow.log_prob(values)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
-    one = lambda value, cond: fk.log_prob(around_cond, value, cond, **GRID)
-    same = jax.vmap(one)(values[0], cond)
-    np.testing.assert_allclose(flow.log_prob(values[0]), same, rtol=1e-6)
+    one = fk.log_prob(around_cond, values[2, 1], cond[1], **GRID)
+    np.testing.assert_allclose(found[2, 1], one, rtol=1e-6)
     # One value for all conditions.
-    shared = flow.log_prob(values[0, 0])
-    np.testing.assert_allclose(shared[0], same[0], rtol=1e-6)
-    assert shared.shape == (3,)
+    shared = values[:, :1]
+    expected = st.norm.logpdf(shared, cond, STD).sum(-1)
+    np.testing.assert_allclose(flow.log_prob(shared), expected, atol=1e-3)
 
 
 def test_transform_by_autodiff():
     """A flow is a map: its inverse, and the determinant of its Jacobian."""
     source = fk.Normal(jnp.array([0.5, -1.0]), 0.8)
-    exact = fk.exact_flow(mixture_2d(), source=source)
-    flow = fk.interop.numpyro(exact, (2,), source=source, **GRID)
+    flow = fk.interop.numpyro(turning, (2,), source=source, **GRID)
     (transform,) = flow.transforms
-    x0 = source.sample((3, 2), key=jr.key(2))
+    x0 = flow.base_dist.sample(jr.key(2))
+    np.testing.assert_array_equal(x0, source.sample((2,), key=jr.key(2)))
     x1 = transform(x0)
-    starts = fk.sample(exact, (2,), num_samples=3, x0=x0, **GRID).values
-    np.testing.assert_allclose(x1, starts, rtol=1e-6)
     np.testing.assert_allclose(transform.inv(x1), x0, atol=2e-3)
 
-    jacobians = jax.vmap(jax.jacrev(transform))(x0)
-    expected = jnp.linalg.slogdet(jacobians)[1]
+    expected = jnp.linalg.slogdet(jax.jacrev(transform)(x0))[1]
     found = transform.log_abs_det_jacobian(x0, x1)
-    np.testing.assert_allclose(found, expected, atol=5e-3)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
 
     # NumPyro's own sum of the two, which wrappers of it use.
     plain = dist.TransformedDistribution(flow.base_dist, transform)
-    np.testing.assert_allclose(plain.log_prob(x1), flow.log_prob(x1), atol=1e-5)
+    np.testing.assert_allclose(plain.log_prob(x1), flow.log_prob(x1), atol=1e-4)
 
 
-def test_samples_start_at_the_source():
-    flow = fk.interop.numpyro(fk.exact_flow(mixture_2d()), (2,), **GRID)
-    values = flow.sample(jr.key(3), (5,))
-    x0 = fk.Normal().sample((5, 2), key=jr.key(3))
-    np.testing.assert_array_equal(values, flow.transforms[0](x0))
-    np.testing.assert_array_equal(values, flow.sample(jr.PRNGKey(3), (5,)))
+def test_keys_and_pytrees():
+    flow = fk.interop.numpyro(turning, (2,), **GRID)
+    values = flow.sample(jr.key(3), (3,))
+    np.testing.assert_array_equal(values, flow.sample(jr.PRNGKey(3), (3,)))
 
-    # A pytree, as NumPyro's own distributions are.
+    # An argument of compiled functions, as NumPyro's own distributions are.
     through_jit = jax.jit(lambda flow, value: flow.log_prob(value))
-    np.testing.assert_allclose(through_jit(flow, values), flow.log_prob(values))
+    expected = flow.log_prob(values)
+    np.testing.assert_allclose(through_jit(flow, values), expected, rtol=1e-6)
 
 
 def moments(mixture):
@@ -100,36 +101,35 @@ def moments(mixture):
 
 @pytest.mark.parametrize("noise_space", [False, True], ids=["data", "noise"])
 def test_posteriors_by_nuts(noise_space):
-    """A mixture seen through one of its coordinates: the posterior is a mixture again."""
-    mixture = mixture_2d()
+    """A prior seen through a sum of its coordinates, moved in its own space or in that of its
+    noise: the posterior of a Gaussian mixture is one again."""
+    mean, stds = np.array([[0.5, -1.0], [0.7, 1.2]], np.float32)
+    if noise_space:
+        mixture = mixture_2d()
+        flow = fk.exact_flow(mixture)
+    else:
+        mixture = fk.GaussianMixture(mean[None], stds[None])
+        flow = fk.exact_flow(fk.Normal(mean, stds))
+    reparam = {"x": TransformReparam()} if noise_space else {}
     operator = fk.inverse.Matrix(np.array([[1.0, 0.5]], np.float32))
     observed = np.array([0.4], np.float32)
-    posterior = fk.inverse.exact_posterior(mixture, operator, observed, noise_std=0.6)
-    prior = fk.interop.numpyro(fk.exact_flow(mixture), (2,), **GRID)
 
     def model():
-        x = numpyro.sample("x", prior)
+        x = numpyro.sample("x", fk.interop.numpyro(flow, (2,), **GRID))
         numpyro.sample("y", dist.Normal(operator(x), 0.6).to_event(1), obs=observed)
 
-    if noise_space:
-        model = numpyro.handlers.reparam(model, config={"x": TransformReparam()})
-    mcmc = MCMC(
-        NUTS(model, max_tree_depth=4),
-        num_warmup=150,
-        num_samples=250,
-        num_chains=4,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
+    kernel = NUTS(numpyro.handlers.reparam(model, config=reparam), max_tree_depth=3)
+    mcmc = MCMC(kernel, num_warmup=100, num_samples=600, progress_bar=False)
     mcmc.run(jr.key(4))
     x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
 
-    mean, variance = moments(posterior)
+    exact = fk.inverse.exact_posterior(mixture, operator, observed, noise_std=0.6)
+    mean, variance = moments(exact)
     for found, expected in ((x, mean), ((x - mean) ** 2, variance)):
         error = found.std((0, 1)) / effective_sample_size(found) ** 0.5
         assert np.all(np.abs(found.mean((0, 1)) - expected) < 4 * error)
-        # Enough samples for the test to fail.
-        assert np.all(error < 0.2 * np.sqrt(variance))
+        # Small enough for the test to fail.
+        assert np.all(error < 0.15 * np.maximum(variance, np.sqrt(variance)))
 
 
 def test_the_exact_posterior_as_a_guide():
@@ -162,7 +162,7 @@ def test_fixed_probes_estimate_the_density():
 
 
 def test_solves_that_fail_are_nan():
-    flow = fk.interop.numpyro(fk.exact_flow(mixture_2d()), (2,), max_steps=2)
+    flow = fk.interop.numpyro(turning, (2,), max_steps=2)
     assert np.all(np.isnan(flow.sample(jr.key(7), (3,))))
     assert np.isnan(flow.log_prob(jnp.ones(2)))
 
