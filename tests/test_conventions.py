@@ -301,7 +301,7 @@ def test_importing_touches_no_device_and_loads_satellites_late():
     program = """
 import sys, jax
 import flowkit as fk
-late = ["grain", "orbax", "matplotlib", "scipy.optimize", "numpyro", "flatbuffers"]
+late = ["grain", "orbax", "matplotlib", "scipy.optimize", "numpyro"]
 names = "data few_step interop latent metrics nn pipelines plotting testing training"
 late += [f"flowkit.{name}" for name in names.split()]
 loaded = [name for name in late if name in sys.modules]

@@ -33,7 +33,7 @@ class Solves(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     batch: tuple[int, ...] = eqx.field(static=True)
 
-    def decode(self, x0: Array) -> Array:
+    def decode(self, x0: Any) -> Array:
         """The data that the flow makes of noise."""
 
         def one(x0, cond):
@@ -51,18 +51,18 @@ class Solves(eqx.Module):
 
         return self._each(one, x0)
 
-    def encode(self, x1: Array) -> Array:
+    def encode(self, x1: Any) -> Array:
         """The noise that the flow carries to data."""
         one = lambda x1, cond: encode(self.flow, x1, cond, **self.options)
         return self._each(one, x1)
 
-    def log_prob(self, x1: Array) -> Array:
+    def log_prob(self, x1: Any) -> Array:
         """The log-density of data."""
         options = {"source": self.source, **self.probes, **self.options}
         one = lambda x1, cond: log_prob(self.flow, x1, cond, **options)
         return self._each(one, x1)
 
-    def source_log_prob(self, x0: Array) -> Array:
+    def source_log_prob(self, x0: Any) -> Array:
         """The log-density of noise."""
         return self._each(lambda x0, cond: self.source.log_prob(x0), x0)
 
@@ -75,7 +75,7 @@ class Solves(eqx.Module):
             )
         return (*jnp.broadcast_shapes(shape[:cut], self.batch), *self.shape)
 
-    def _each(self, one: Callable[[Array, Cond], Array], x: Array) -> Array:
+    def _each(self, one: Callable[[Array, Cond], Array], x: Any) -> Array:
         """`one(x, cond)` for every event; the last of the leading axes are the batch."""
         x = jnp.broadcast_to(x, self.broadcast(jnp.shape(x)))
         fn = one
@@ -106,34 +106,34 @@ class FlowTransform(Transform):
     def codomain(self) -> constraints.Constraint:
         return self.domain
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> Array:
         return self.solves.decode(x)
 
-    def _inverse(self, y):
+    def _inverse(self, y: Any) -> Array:
         return self.solves.encode(y)
 
-    def log_abs_det_jacobian(self, x, y, intermediates=None):
+    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Array:
         del intermediates
         return self.solves.source_log_prob(x) - self.solves.log_prob(y)
 
-    def forward_shape(self, shape):
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.rest.broadcast(shape)
 
-    def inverse_shape(self, shape):
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.rest.broadcast(shape)
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[Any, Any]:
         return (self.arrays,), (("arrays",), {"rest": self.rest})
 
 
 class FlowDistribution(dist.TransformedDistribution):
     """A source moved by a flow, with a density from one solve."""
 
-    def log_prob(self, value, intermediates=None):
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         # The inverse and its Jacobian, as NumPyro asks for them, are two solves.
         del intermediates
-        (transform,) = self.transforms
-        return transform.solves.log_prob(value)  # pyright: ignore
+        transform: Any = self.transforms[0]
+        return transform.solves.log_prob(value)
 
 
 class SourceDistribution(dist.Distribution):

@@ -41,15 +41,15 @@ def numpyro(
     mcmc = MCMC(NUTS(model), num_warmup=500, num_samples=1000)
     ```
 
-    It is a `TransformedDistribution`: the source, moved by the ODE, with
-    $\log p(x_1) = \log p_0(x_0) - \log \lvert \det \partial x_1 / \partial x_0 \rvert$. So
-    `TransformReparam` lets NUTS move the noise $x_0$, which is nearly Gaussian and needs no
-    divergence; without it NUTS moves $x_1$, and every gradient goes through `fk.log_prob`. Samples
-    are differentiable, as a guide needs them.
+    It is a `TransformedDistribution`, the source moved by the ODE:
+    $\log p(x_1) = \log p_0(x_0) - \log \lvert \det \partial x_1 / \partial x_0 \rvert$. With
+    `TransformReparam`, NUTS moves the noise $x_0$, and no trace is taken; without it, NUTS moves
+    $x_1$, and every gradient goes through `fk.log_prob`. Samples are differentiable, as guides
+    need them to be.
 
-    Every step of NUTS solves the ODE many times: a grid of a few steps of `fk.RK4()` is faster
-    than adaptive steps, and its error smoother. A solve that fails gives NaN, which NUTS counts as
-    a divergent transition.
+    NUTS solves the ODE many times for every sample. A grid, such as ten steps of `fk.RK4()`, costs
+    the same everywhere and keeps the density smooth; adaptive steps do neither. A solve that fails
+    gives NaN, which NUTS counts as a divergent transition.
 
     **Arguments:**
 
