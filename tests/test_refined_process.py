@@ -43,13 +43,37 @@ def test_new_ones_are_the_process():
 
 
 def test_mean_and_draw_are_corrected_where_nothing_was_observed():
-    """By a tenth of what the network says."""
-    process = with_constant(3.0)
+    """By a third of what the network says, in standard deviations of the observed pixels."""
+    values = np.asarray(PIXELS.input_values[0])
+    process = with_constant(0.9 / np.std(values - np.mean(values, axis=0)))
     draw, mean = process.sample_image(*SEEN, 4, 6, key=jr.key(2))
     expected = PROCESS.sample_image(*SEEN, 4, 6, key=jr.key(2))
     np.testing.assert_allclose(draw, expected[0] + 0.3 * hidden(), atol=1e-6)
     np.testing.assert_allclose(mean, expected[1] + 0.3 * hidden(), atol=1e-6)
     np.testing.assert_allclose(process.mean(*SEEN), mean, atol=1e-6)
+
+
+def test_light_and_contrast_pass_through():
+    """`a x + b` is seen, so `a x + b` is expected."""
+    coords, values = SEEN
+    options = {"width_size": 8, "multipliers": (1,), "key": jr.key(1)}
+    process = RefinedProcess((4, 6, 2), process=PROCESS, **options)
+    # The end of a new network is zero.
+    move = lambda leaf: leaf + 0.1 if eqx.is_inexact_array(leaf) else leaf
+    process = eqx.tree_at(
+        lambda p: p.network, process, jax.tree.map(move, process.network)
+    )
+    light = jnp.array([0.2, -0.1])
+    found = process.mean(coords, 0.5 * values + light)
+    expected = 0.5 * process.mean(coords, values) + light
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.max(np.abs(process.mean(coords, values) - refined().mean(*SEEN))) > 0.01
+
+
+def test_a_uniform_image_stays_uniform():
+    coords, values = SEEN
+    mean = with_constant(1.0).mean(coords, jnp.full_like(values, 0.3))
+    np.testing.assert_allclose(mean, 0.3, atol=1e-3)
 
 
 @pytest.mark.parametrize("block", [None, 2])

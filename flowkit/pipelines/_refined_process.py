@@ -5,8 +5,15 @@ the draw become
 
 $$\hat\mu = \mu + f(\mu, y), \qquad \hat x = x + f(\mu, y).$$
 
-The network $f$ is trained by the squared error, so that $\hat\mu$ is the expected image. A
+The network in $f$ is trained by the squared error, so that $\hat\mu$ is the expected image. A
 flow that starts from $\hat x$ is left with the deviations from it.
+
+Light and contrast are none of the network's business: it sees the image with the mean $m$
+of the observed pixels of each channel taken away, divided by their standard deviation $s$,
+
+$$f(\mu, y) = \tfrac{s}{3}\, \mathrm{net}\Big(\frac{\mu - m}{s}, \frac{y - m}{s}\Big),$$
+
+so that $f(a \mu + b, a y + b) = a\, f(\mu, y)$ for any $a > 0$ and $b$.
 """
 
 import equinox as eqx
@@ -18,7 +25,14 @@ from flowkit._types import AnyArray, PRNGKey
 from flowkit.data import pixel_coords, SparsePixels
 from flowkit.inverse import GaussianProcess
 from flowkit.nn import Observed, UNet
-from flowkit.pipelines._sparse_flow_parts import OnGrid, UNIT
+from flowkit.pipelines._sparse_flow_parts import OnGrid
+
+
+UNIT = 1 / 3
+"""What the network predicts, in standard deviations of the observed pixels."""
+
+LEAST_SCALE = 1e-3
+"""The standard deviation that a uniform image is taken to have."""
 
 
 class RefinedProcess(eqx.Module):
@@ -121,7 +135,12 @@ class RefinedProcess(eqx.Module):
         return pixel_coords(self.network.height, self.network.width)
 
     def _correction(self, coords, values, mean) -> Float[Array, "m c"]:
-        seen = Observed(self._all_coords(), coords, values)
-        correction = UNIT * self.network(0.0, mean, seen)
+        center = jnp.mean(values, axis=0)
+        deviations = values - center
+        # Of all channels together, so that the network sees the color.
+        scale = jnp.maximum(jnp.sqrt(jnp.mean(deviations**2)), LEAST_SCALE)
+
+        seen = Observed(self._all_coords(), coords, deviations / scale)
+        correction = UNIT * scale * self.network(0.0, (mean - center) / scale, seen)
         # What was observed is known.
         return correction.at[self.network.indices_of(coords)].set(0)
