@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float, PyTree
 
+from flowkit._devices import is_within_device, num_shares, over_devices
 from flowkit._types import sum_dtype
 
 
@@ -39,7 +40,8 @@ class AutomaticBlock(eqx.Module):
     - on any other platform,
     - if the error has a convolution of XLA, whose gradient takes several times as long
       inside a loop on a CPU; that of `fk.nn.Conv` does not, and counts as a product,
-    - if JAX sees more than one device, since the batch may be split over them.
+    - if JAX sees more than one device, outside of a training step that divides the batch
+      over them, since it may be split all the same.
 
     **Arguments:**
 
@@ -66,22 +68,74 @@ Block: TypeAlias = int | None | AutomaticBlock
 
 
 def mean_over_batch(
-    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: Block
+    fn: Callable,
+    shared: PyTree[Any],
+    examples: PyTree[Any],
+    *,
+    block: Block = AutomaticBlock(),
 ) -> tuple[Float[Array, ""], PyTree[Any]]:
-    """The mean of the first result of `fn(shared, example) -> (value, aux)` over a batch.
+    """The mean over a batch of the first result of `fn(shared, example) -> (value, aux)`.
+
+    ```python
+    def error(model, x):
+        return jnp.sum((jax.vmap(model)(x) - x) ** 2), None
+
+    def loss(model, batch, key):
+        return fk.training.mean_over_batch(error, model, batch)[0]
+    ```
+
+    flowkit's losses are made of it. It works through the batch block by block, and in a
+    training on several devices each works on its own part of the examples; the value and
+    its gradients stay the same.
 
     **Arguments:**
 
     - `fn`: a function of one example. It closes over no traced array.
     - `shared`: what all examples share, such as the model.
     - `examples`: a pytree of arrays with equal leading axes.
-    - `block`: how many examples at a time. Values and gradients do not depend on it.
+    - `block`: how many examples at a time, on each device.
 
     **Returns:** the mean, and the `aux` of all examples, through which no gradient
     flows.
 
     **Raises:** `ValueError` if `block` does not divide the batch.
     """
+    num = batch_size(examples)
+    check_block(block, num)
+    shares = num_shares(num)
+    if shares == 1:
+        return _mean(fn, shared, examples, block)
+
+    def mean_of_share(functions, examples):
+        fn, shared = functions
+        mean, aux = _mean(fn, shared, examples, share_of_block(block, num // shares))
+        return mean[None], aux
+
+    means, aux = over_devices(mean_of_share, (fn, shared), examples)
+    return jnp.mean(means), jax.lax.stop_gradient(aux)
+
+
+def map_over_batch(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: Block
+) -> PyTree[Any]:
+    """`fn(shared, example)` for all examples, block by block; arguments as in `mean_over_batch`."""
+    num = batch_size(examples)
+    check_block(block, num)
+    shares = num_shares(num)
+    if shares == 1:
+        return _map(fn, shared, examples, block)
+
+    def map_share(functions, examples):
+        fn, shared = functions
+        return _map(fn, shared, examples, share_of_block(block, num // shares))
+
+    return over_devices(map_share, (fn, shared), examples)
+
+
+def _mean(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], block: Block
+) -> tuple[Float[Array, ""], PyTree[Any]]:
+    """`mean_over_batch` on one device."""
     size = block_size(fn, shared, examples, block)
     shared = (fn, shared)
     if size == batch_size(examples):
@@ -92,14 +146,21 @@ def mean_over_batch(
     return mean, jax.lax.stop_gradient(aux)
 
 
-def map_over_batch(
-    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: Block
+def _map(
+    fn: Callable, shared: PyTree[Any], examples: PyTree[Any], block: Block
 ) -> PyTree[Any]:
-    """`fn(shared, example)` for all examples, block by block; arguments as in `mean_over_batch`."""
+    """`map_over_batch` on one device."""
     size = block_size(fn, shared, examples, block)
     if size == batch_size(examples):
         return eqx.filter_vmap(ft.partial(fn, shared))(examples)
     return jax.lax.map(ft.partial(fn, shared), examples, batch_size=size)
+
+
+def share_of_block(block: Block, num: int) -> Block:
+    """The block for a part of `num` examples: the largest number that divides both."""
+    if block is None or isinstance(block, AutomaticBlock):
+        return block
+    return math.gcd(block, num)
 
 
 def check_block(block: Block, num: int) -> None:
@@ -138,7 +199,8 @@ def _chosen_size(
     num = batch_size(examples)
     # Tracing does not tell whether a batch is split over devices, and a loop over blocks
     # of a split batch would reduce the gradient in each of them.
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+    may_be_split = jax.device_count() > 1 and not is_within_device()
+    if jax.default_backend() != "cpu" or may_be_split:
         return num
 
     example = jax.tree.map(_without_leading_axis, examples)

@@ -33,7 +33,8 @@ GROUND = {
     "_namespace": set(),
     "_print": set(),
     "_checks": {"_types"},
-    "_blocks": {"_types", "_checks"},
+    "_devices": {"_types"},
+    "_blocks": {"_types", "_checks", "_devices"},
     "_masks": {"_types", "_checks"},
 }
 CORE = GROUND | {

@@ -4,6 +4,7 @@ A step updates the weights, a loop makes steps, checkpoints keep what it made, a
 mesh spreads it over many devices.
 """
 
+from flowkit._blocks import mean_over_batch as mean_over_batch
 from flowkit._namespace import public_names as _public_names
 from flowkit.training._checkpoints import (
     best_step as best_step,
@@ -23,12 +24,17 @@ from flowkit.training._loop import (
     Stop as Stop,
 )
 from flowkit.training._step import (
+    AbstractPlacement as AbstractPlacement,
     data_mesh as data_mesh,
     DEFAULT_MOMENTUM as DEFAULT_MOMENTUM,
     DOUBLED_MOMENTUM as DOUBLED_MOMENTUM,
+    FullySharded as FullySharded,
     init_state as init_state,
     make_step as make_step,
+    OneDevice as OneDevice,
     Optimizer as Optimizer,
+    Pmapped as Pmapped,
+    Replicated as Replicated,
     shard_batch as shard_batch,
     Step as Step,
     TrainState as TrainState,

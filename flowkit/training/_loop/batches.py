@@ -13,10 +13,9 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from flowkit.training._step import check_divisible, owned, replicated, split
+from flowkit.training._step import AbstractPlacement, owned
 
 
 class Resident:
@@ -24,7 +23,12 @@ class Resident:
 
     resident = True
 
-    def __init__(self, data: PyTree[Any], batch_size: int | None, mesh: Mesh | None):
+    def __init__(
+        self,
+        data: PyTree[Any],
+        batch_size: int | None,
+        placement: AbstractPlacement,
+    ):
         data = owned(data, "batches")
         sizes = {_length(leaf) for leaf in jax.tree.leaves(data)}
         if len(sizes) != 1 or sizes == {0}:
@@ -41,11 +45,8 @@ class Resident:
                 f"got {batch_size}."
             )
 
-        if mesh is None:
-            self._data = jax.tree.map(jnp.asarray, data)
-        else:
-            check_divisible(size if batch_size is None else batch_size, mesh)
-            self._data = jax.tree.map(lambda leaf: _everywhere(leaf, mesh), data)
+        used = size if batch_size is None else batch_size
+        self._data = placement.place_data(data, used)
         self.batch_size = batch_size
 
     def take(self, length: int | None) -> PyTree[Any]:
@@ -68,10 +69,10 @@ class Stream:
     resident = False
     batch_size = None
 
-    def __init__(self, batches: Iterable[Any], mesh: Mesh | None):
+    def __init__(self, batches: Iterable[Any], placement: AbstractPlacement):
         self._iterable = batches
         self._iterator = iter(batches)
-        self._mesh = mesh
+        self._placement = placement
 
     def take(self, length: int | None) -> PyTree[Any]:
         """The next batch, or the next `length` batches stacked."""
@@ -79,9 +80,7 @@ class Stream:
             batch = self._next()
         else:
             batch = _stacked([self._next() for _ in range(length)])
-        if self._mesh is None:
-            return batch
-        return split(batch, self._mesh, axis=0 if length is None else 1)
+        return self._placement.place_batch(batch, axis=0 if length is None else 1)
 
     def position(self) -> Any:
         """How far a dataset of grain was read; `None` for other iterables."""
@@ -119,7 +118,11 @@ class Stream:
 
 
 def make_source(
-    batches: Any, batch_size: int | None, mesh: Mesh | None, *, needs_position: bool
+    batches: Any,
+    batch_size: int | None,
+    placement: AbstractPlacement,
+    *,
+    needs_position: bool,
 ) -> Resident | Stream:
     """The source of batches for anything that `fit` accepts."""
     is_grain = isinstance(
@@ -127,7 +130,7 @@ def make_source(
     )
     # A dataset of grain is iterable and has a length, but it is no tree of arrays.
     if not is_grain and _is_tree(batches):
-        return Resident(batches, batch_size, mesh)
+        return Resident(batches, batch_size, placement)
     if batch_size is not None:
         raise ValueError(
             "`batch_size` is for arrays in `batches`; a dataset or an iterator gives "
@@ -146,7 +149,7 @@ def make_source(
         )
     if isinstance(batches, grain.MapDataset):
         batches = _endless(batches)
-    return Stream(batches, mesh)
+    return Stream(batches, placement)
 
 
 def _is_tree(batches: Any) -> bool:
@@ -201,11 +204,3 @@ def _shapes(batch: PyTree[Any]) -> PyTree[str]:
 
 def _stack(*leaves: Any) -> Any:
     return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else np.stack(leaves)
-
-
-def _everywhere(leaf: Any, mesh: Mesh) -> jax.Array:
-    if jax.process_count() == 1:
-        return jax.device_put(leaf, replicated(mesh))
-    return jax.make_array_from_process_local_data(
-        replicated(mesh), np.asarray(leaf), np.shape(leaf)
-    )

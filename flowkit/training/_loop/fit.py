@@ -22,9 +22,12 @@ from flowkit.training._loop.callbacks import as_callbacks, Every
 from flowkit.training._loop.history import Series
 from flowkit.training._loop.loop import ctrl_c, Loop
 from flowkit.training._step import (
+    AbstractPlacement,
+    as_placement,
     Configuration,
     EMADecay,
     init_state,
+    OneDevice,
     Optimizer,
     positive,
     Trainable,
@@ -75,6 +78,7 @@ def fit(
     num_steps: int,
     ema_decay: EMADecay = WarmUpDecay(0.999),
     trainable: Trainable = None,
+    parallel: AbstractPlacement = OneDevice(),
     mesh: Mesh | None = None,
     steps_per_call: int = 1,
     batch_size: int | None = None,
@@ -113,7 +117,10 @@ def fit(
       remembers them for some `1 / (1 - ema_decay)` steps, or `None`.
     - `trainable`: a function from the model to the part or parts to train, see
       `make_step`.
-    - `mesh`: from `data_mesh`: batches are split over its devices.
+    - `parallel`: spreads the work over several devices: `Replicated`, `FullySharded` or
+      `Pmapped`. Batches are split over them, and the steps are those of one device up to
+      the order of sums.
+    - `mesh`: from `data_mesh`; short for `parallel=Replicated(mesh)`.
     - `steps_per_call`: how many steps one compiled call makes; above 1 it helps where a
       step takes less than a millisecond. Callbacks and checkpoints happen between calls.
     - `checkpoints`: save there, and resume from there. On a CPU a resumed run ends with
@@ -129,20 +136,15 @@ def fit(
     **Raises:** `FloatingPointError` after ten steps in a row without a finite gradient.
     """
     steps_per_call = positive("steps_per_call", steps_per_call)
-    num_steps = operator.index(num_steps)
-    if num_steps < 0:
-        raise ValueError(f"`num_steps` must not be negative, got {num_steps}.")
-    if batch_size is not None:
-        batch_size = operator.index(batch_size)
-    configuration = Configuration.of(
-        loss, optimizer, ema_decay=ema_decay, trainable=trainable, mesh=mesh
-    )
+    num_steps = _not_negative("num_steps", num_steps)
+    batch_size = None if batch_size is None else operator.index(batch_size)
+    placement = as_placement(parallel, mesh)
+    parts: Any = {"ema_decay": ema_decay, "trainable": trainable}
+    configuration = Configuration.of(loss, optimizer, placement=placement, **parts)
     source = make_source(
-        batches, batch_size, mesh, needs_position=checkpoints is not None
+        batches, batch_size, placement, needs_position=checkpoints is not None
     )
-    state = init_state(
-        model, optimizer, ema_decay=ema_decay, trainable=trainable, key=key
-    )
+    state = init_state(model, optimizer, key=key, **parts)
 
     # The loop is made in `_run`: its saver is open there, and closed on the way out.
     make_loop = ft.partial(
@@ -154,6 +156,13 @@ def fit(
         steps_per_call=steps_per_call,
     )
     return _run(make_loop, num_steps, checkpoints, progress=progress)
+
+
+def _not_negative(name: str, value: Any) -> int:
+    number = operator.index(value)
+    if number < 0:
+        raise ValueError(f"`{name}` must not be negative, got {number}.")
+    return number
 
 
 def _run(

@@ -21,7 +21,6 @@ from flowkit.training._step import (
     Configuration,
     Pace,
     partition,
-    replicate,
     TrainState,
 )
 
@@ -63,9 +62,8 @@ class Loop:
         self._pace = Pace()
 
         # Between calls the state is a flat list of arrays, which is what the step takes.
-        self._arrays, self._static = partition(state)
-        if configuration.mesh is not None:
-            self._arrays = replicate(self._arrays, configuration.mesh)
+        arrays, self._static = partition(state)
+        self._arrays = configuration.placement.place_state(arrays)
 
         self.step = 0
         # The `num_steps` of the run that a callback ended. The same command then trains no

@@ -27,7 +27,15 @@ from flowkit.training._checkpoints import (
 )
 from flowkit.training._loop.callbacks import Every
 from flowkit.training._loop.fit import fit, FitResult
-from flowkit.training._step import EMADecay, Optimizer, Trainable, WarmUpDecay
+from flowkit.training._step import (
+    AbstractPlacement,
+    as_placement,
+    EMADecay,
+    OneDevice,
+    Optimizer,
+    Trainable,
+    WarmUpDecay,
+)
 
 
 _RECORD = "stages.json"
@@ -80,6 +88,7 @@ def fit_stages(
     *,
     ema_decay: EMADecay = WarmUpDecay(0.999),
     start_from_average: bool = True,
+    parallel: AbstractPlacement = OneDevice(),
     mesh: Mesh | None = None,
     steps_per_call: int = 1,
     batch_size: int | None = None,
@@ -119,7 +128,7 @@ def fit_stages(
       stages than those of the folder are a `ValueError`; so is another `num_steps` of a
       stage that was followed by a later one.
     - `callbacks`: of all stages.
-    - `ema_decay`, `mesh`, `steps_per_call`, `progress`: as in `fit`.
+    - `ema_decay`, `parallel`, `mesh`, `steps_per_call`, `progress`: as in `fit`.
     - `key`: random seed. Stage `i` of the folder, or of the list, draws from
       `fold_in(key, i)`.
 
@@ -129,11 +138,10 @@ def fit_stages(
     _check(stages, batches)
     first = 0
     if checkpoints is not None:
-        first, model = _start(
-            stages, model, checkpoints.directory, average=start_from_average
-        )
+        folder = checkpoints.directory
+        first, model = _start(stages, model, folder, average=start_from_average)
 
-    shared: Any = {"ema_decay": ema_decay, "mesh": mesh, "progress": progress}
+    shared: Any = {"parallel": as_placement(parallel, mesh), "progress": progress}
     results = {}
     for number, stage in enumerate(stages, start=first):
         data, size = _data_of(stage, model, batches, batch_size)
@@ -147,15 +155,21 @@ def fit_stages(
             trainable=stage.trainable,
             steps_per_call=stage.steps_per_call or steps_per_call,
             batch_size=size,
+            ema_decay=ema_decay,
             checkpoints=saved,
             callbacks=[*callbacks, *stage.callbacks],
             key=jr.fold_in(key, number),
             **shared,
         )
         results[stage.name] = result
-        has_average = start_from_average and result.ema is not None
-        model = result.ema if has_average else result.model
+        model = _next_model(result, average=start_from_average)
     return results
+
+
+def _next_model(result: FitResult, *, average: bool) -> PyTree[Any]:
+    """What the next stage starts from."""
+    has_average = average and result.ema is not None
+    return result.ema if has_average else result.model
 
 
 def last_stage(directory: str | os.PathLike[str]) -> Path:

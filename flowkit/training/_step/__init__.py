@@ -19,13 +19,17 @@ from flowkit.training._step.partition import (
     partition as partition,
     StaticPart as StaticPart,
 )
+from flowkit.training._step.placements import (
+    AbstractPlacement as AbstractPlacement,
+    as_placement as as_placement,
+    FullySharded as FullySharded,
+    OneDevice as OneDevice,
+    Pmapped as Pmapped,
+    Replicated as Replicated,
+)
 from flowkit.training._step.sharding import (
-    check_divisible as check_divisible,
     data_mesh as data_mesh,
-    replicate as replicate,
-    replicated as replicated,
     shard_batch as shard_batch,
-    split as split,
 )
 from flowkit.training._step.state import (
     init_state as init_state,

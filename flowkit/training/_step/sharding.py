@@ -1,5 +1,4 @@
-"""Data parallelism: batches are split over the devices of a mesh, and every device
-holds all parameters."""
+"""A mesh of devices, and batches that are split over it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -76,17 +75,3 @@ def check_divisible(size: int, mesh: Mesh) -> None:
             f"cannot share equally; use a batch size that is a multiple of {devices} "
             "and drop the remainder."
         )
-
-
-def replicate(leaves: list[Any], mesh: Mesh) -> list[Any]:
-    """The arrays, equal on every process, on every device of `mesh`."""
-    sharding = replicated(mesh)
-    if all(leaf.sharding == sharding for leaf in leaves):
-        return leaves
-
-    # Through jit: a typed key cannot be put onto the devices of several processes.
-    return jax.jit(_identity, out_shardings=sharding)(leaves)
-
-
-def _identity(leaves: list[Any]) -> list[Any]:
-    return leaves

@@ -34,12 +34,10 @@ from flowkit.training._step.optimizer import (
     update_counts,
 )
 from flowkit.training._step.partition import partition, Static, StaticPart
-from flowkit.training._step.sharding import (
-    check_mesh,
-    replicate,
-    replicated,
-    split,
-    split_over,
+from flowkit.training._step.placements import (
+    AbstractPlacement,
+    as_placement,
+    OneDevice,
 )
 from flowkit.training._step.state import Trainable, trainable_mask, TrainState
 
@@ -56,7 +54,7 @@ class Configuration(NamedTuple):
     optimizer: Static
     ema_decay: Static
     trainable: Static
-    mesh: Mesh | None
+    placement: AbstractPlacement
 
     @classmethod
     def of(
@@ -66,14 +64,17 @@ class Configuration(NamedTuple):
         *,
         ema_decay: EMADecay,
         trainable: Trainable,
-        mesh: Mesh | None,
+        placement: AbstractPlacement,
     ) -> "Configuration":
         """Checks the parts and makes them hashable."""
         check_optimizer(optimizer)
         check_decay(ema_decay)
-        check_mesh(mesh)
         return cls(
-            Static(loss), Static(optimizer), Static(ema_decay), Static(trainable), mesh
+            Static(loss),
+            Static(optimizer),
+            Static(ema_decay),
+            Static(trainable),
+            placement,
         )
 
 
@@ -89,17 +90,26 @@ class CompileKey(NamedTuple):
     resident: bool = False
     batch_size: int | None = None
 
+    @property
+    def batch_axis(self) -> int | None:
+        """Which axis of a batch counts the examples; `None` if every device has all."""
+        if self.resident:
+            return None
+        return 0 if self.length is None else 1
+
 
 def update(
     configuration: Configuration,
-    batch_size: int | None,
+    key: CompileKey,
     state: TrainState,
     batch: PyTree[Any],
 ) -> tuple[TrainState, dict]:
     """One step: the state after it, and its metrics."""
     draw_key, loss_key = jr.split(jr.fold_in(state.key, state.step))
-    if batch_size is not None:
-        batch = _draw(batch, batch_size, configuration.mesh, key=draw_key)
+    if key.batch_size is not None:
+        batch = _draw(batch, key.batch_size, key=draw_key)
+    placement = configuration.placement
+    batch = placement.whole_batch(batch, resident=key.resident)
 
     # Only what is trained is differentiated: the rest is a constant of the loss.
     mask = trainable_mask(state.model, configuration.trainable.value)
@@ -109,7 +119,7 @@ def update(
         model = eqx.combine(params, frozen)
         return _value_and_metrics(configuration.loss.value(model, batch, loss_key))
 
-    (loss, extra), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    (loss, extra), grads = placement.value_and_grad(objective, params)
     grad_norm = _norm(grads, at_least_float32(loss.dtype))
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -186,7 +196,7 @@ def compiled(
 
     def one(arrays, batch):
         state = static.combine(arrays)
-        state, metrics = update(configuration, key.batch_size, state, batch)
+        state, metrics = update(configuration, key, state, batch)
         return static.arrays(state), metrics
 
     def run(arrays, batch):
@@ -197,11 +207,7 @@ def compiled(
             return jax.lax.scan(same, arrays, length=key.length)
         return jax.lax.scan(one, arrays, batch)
 
-    if configuration.mesh is None:
-        return jax.jit(run, donate_argnums=0)
-    # Stated, or XLA may choose to leave a part of the state split.
-    everywhere = replicated(configuration.mesh)
-    return jax.jit(run, donate_argnums=0, out_shardings=everywhere)
+    return configuration.placement.compiled(run, batch_axis=key.batch_axis)
 
 
 class Pace:
@@ -253,19 +259,15 @@ class Step:
 
     def _partition(self, state):
         arrays, static = partition(state)
-        if self._configuration.mesh is not None:
-            arrays = replicate(arrays, self._configuration.mesh)
-        return arrays, static
+        return self._configuration.placement.place_state(arrays), static
 
     def _place(self, batch):
         batch = owned(batch, "batch")
         length = self._key.length
         if length is not None:
             _check_stack(batch, length)
-        if self._configuration.mesh is None:
-            return batch
         axis = 0 if length is None else 1
-        return split(batch, self._configuration.mesh, axis=axis)
+        return self._configuration.placement.place_batch(batch, axis=axis)
 
 
 def make_step(
@@ -275,6 +277,7 @@ def make_step(
     ema_decay: EMADecay = None,
     trainable: Trainable = None,
     steps_per_call: int = 1,
+    parallel: AbstractPlacement = OneDevice(),
     mesh: Mesh | None = None,
 ) -> Step:
     """A jitted `step(state, batch) -> (state, metrics)`, for a training loop of your own.
@@ -306,15 +309,20 @@ def make_step(
       norm: it is left bitwise unchanged.
     - `steps_per_call`: with `k > 1` one call makes `k` steps in one compiled loop;
       batches and metrics then have a leading axis `k`.
-    - `mesh`: from `data_mesh`: batches are split over the devices, and each of them
-      holds the state.
+    - `parallel`: spreads the work over several devices: `Replicated`, `FullySharded` or
+      `Pmapped`. Batches are split over them.
+    - `mesh`: from `data_mesh`; short for `parallel=Replicated(mesh)`.
 
     **Reference:** Polyak and Juditsky, *Acceleration of stochastic approximation by
     averaging* (1992), for the average; the weights here are exponential.
     """
     steps_per_call = positive("steps_per_call", steps_per_call)
     configuration = Configuration.of(
-        loss, optimizer, ema_decay=ema_decay, trainable=trainable, mesh=mesh
+        loss,
+        optimizer,
+        ema_decay=ema_decay,
+        trainable=trainable,
+        placement=as_placement(parallel, mesh),
     )
     return Step(configuration, steps_per_call)
 
@@ -337,16 +345,11 @@ def _check_stack(batch: PyTree[Any], length: int) -> None:
             )
 
 
-def _draw(
-    data: PyTree[Any], batch_size: int, mesh: Mesh | None, *, key: Array
-) -> PyTree[Any]:
+def _draw(data: PyTree[Any], batch_size: int, *, key: Array) -> PyTree[Any]:
     """`batch_size` examples of `data`, independent and uniform, with replacement."""
     size = jax.tree.leaves(data)[0].shape[0]
     indices = jr.randint(key, (batch_size,), 0, size)
-    batch = jax.tree.map(lambda leaf: leaf[indices], data)
-    if mesh is None:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, split_over(mesh))
+    return jax.tree.map(lambda leaf: leaf[indices], data)
 
 
 def _value_and_metrics(result: Any) -> tuple[Array, dict[str, Array]]:
