@@ -735,6 +735,92 @@ def test_fit_survives_a_few_of_them(key):
     assert np.all(np.isfinite(result.model))
 
 
+def test_a_diverged_training_keeps_what_it_reached(key):
+    """The loss is the logarithm of a weight that shrinks below zero."""
+    loss = lambda m, b, k: jnp.sum(jnp.log(m)) + 0 * jnp.sum(b)
+    with pytest.raises(tr.Diverged) as error:
+        fit(
+            loss,
+            jnp.ones(2),
+            jnp.zeros((4, 1)),
+            optimizer=optax.sgd(0.3),
+            skipping=tr.Skipping(most_in_a_row=3),
+            num_steps=100,
+            key=key,
+        )
+    result = error.value.result
+    # 1, 0.7, 0.27, and then -0.84, whose logarithm is NaN.
+    weight = 1.0
+    while weight > 0:
+        weight -= 0.3 / weight
+    np.testing.assert_allclose(result.model, weight, rtol=1e-5)
+    skipped = result.history["skipped"].values
+    # The device is some steps ahead when the host hears of the third.
+    assert len(skipped) >= 6
+    assert skipped[:3].tolist() == [0, 0, 0]
+    assert np.all(skipped[3:] == 1)
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_how_many_skipped_steps_end_a_training(most, key):
+    loss = lambda m, b, k: jnp.sum(m) * jnp.nan * jnp.sum(b)
+    skipping = tr.Skipping(most_in_a_row=most)
+    train = ft.partial(fit, loss, jnp.ones(2), jnp.ones((4, 1)), skipping=skipping)
+    if most is None:
+        result = train(num_steps=30, key=key)
+        assert result.history["skipped"].values.sum() == 30
+        np.testing.assert_array_equal(result.model, 1)
+        return
+    with pytest.raises(tr.Diverged, match="in 1 steps in a row, up to step 1"):
+        train(num_steps=30, key=key)
+
+
+def test_long_gradients_are_skipped(key):
+    """The gradient is the batch: 1, 5, 2."""
+    loss = lambda m, b, k: jnp.sum(m * b)
+    batches = iter(np.array([[1.0], [5.0], [2.0]], np.float32))
+    result = fit(
+        loss,
+        jnp.zeros(1),
+        batches,
+        optimizer=optax.sgd(1.0),
+        skipping=tr.Skipping(max_grad_norm=4.0),
+        num_steps=3,
+        key=key,
+    )
+    assert result.history["skipped"].values.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(result.model, -3.0)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_batches_that_end_early_end_the_training(steps_per_call, key):
+    """Six of ten: what was trained is kept."""
+    loss = lambda m, b, k: jnp.sum(m * b)
+    ended = []
+    train = ft.partial(
+        fit,
+        loss,
+        jnp.zeros(1),
+        optimizer=optax.sgd(1.0),
+        steps_per_call=steps_per_call,
+        callbacks=[tr.Every(100, lambda state, step: ended.append(step))],
+        key=key,
+    )
+    with pytest.warns(UserWarning, match="after 6 of 10 steps"):
+        result = train(iter(np.ones((6, 1), np.float32)), num_steps=10)
+    np.testing.assert_allclose(result.model, -6.0)
+    assert len(result.history["loss"].values) == 6
+    assert ended == [0, 6]
+
+
+def test_a_grain_pipeline_that_ends_early_ends_the_training(key):
+    with pytest.warns(UserWarning, match="ended after .*dataset.repeat"):
+        result = fit(
+            mse, line(), as_grain(DATA).to_iter_dataset(), num_steps=20, key=key
+        )
+    assert len(result.history["loss"].values) < 20
+
+
 # Wrong use
 
 
@@ -769,8 +855,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "class of an optimizer": ({"optimizer": optax.MultiSteps}, "`optimizer` is the c"),
     "empty": ({"batches": as_grain(DATA)[:0]}, "empty"),
-    "exhausted": ({"batches": iter([DATA])}, "`batches` ended"),
-    "exhausted grain": ({"batches": as_grain(DATA).to_iter_dataset()}, "repeat"),
+    "no batch": ({"batches": iter([])}, "`batches` has no batch; repeat"),
     "nothing to train": ({"model": {"a": jnp.arange(3)}}, "`model` has no floating"),
     "nothing selected": ({"trainable": lambda m: m.scale}, "`trainable` selects no"),
     "strange selection": (

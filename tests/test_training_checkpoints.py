@@ -183,6 +183,28 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
     assert_equal_runs(run(tmp_path), run())
 
 
+def test_sigterm_finishes_the_step_and_saves(tmp_path):
+    """What a scheduler sends before it kills; the status is that of a process ended by it."""
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, stop=stop_at(30, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert max(steps_in(tmp_path)) == 30
+    assert_equal_runs(run(tmp_path), run())
+
+
+def test_a_handler_of_somebody_else_stays(tmp_path):
+    caught = []
+    handler = lambda number, frame: caught.append(number)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        run(tmp_path, stop=stop_at(30, lambda: signal.raise_signal(signal.SIGTERM)))
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught == [signal.SIGTERM]
+
+
 def test_an_interrupt_from_inside_the_data_keeps_the_last_checkpoint(tmp_path):
     class Interrupting:
         def __call__(self, i):

@@ -13,6 +13,7 @@ from flowkit.training._checkpoints import (
     stored_config as stored_config,
 )
 from flowkit.training._loop import (
+    Diverged as Diverged,
     EarlyStopping as EarlyStopping,
     Every as Every,
     fit as fit,
@@ -36,6 +37,7 @@ from flowkit.training._step import (
     Pmapped as Pmapped,
     Replicated as Replicated,
     shard_batch as shard_batch,
+    Skipping as Skipping,
     Step as Step,
     TrainState as TrainState,
     update_ema as update_ema,

@@ -6,6 +6,7 @@ from flowkit.training._loop.callbacks import (
     Stop as Stop,
 )
 from flowkit.training._loop.fit import (
+    Diverged as Diverged,
     fit as fit,
     FitResult as FitResult,
 )

@@ -4,8 +4,9 @@
 for one batch after another. Both have `take`, and a `position` that checkpoints keep.
 """
 
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -49,10 +50,9 @@ class Resident:
         self._data = placement.place_data(data, used)
         self.batch_size = batch_size
 
-    def take(self, length: int | None) -> PyTree[Any]:
-        """All data, whatever the number of steps."""
-        del length
-        return self._data
+    def take(self, length: int | None) -> tuple[PyTree[Any], int]:
+        """All data, for any number of steps."""
+        return self._data, 1 if length is None else length
 
     def position(self) -> Any:
         """Nothing: the step count says which examples are drawn."""
@@ -74,13 +74,17 @@ class Stream:
         self._iterator = iter(batches)
         self._placement = placement
 
-    def take(self, length: int | None) -> PyTree[Any]:
-        """The next batch, or the next `length` batches stacked."""
-        if length is None:
-            batch = self._next()
-        else:
-            batch = _stacked([self._next() for _ in range(length)])
-        return self._placement.place_batch(batch, axis=0 if length is None else 1)
+    def take(self, length: int | None) -> tuple[PyTree[Any], int]:
+        """The next batch, or the next `length` batches stacked, and how many there are.
+
+        These are fewer where the batches end.
+        """
+        batches = list(itertools.islice(self._rest(), length or 1))
+        if not batches:
+            return None, 0
+        batch = batches[0] if length is None else _stacked(batches)
+        axis = 0 if length is None else 1
+        return self._placement.place_batch(batch, axis=axis), len(batches)
 
     def position(self) -> Any:
         """How far a dataset of grain was read; `None` for other iterables."""
@@ -93,28 +97,27 @@ class Stream:
         if isinstance(self._iterator, grain.DatasetIterator):
             self._iterator.set_state(position)
 
-    def _next(self) -> PyTree[Any]:
-        # Copied before the iterator is asked again: it may refill the same memory.
-        return owned(self._next_as_given(), "batches")
-
-    def _next_as_given(self) -> PyTree[Any]:
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            pass
+    def _rest(self) -> Iterator[PyTree[Any]]:
+        """The batches that are left."""
+        # Copied before the iterator is asked again: it may refill its memory.
+        yield from map(_owned, self._iterator)
 
         # A further pass, unless it would be the same one: an iterator has only one, and
         # a pipeline of grain would repeat its order.
         is_grain = isinstance(self._iterator, grain.DatasetIterator)
-        if not is_grain and self._iterator is not self._iterable:
+        if is_grain or self._iterator is self._iterable:
+            return
+        is_empty = False
+        while not is_empty:
             self._iterator = iter(self._iterable)
-            for batch in self._iterator:
-                return batch
-        raise ValueError(
-            "`batches` ended before `num_steps` steps were made; repeat a grain dataset "
-            "before it is shuffled into batches with `dataset.repeat()`, and let an "
-            "iterator go on forever."
-        )
+            is_empty = True
+            for batch in map(_owned, self._iterator):
+                is_empty = False
+                yield batch
+
+
+def _owned(batch: PyTree[Any]) -> PyTree[Any]:
+    return owned(batch, "batches")
 
 
 def make_source(

@@ -20,16 +20,19 @@ from flowkit.training._checkpoints import Checkpoints, Saver
 from flowkit.training._loop.batches import make_source
 from flowkit.training._loop.callbacks import as_callbacks, Every
 from flowkit.training._loop.history import Series
-from flowkit.training._loop.loop import ctrl_c, Loop
+from flowkit.training._loop.interrupts import interruptions
+from flowkit.training._loop.loop import Loop
 from flowkit.training._step import (
     AbstractPlacement,
     as_placement,
     Configuration,
     EMADecay,
     init_state,
+    not_negative,
     OneDevice,
     Optimizer,
     positive,
+    Skipping,
     Trainable,
     TrainState,
     WarmUpDecay,
@@ -69,6 +72,17 @@ class FitResult(eqx.Module):
         return self.state.ema
 
 
+class Diverged(FloatingPointError):
+    """Raised by `fit` after too many skipped steps in a row, see `Skipping`.
+
+    `result` is what was reached before them, a `FitResult`.
+    """
+
+    def __init__(self, message: str, result: FitResult):
+        super().__init__(message)
+        self.result = result
+
+
 def fit(
     loss: Callable[..., Any],
     model: PyTree[Any],
@@ -78,6 +92,7 @@ def fit(
     num_steps: int,
     ema_decay: EMADecay = WarmUpDecay(0.999),
     trainable: Trainable = None,
+    skipping: Skipping = Skipping(),
     parallel: AbstractPlacement = OneDevice(),
     mesh: Mesh | None = None,
     steps_per_call: int = 1,
@@ -117,6 +132,8 @@ def fit(
       remembers them for some `1 / (1 - ema_decay)` steps, or `None`.
     - `trainable`: a function from the model to the part or parts to train, see
       `make_step`.
+    - `skipping`: which steps change nothing, and how many of them in a row end the
+      training.
     - `parallel`: spreads the work over several devices: `Replicated`, `FullySharded` or
       `Pmapped`. Batches are split over them, and the steps are those of one device up to
       the order of sums.
@@ -133,14 +150,19 @@ def fit(
       a run resumes. Without it that line goes to the logger `flowkit.training`.
     - `key`: random seed. A resumed run goes on with the key that it was started with.
 
-    **Raises:** `FloatingPointError` after ten steps in a row without a finite gradient.
+    An iterator that ends early ends the training, with a warning. With `checkpoints`,
+    Ctrl-C and SIGTERM finish the step and save it; the process then ends with status 130
+    or 143.
+
+    **Raises:** `fk.training.Diverged` after ten steps in a row without a finite gradient.
     """
     steps_per_call = positive("steps_per_call", steps_per_call)
-    num_steps = _not_negative("num_steps", num_steps)
+    num_steps = not_negative("num_steps", num_steps)
     batch_size = None if batch_size is None else operator.index(batch_size)
     placement = as_placement(parallel, mesh)
     parts: Any = {"ema_decay": ema_decay, "trainable": trainable}
-    configuration = Configuration.of(loss, optimizer, placement=placement, **parts)
+    how: Any = {"placement": placement, "skipping": skipping}
+    configuration = Configuration.of(loss, optimizer, **parts, **how)
     source = make_source(
         batches, batch_size, placement, needs_position=checkpoints is not None
     )
@@ -156,13 +178,6 @@ def fit(
         steps_per_call=steps_per_call,
     )
     return _run(make_loop, num_steps, checkpoints, progress=progress)
-
-
-def _not_negative(name: str, value: Any) -> int:
-    number = operator.index(value)
-    if number < 0:
-        raise ValueError(f"`{name}` must not be negative, got {number}.")
-    return number
 
 
 def _run(
@@ -182,12 +197,19 @@ def _run(
         if checkpoints is not None and loop.step > 0:
             _announce(checkpoints, loop.step, num_steps, shows=shows)
 
-        # Without checkpoints nothing would be saved, so Ctrl-C may interrupt at once.
-        interrupted = stack.enter_context(ctrl_c(active=saver is not None))
+        # Without checkpoints nothing would be saved, so a signal may interrupt at once.
+        interruption = stack.enter_context(interruptions(active=saver is not None))
         bar = stack.enter_context(
             tqdm(total=num_steps, initial=loop.step, disable=not shows, unit="step")
         )
-        loop.train(num_steps, bar, interrupted)
+        try:
+            loop.train(num_steps, bar, interruption)
+        except FloatingPointError as error:
+            raise Diverged(str(error), _result(loop)) from None
+    return _result(loop)
+
+
+def _result(loop: Loop) -> FitResult:
     return FitResult(loop.state(), loop.history(), loop.seconds())
 
 

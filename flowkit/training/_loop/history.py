@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-_MAX_SKIPPED = 10
-
-
 class Series(NamedTuple):
     """Values, and the steps after which they were recorded.
 
@@ -31,12 +28,20 @@ class Recorder:
 
     - `history`: what was recorded before this run was resumed.
     - `stacked`: whether metrics on the device have a leading axis of steps.
+    - `most_skipped`: how many skipped steps in a row end the training.
     """
 
-    def __init__(self, history: Mapping[str, Series], *, stacked: bool):
+    def __init__(
+        self,
+        history: Mapping[str, Series],
+        *,
+        stacked: bool,
+        most_skipped: int | None,
+    ):
         self._parts = {name: [series] for name, series in history.items()}
         self._stacked = stacked
         self._pending: deque[tuple[int, Any]] = deque()
+        self._most_skipped = most_skipped
         self._skipped = 0
         self.loss: float | None = None
         self.last: dict[str, np.ndarray] = {}
@@ -99,10 +104,11 @@ class Recorder:
         # The count goes on from one fetch to the next.
         for step, skip in zip(steps, skipped, strict=True):
             self._skipped = self._skipped + 1 if skip else 0
-            if self._skipped == _MAX_SKIPPED:
+            if self._skipped == self._most_skipped:
                 raise FloatingPointError(
-                    f"The loss or its gradient was not finite in {_MAX_SKIPPED} steps "
-                    f"in a row, up to step {step}. Likely causes: NaN or infinity in "
+                    f"The loss or its gradient was not finite, or the gradient longer "
+                    f"than `max_grad_norm`, in {self._skipped} steps in a row, up to "
+                    f"step {step}. Likely causes: NaN or infinity in "
                     "`batches`; a learning rate that is too large (lower it, or clip: "
                     "`optax.chain(optax.clip_by_global_norm(1.0), ...)`); an empty or "
                     "fully masked set, or the square root of zero, in `loss`. "

@@ -1,11 +1,9 @@
 """The loop of `fit`: calls of the compiled step, with callbacks, checkpoints and the
 progress bar between them."""
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ from flowkit.training._checkpoints import Saver, Snapshot
 from flowkit.training._loop.batches import Resident, Stream
 from flowkit.training._loop.callbacks import call, Callback, passed
 from flowkit.training._loop.history import Recorder, Series
+from flowkit.training._loop.interrupts import Interruption
 from flowkit.training._step import (
     compiled,
     CompileKey,
@@ -72,7 +71,14 @@ class Loop:
         self._seconds_before = 0.0
         history = self._resume()
         self._began = time.monotonic()
-        self._recorder = Recorder(history, stacked=steps_per_call > 1)
+        self._recorder = Recorder(
+            history,
+            stacked=steps_per_call > 1,
+            most_skipped=configuration.skipping.most_in_a_row,
+        )
+
+        # Whether the batches have come to their end.
+        self._ended = False
 
         # Whether state, step, history and position in the data belong together.
         self._consistent = True
@@ -105,35 +111,39 @@ class Loop:
         """How long the run has taken, together with the parts before it was resumed."""
         return self._seconds_before + time.monotonic() - self._began
 
-    def train(self, num_steps: int, bar: Any, interrupted: threading.Event) -> None:
-        """Make steps until there are `num_steps`, a callback stops, or Ctrl-C is pressed."""
+    def train(self, num_steps: int, bar: Any, interruption: Interruption) -> None:
+        """Make steps until there are `num_steps`, a callback stops, or a signal comes."""
         try:
             if self.step == 0:
                 self._run_callbacks(
                     [one for one in self._callbacks if not one.takes_metrics], num_steps
                 )
-            while not (self._is_over(num_steps) or interrupted.is_set()):
-                self._advance(num_steps, bar)
+            while not (self._is_over(num_steps) or interruption.is_due):
+                self._advance(num_steps, bar, interruption)
             self._save()
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            interruption.raise_if_due()
         except KeyboardInterrupt:
-            if self._consistent:
+            # Other processes may be at another step.
+            if self._consistent and jax.process_count() == 1:
                 self._save()
             raise
         finally:
             bar.close()
 
     def _is_over(self, num_steps: int) -> bool:
-        return self.step >= num_steps or self._stopped_total == num_steps
+        done = self.step >= num_steps or self._ended
+        return done or self._stopped_total == num_steps
 
-    def _advance(self, num_steps: int, bar: Any) -> None:
+    def _advance(self, num_steps: int, bar: Any, interruption: Interruption) -> None:
         """Calls up to the next callback, checkpoint or refresh of the bar."""
         start = self.step
         pause = self._next_pause(num_steps)
         refresh = time.monotonic() + _REFRESH_SECONDS
         while self.step < pause and time.monotonic() < refresh:
             self._run_steps(num_steps)
+            interruption.agree(self.step)
+            if self._ended or interruption.is_due:
+                break
 
         # Without a pause only what is ready is fetched: the device stays busy.
         self._recorder.drain(wait=self.step >= pause)
@@ -141,7 +151,7 @@ class Loop:
             bar.set_postfix(loss=f"{self._recorder.loss:.4g}", refresh=False)
         bar.update(self.step - bar.n)
 
-        at_end = self.step == num_steps
+        at_end = self.step == num_steps or self._ended
         due = [one for one in self._callbacks if at_end or one.is_due(start, self.step)]
         self._run_callbacks(due, num_steps)
         if self._stopped_total == num_steps:
@@ -166,17 +176,38 @@ class Loop:
             # from.
             rest = self._steps_per_call - self.step % self._steps_per_call
             length = min(rest, num_steps - self.step)
-        program = self._program(length)
 
         # Ctrl-C can come at any line. A batch that was taken but not used is lost, and
         # arrays that were donated are gone, so nothing may be saved in between.
         self._consistent = False
-        self._arrays, metrics = program(self._arrays, self._source.take(length))
-        self.step += length or 1
+        batch, count = self._source.take(length)
+        if count == 0:
+            self._end(num_steps)
+            return
+        program = self._program(None if length is None else count)
+        self._arrays, metrics = program(self._arrays, batch)
+        self.step += count
         self._recorder.add_pending(self.step, metrics)
         self._consistent = True
         # Waits now and then: too many calls in flight deadlock several CPU devices.
         self._pace(metrics["loss"])
+
+    def _end(self, num_steps: int) -> None:
+        """There are no more batches."""
+        remedy = (
+            "repeat a grain dataset before it is shuffled into batches with "
+            "`dataset.repeat()`, and let an iterator go on forever."
+        )
+        if self.step == 0:
+            raise ValueError(f"`batches` has no batch; {remedy}")
+        # What was trained is worth more than the steps that are missing.
+        warnings.warn(
+            f"`batches` ended after {self.step} of {num_steps} steps, and so does the "
+            f"training; {remedy}",
+            stacklevel=2,
+        )
+        self._consistent = True
+        self._ended = True
 
     def _program(self, length: int | None) -> Callable[..., Any]:
         # Kept here because the key of `compiled` takes longer to hash than a small step.
@@ -213,27 +244,3 @@ class Loop:
 @jax.jit
 def _copies(arrays: list[Any]) -> list[Any]:
     return [jnp.copy(array) for array in arrays]
-
-
-@contextlib.contextmanager
-def ctrl_c(*, active: bool) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that the step at hand is finished and
-    saved; the second one interrupts at once."""
-    interrupted = threading.Event()
-    # Only the main thread may set a handler, and a handler of somebody else stays.
-    is_main = threading.current_thread() is threading.main_thread()
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not (active and is_main and is_default):
-        yield interrupted
-        return
-
-    def handler(number, frame):
-        if interrupted.is_set():
-            signal.default_int_handler(number, frame)
-        interrupted.set()
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

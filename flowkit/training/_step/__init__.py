@@ -5,6 +5,10 @@ from flowkit.training._step.average import (
     update_ema as update_ema,
     WarmUpDecay as WarmUpDecay,
 )
+from flowkit.training._step.checks import (
+    not_negative as not_negative,
+    positive as positive,
+)
 from flowkit.training._step.host import (
     owned as owned,
 )
@@ -31,6 +35,9 @@ from flowkit.training._step.sharding import (
     data_mesh as data_mesh,
     shard_batch as shard_batch,
 )
+from flowkit.training._step.skipping import (
+    Skipping as Skipping,
+)
 from flowkit.training._step.state import (
     init_state as init_state,
     Trainable as Trainable,
@@ -43,6 +50,5 @@ from flowkit.training._step.step import (
     make_step as make_step,
     METRICS as METRICS,
     Pace as Pace,
-    positive as positive,
     Step as Step,
 )

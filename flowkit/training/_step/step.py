@@ -6,7 +6,6 @@ or its gradient is not finite, weights, average and optimizer stay as they were.
 """
 
 import functools as ft
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from flowkit.training._step.average import (
     EMADecay,
     update_ema,
 )
+from flowkit.training._step.checks import positive
 from flowkit.training._step.host import owned
 from flowkit.training._step.optimizer import (
     as_transformation,
@@ -39,6 +39,7 @@ from flowkit.training._step.placements import (
     as_placement,
     OneDevice,
 )
+from flowkit.training._step.skipping import Skipping
 from flowkit.training._step.state import Trainable, trainable_mask, TrainState
 
 
@@ -55,6 +56,7 @@ class Configuration(NamedTuple):
     ema_decay: Static
     trainable: Static
     placement: AbstractPlacement
+    skipping: Skipping
 
     @classmethod
     def of(
@@ -65,6 +67,7 @@ class Configuration(NamedTuple):
         ema_decay: EMADecay,
         trainable: Trainable,
         placement: AbstractPlacement,
+        skipping: Skipping,
     ) -> "Configuration":
         """Checks the parts and makes them hashable."""
         check_optimizer(optimizer)
@@ -75,6 +78,7 @@ class Configuration(NamedTuple):
             Static(ema_decay),
             Static(trainable),
             placement,
+            skipping,
         )
 
 
@@ -121,7 +125,7 @@ def update(
 
     (loss, extra), grads = placement.value_and_grad(objective, params)
     grad_norm = _norm(grads, at_least_float32(loss.dtype))
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    sound = configuration.skipping.is_sound(loss, grad_norm)
 
     # Optax mixes dtypes (a float decay to the power of an integer count), which strict
     # promotion forbids.
@@ -135,11 +139,11 @@ def update(
 
     # The step counts on even if nothing moves, so that no key is used twice.
     model, average, opt_state = _where(
-        finite,
+        sound,
         (model, average, opt_state),
         (state.model, state.average, state.opt_state),
     )
-    skipped = (~finite).astype(jnp.int32)
+    skipped = (~sound).astype(jnp.int32)
     metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": skipped} | extra
     state = TrainState(model, average, opt_state, state.step + 1, state.key)
     return state, metrics
@@ -277,6 +281,7 @@ def make_step(
     ema_decay: EMADecay = None,
     trainable: Trainable = None,
     steps_per_call: int = 1,
+    skipping: Skipping = Skipping(),
     parallel: AbstractPlacement = OneDevice(),
     mesh: Mesh | None = None,
 ) -> Step:
@@ -309,6 +314,8 @@ def make_step(
       norm: it is left bitwise unchanged.
     - `steps_per_call`: with `k > 1` one call makes `k` steps in one compiled loop;
       batches and metrics then have a leading axis `k`.
+    - `skipping`: which other steps change nothing: those whose gradient is longer than
+      `Skipping(max_grad_norm=...)`.
     - `parallel`: spreads the work over several devices: `Replicated`, `FullySharded` or
       `Pmapped`. Batches are split over them.
     - `mesh`: from `data_mesh`; short for `parallel=Replicated(mesh)`.
@@ -323,16 +330,9 @@ def make_step(
         ema_decay=ema_decay,
         trainable=trainable,
         placement=as_placement(parallel, mesh),
+        skipping=skipping,
     )
     return Step(configuration, steps_per_call)
-
-
-def positive(name: str, value: Any) -> int:
-    """`value` as a Python integer, which must be at least 1."""
-    number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {number}.")
-    return number
 
 
 def _check_stack(batch: PyTree[Any], length: int) -> None:
