@@ -11,8 +11,18 @@ from flowkit.training._loop.fit import (
     FitResult as FitResult,
 )
 from flowkit.training._loop.history import Series as Series
+from flowkit.training._loop.loggers import (
+    JsonLines as JsonLines,
+    TensorBoard as TensorBoard,
+    WeightsAndBiases as WeightsAndBiases,
+)
 from flowkit.training._loop.stages import (
     fit_stages as fit_stages,
     last_stage as last_stage,
     Stage as Stage,
+)
+from flowkit.training._loop.validation import (
+    find_learning_rate as find_learning_rate,
+    held_out_loss as held_out_loss,
+    LearningRates as LearningRates,
 )

@@ -20,8 +20,8 @@ class Every(eqx.Module):
 
     With an argument `metrics`, `function(state, step, metrics)` is also given the
     metrics of the last step, a dict of NumPy arrays with `"loss"`, `"grad_norm"`,
-    `"skipped"` and whatever the loss reports. There are none before the first step, so
-    such a function is not called then.
+    `"skipped"`, whatever the loss reports, and what callbacks before it in the list have
+    returned. There are none before the first step, so such a function is not called then.
 
     The call before the first step shows a mistake in the callback at once, and records
     what the untrained model does. With several steps per call it comes at the end of

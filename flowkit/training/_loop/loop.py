@@ -221,9 +221,11 @@ class Loop:
         if not callbacks:
             return
         state = self.copy()
+        metrics = dict(self._recorder.last)
         for one in callbacks:
-            values, stops = call(one, state, self.step, self._recorder.last)
+            values, stops = call(one, state, self.step, metrics)
             self._recorder.add(self.step, values)
+            metrics |= values
             if stops:
                 self._stopped_total = num_steps
 

@@ -1,0 +1,147 @@
+"""Callbacks that write the metrics of a training down as it goes on.
+
+They are given the metrics of the last step, and what callbacks before them returned.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowkit.training._step import TrainState
+
+
+class JsonLines:
+    """A callback that appends the metrics to a file, one JSON object in a line.
+
+    ```python
+    callbacks = [fk.training.Every(100, fk.training.JsonLines("run/log.jsonl"))]
+    ```
+
+    A resumed run takes away what the file says about later steps. Numbers that are not
+    finite are `null`.
+
+    **Arguments:**
+
+    - `path`: the file; its folder is made if it does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = Path(path).expanduser().absolute()
+        self._begun = False
+
+    def __call__(
+        self, state: TrainState, step: int, metrics: dict[str, np.ndarray]
+    ) -> None:
+        if jax.process_index() > 0:
+            return
+        if not self._begun:
+            self._forget_from(step)
+        values = {name: _plain(value.tolist()) for name, value in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    def _forget_from(self, step: int) -> None:
+        self._begun = True
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines()
+        kept = [line for line in lines if _step_of(line) < step]
+        # In one piece: the file is whole even if the process ends here.
+        written = self._path.with_name(f"{self._path.name}.tmp")
+        written.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(written, self._path)
+
+
+class TensorBoard:
+    """A callback that writes the metrics that are single numbers for TensorBoard.
+
+    ```python
+    callbacks = [fk.training.Every(100, fk.training.TensorBoard("run/logs"))]
+    ```
+
+    **Arguments:**
+
+    - `where`: a folder, for which tensorboardX is needed (`pip install
+      "flowkit-jax[tensorboard]"`), or a writer with a method
+      `add_scalar(name, value, step)`, such as PyTorch's `SummaryWriter`.
+    """
+
+    def __init__(self, where: Any):
+        self._where = where
+        self._writer: Any = where if hasattr(where, "add_scalar") else None
+
+    def __call__(
+        self, state: TrainState, step: int, metrics: dict[str, np.ndarray]
+    ) -> None:
+        if jax.process_index() > 0:
+            return
+        if self._writer is None:
+            self._writer = _summary_writer(self._where)
+        for name, value in _numbers(metrics).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+
+class WeightsAndBiases:
+    """A callback that logs the metrics that are single numbers to Weights & Biases.
+
+    ```python
+    run = wandb.init(project="flows")
+    callbacks = [fk.training.Every(100, fk.training.WeightsAndBiases(run))]
+    ```
+
+    **Arguments:**
+
+    - `run`: what has a method `log(values, step=step)`, as what `wandb.init` returns.
+    """
+
+    def __init__(self, run: Any):
+        if not hasattr(run, "log"):
+            raise ValueError(
+                f"`run` must have a method `log(values, step=step)`, got {type(run)}; "
+                "`wandb.init()` returns one."
+            )
+        self._run = run
+
+    def __call__(
+        self, state: TrainState, step: int, metrics: dict[str, np.ndarray]
+    ) -> None:
+        if jax.process_index() == 0:
+            self._run.log(_numbers(metrics), step=step)
+
+
+def _numbers(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if value.ndim == 0}
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers as JSON has them, which knows neither NaN nor infinity."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    is_float = isinstance(value, float)
+    return None if is_float and not math.isfinite(value) else value
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite for one that was cut off as the process ended."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _summary_writer(folder: Any) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "`TensorBoard` needs tensorboardX to write to a folder: "
+            'pip install "flowkit-jax[tensorboard]"; or pass a writer of your own.'
+        ) from error
+    return SummaryWriter(os.fspath(folder))
