@@ -78,7 +78,6 @@ def stream():
 
 CASES = {
     "drawn": (loss, lambda: DATA, {"batch_size": 16}),
-    "drawn, several per call": (loss, lambda: DATA, {"batch_size": 16, "steps": 3}),
     "whole": (loss, lambda: DATA, {}),
     "stream": (loss, stream, {}),
     "stream, several per call": (loss, stream, {"steps": 3}),
@@ -149,8 +148,15 @@ def test_replicas_are_equal_and_whole(make):
         assert len(leaf.devices()) == 2
 
 
-@pytest.mark.parametrize("first", EVERY)
-@pytest.mark.parametrize("second", EVERY)
+MOVES = [
+    (tr.OneDevice, tr.FullySharded),
+    (tr.FullySharded, tr.Pmapped),
+    (tr.Pmapped, tr.OneDevice),
+    (tr.Replicated, tr.FullySharded),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), MOVES)
 def test_checkpoints_move_between_placements(first, second, tmp_path):
     checkpoints = tr.Checkpoints(tmp_path, every=100)
     train = ft.partial(fit, loss, flow(), DATA, batch_size=16, key=jr.key(1))
@@ -223,9 +229,9 @@ def test_streams_whose_batches_cannot_be_shared(make, key):
         fit(loss, flow(), batches, parallel=make(), key=key)
 
 
-@pytest.mark.parametrize("block", [None, 1, 4, 6])
+@pytest.mark.parametrize("block", [None, 4])
 def test_a_share_has_blocks_that_divide_it(block):
-    """A batch of 12 on two devices: 6 for each, in blocks of 6, 1, 2 and 6."""
+    """A batch of 12 on two devices: 6 for each, in blocks of 6 or 2."""
 
     def blocked(flow, batch, key):
         return fk.flow_matching_loss(flow, batch, block=block, key=key)

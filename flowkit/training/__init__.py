@@ -6,6 +6,7 @@ mesh spreads it over many devices.
 
 from flowkit._blocks import mean_over_batch as mean_over_batch
 from flowkit._namespace import public_names as _public_names
+from flowkit.training._adapters import LowRankAdapters as LowRankAdapters
 from flowkit.training._checkpoints import (
     best_step as best_step,
     Checkpoints as Checkpoints,

@@ -41,6 +41,7 @@ from flowkit.training._step.skipping import (
 from flowkit.training._step.state import (
     init_state as init_state,
     Trainable as Trainable,
+    trainable_mask as trainable_mask,
     TrainState as TrainState,
 )
 from flowkit.training._step.step import (

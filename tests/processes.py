@@ -1,0 +1,71 @@
+"""One of several processes that train one model together.
+
+    python tests/processes.py PROCESS NUM_PROCESSES PORT PLACEMENT FOLDER [PAUSE]
+
+It prints the loss of every step and the sum of its weights. `PAUSE` seconds are waited after
+every step, so that there is time to send a signal.
+"""
+
+import os
+import sys
+import time
+
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROCESS, NUM, PORT = (int(value) for value in sys.argv[1:4])
+PLACEMENT, FOLDER = sys.argv[4:6]
+PAUSE = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
+
+import jax
+
+
+if NUM > 1:
+    jax.distributed.initialize(
+        f"localhost:{PORT}", num_processes=NUM, process_id=PROCESS
+    )
+
+import equinox as eqx
+import jax.random as jr
+import numpy as np
+import optax
+
+import flowkit as fk
+from flowkit import training as tr
+
+
+DATA = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+
+
+def loss(flow, batch, key):
+    return fk.flow_matching_loss(flow, batch, key=key)
+
+
+def watch(state, step):
+    time.sleep(PAUSE)
+    if PROCESS == 0:
+        print("step", step, flush=True)
+
+
+def main():
+    placement = getattr(tr, PLACEMENT)()
+    flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(32, 32), key=jr.key(0)))
+    result = tr.fit(
+        loss,
+        flow,
+        fk.data.batches(DATA, 16),
+        optimizer=optax.adam(1e-2),
+        num_steps=20,
+        parallel=placement,
+        checkpoints=tr.Checkpoints(FOLDER, every=8),
+        callbacks=[watch],
+        progress=False,
+        key=jr.key(1),
+    )
+    losses = result.history["loss"].values.tolist()
+    total = jax.jit(lambda leaves: sum(abs(leaf).sum() for leaf in leaves))
+    leaves = jax.tree.leaves(eqx.filter(result.model, eqx.is_inexact_array))
+    print("losses", losses, "total", float(total(leaves)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
