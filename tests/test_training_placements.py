@@ -51,6 +51,16 @@ def coupled_loss(flow, batch, key):
     )
 
 
+class Noisy(eqx.Module):
+    """A network that draws a number of its own for each example."""
+
+    layer: eqx.nn.Linear
+
+    def __call__(self, t, x, cond=None, *, key=None):
+        noise = 0.0 if key is None else jr.normal(key)
+        return self.layer(x) * (1 + noise)
+
+
 def own_loss(flow, batch, key):
     del key
     return jnp.mean(jax.vmap(lambda x: jnp.sum((flow(0.5, x) - x) ** 2))(batch))
@@ -125,6 +135,43 @@ def test_losses_that_average_by_themselves(make, recwarn):
     messages = [str(warning.message) for warning in recwarn]
     does_all = make is tr.Pmapped
     assert any("mean_over_batch" in message for message in messages) == does_all
+
+
+@each_placement
+def test_networks_that_draw_numbers_draw_those_of_one_device(make):
+    noisy = fk.Flow(Noisy(eqx.nn.Linear(2, 2, key=jr.key(0))))
+    train = ft.partial(fit, loss, noisy, DATA, batch_size=16, key=jr.key(1))
+    one, several = (train(parallel=placement()) for placement in (tr.OneDevice, make))
+    np.testing.assert_allclose(
+        weights(several.model), weights(one.model), rtol=1e-4, atol=2e-6
+    )
+
+
+@each_placement
+def test_a_model_is_used_where_it_was_trained(make):
+    """Sampling from it takes no copy to one device."""
+    samples = [
+        fk.sample(run("stream", placement).ema, (2,), num_samples=8, key=jr.key(2))
+        for placement in (tr.OneDevice, make)
+    ]
+    np.testing.assert_allclose(samples[1].values, samples[0].values, atol=1e-3)
+
+
+OPTIMIZERS = {
+    "accumulated": optax.MultiSteps(optax.adam(1e-2), every_k_schedule=2),
+    "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2)),
+    "muon": optax.contrib.muon(1e-2),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_optimizers_of_a_split_state(optimizer):
+    options = {"batch_size": 16, "optimizer": optimizer, "key": jr.key(1)}
+    train = ft.partial(fit, loss, flow(), DATA, **options)
+    one, several = (train(parallel=make()) for make in (tr.OneDevice, tr.FullySharded))
+    np.testing.assert_allclose(
+        weights(several.model), weights(one.model), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_large_arrays_stay_split():

@@ -94,6 +94,7 @@ from flowkit.data._sets import (
     Split as Split,
     Units as Units,
 )
+from flowkit.data._shards import npz_folder as npz_folder, StoredArray as StoredArray
 from flowkit.data._split import train_test_split as train_test_split
 from flowkit.data._toys import (
     checkerboard as checkerboard,

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from flowkit.data._order import make_order, Order, step_numbers
+from flowkit.data._shards import StoredArray
 from flowkit.data._tree import leading_size
 
 
@@ -43,8 +44,9 @@ def batches(
     **Arguments:**
 
     - `data`: a pytree of arrays with one leading axis, the examples (`PointSets`, a dict,
-        one array). It is never changed, and not copied if it is on the host: do not change
-        it while batches are drawn.
+        one array), or what `fk.data.npz_folder` returns, of which only the rows of a batch
+        are read. It is never changed, and not copied if it is on the host: do not change it
+        while batches are drawn.
     - `batch_size`: the size of a batch over all shards; it may exceed the data.
     - `num_steps`: the number of batches; `None` means no end.
     - `seed`: the random seed of the permutations and of the transform.
@@ -67,10 +69,14 @@ def batches(
     )
     records = step_numbers(num_steps)
 
-    on_host = jax.tree.map(np.asarray, data)
+    on_host = jax.tree.map(_on_host, data)
     # No threads: handing a batch over between threads costs more than gathering it.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return records.map(_Gather(on_host, order, transform)).to_iter_dataset(options)
+
+
+def _on_host(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, StoredArray) else np.asarray(leaf)
 
 
 @dataclasses.dataclass(frozen=True)

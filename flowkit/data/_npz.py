@@ -24,7 +24,7 @@ _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 _CHUNK = 1 << 20
 # What `zipfile` raises for foreign bytes, found by damaging files at random. An `OSError`
 # comes from a seek to nowhere.
-_DAMAGED = (
+DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -73,7 +73,7 @@ def load_npz(path: str | os.PathLike, kind: type[Sets] = PointSets) -> Sets:
         try:
             with zipfile.ZipFile(file) as archive:
                 sets = _read_sets(archive, kind, file_size, where)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise ValueError(
                 f"{where} is not a whole .npz file ({error}); write it again with "
                 "`fk.data.save_npz`."
@@ -129,7 +129,7 @@ def _read_sets(
         name: members[f"{name}.npy"] for name in fields if f"{name}.npy" in members
     }
     headers = {
-        name: _read_header(archive, info, file_size, f"{where}: `{name}`")
+        name: read_header(archive, info, file_size, f"{where}: `{name}`")
         for name, info in members.items()
     }
     check_layout(headers, kind, where)
@@ -141,7 +141,7 @@ def _read_sets(
     return kind(**arrays)
 
 
-def _read_header(
+def read_header(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str
 ) -> _Header:
     """The header of one array, compared with the number of bytes that the file has."""
@@ -156,7 +156,7 @@ def _read_header(
         )
 
     with archive.open(info) as file:
-        header = _parse_header(file, where)
+        header = parse_header(file, where)
         start = file.tell()
     if header.dtype.hasobject:
         raise ValueError(
@@ -173,7 +173,7 @@ def _read_header(
     return header
 
 
-def _parse_header(file: Any, where: str) -> _Header:
+def parse_header(file: Any, where: str) -> _Header:
     try:
         return _Header(*_READERS[npy.read_magic(file)](file))
     # NumPy evaluates the header as a Python literal, which foreign bytes can break in all
@@ -198,7 +198,7 @@ def _read_array(
     content = bytearray()
     with archive.open(info) as file:
         # The member was opened again, so its header is skipped.
-        _parse_header(file, where)
+        parse_header(file, where)
         while chunk := file.read(_CHUNK):
             content += chunk
 

@@ -115,6 +115,9 @@ def minimize(
 ) -> PyTree[Array]:
     """Adam with cosine decay on the logarithm of the error at the end.
 
+    Where the error is small already, Adam's steps are too long for it at first. So the best
+    parameters on the way are returned, which are never worse than those it starts from.
+
     **Arguments:** `walk_of(params)` is a function `(velocity, start, cond) -> end`.
     """
     schedule = optax.cosine_decay_schedule(budget.learning_rate, budget.num_iterations)
@@ -129,18 +132,22 @@ def _minimize(task, walk_of, params, optimizer, keys, batch_size):
     arrays, static = eqx.partition(task, eqx.is_array)
 
     def step(carry, key):
-        params, state = carry
+        params, state, best, least = carry
         rows = eqx.combine(arrays, static).rows(key, batch_size)
         loss = lambda params: rows.log_error(walk_of(params))
-        gradient = jax.grad(loss)(params)
+        error, gradient = jax.value_and_grad(loss)(params)
+        choose = lambda old, new: jnp.where(error < least, new, old)
+        best = jax.tree.map(choose, best, params)
         # Optax takes powers of numbers by integers, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradient, state)
-        return (optax.apply_updates(params, updates), state), None
+        params = optax.apply_updates(params, updates)
+        return (params, state, best, jnp.minimum(error, least)), None
 
-    carry = (params, optimizer.init(params))
-    (params, _), _ = jax.lax.scan(step, carry, keys)
-    return params
+    infinity = jnp.asarray(jnp.inf, task.starts.dtype)
+    carry = (params, optimizer.init(params), params, infinity)
+    (_, _, best, _), _ = jax.lax.scan(step, carry, keys)
+    return best
 
 
 def times_of(logits: Float[Array, " n"], t_end: Any = 1.0) -> Float[Array, " n_and_1"]:
