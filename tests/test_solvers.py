@@ -12,7 +12,9 @@ from numpy.polynomial import Polynomial
 import flowkit as fk
 from flowkit.solvers import AdamsBashforth, fit_grid, fit_steps, LearnedSteps
 from flowkit.solvers._adams_bashforth import lagrange_weights
+from flowkit.solvers._fit_grid import walk
 from flowkit.solvers._fit_steps import _weights
+from flowkit.solvers._fitting import Budget, minimize, task_of, times_of
 
 from .oracles import compilations, mixture_1d, mixture_2d, mixture_map
 
@@ -184,3 +186,18 @@ def test_misuse(learned, key):
     for name in ("num_evaluations", "num_iterations", "batch_size"):
         with pytest.raises(ValueError, match=f"`{name}`"):
             fit_steps(flow, (1,), key=key, **{name: 0})
+
+
+def test_a_fit_is_never_worse_than_its_start():
+    """Steps that are far too long lead away from a grid that is nearly right."""
+    flow = fk.exact_flow(fk.Normal(1.0, 0.5))
+    options = {"cond": None, "cond_axes": None, "source": fk.Normal()}
+    task = task_of(flow, (1,), 64, **options, key=jr.key(0))
+
+    def walk_of(logits):
+        return lambda *start: walk(dfx.Midpoint(), times_of(logits), *start)
+
+    start = jnp.zeros(6)
+    found = minimize(task, walk_of, start, Budget(20, 64, 3.0), key=jr.key(1))
+    before, after = (task.log_error(walk_of(logits)) for logits in (start, found))
+    assert after <= before
