@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 
 COLUMNS = 4
@@ -107,9 +108,8 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     flows = list(dict.fromkeys(row["flow"] for row in rows))
     columns = min(COLUMNS, len(flows))
     bands = -(-len(flows) // columns)
-    figure = Figure(
-        figsize=(max(3.3 * columns, 8), 5.6 * bands + 1.2), layout="constrained"
-    )
+    width = max(3.3 * columns, 8)
+    figure = Figure(figsize=(width, 5.6 * bands + 1.2), layout="constrained")
     axes = figure.subplots(2 * bands, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_visible(False)
@@ -143,7 +143,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
             list(lines.values()),
             list(lines),
             loc=place,
-            ncols=min(6, 2 * columns),
+            ncols=int(width / 2.1),
             frameon=False,
         )
     return figure
@@ -169,5 +169,7 @@ def draw(
 
     ax.set_xscale("log")
     ax.set_yscale("log")
+    # Where an axis has less than a decade, its labels would cover each other.
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(True, color="#e9e9e9")
     return drawn

@@ -2,8 +2,8 @@
 
     python tests/processes.py PROCESS NUM_PROCESSES PORT PLACEMENT FOLDER [PAUSE]
 
-It prints the loss of every step and the sum of its weights. `PAUSE` seconds are waited after
-every step, so that there is time to send a signal.
+It prints the loss of every step and the sum of its weights. With `PAUSE` it makes two steps in
+a call, and waits for so many seconds after it, so that there is time to send a signal.
 """
 
 import os
@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROCESS, NUM, PORT = (int(value) for value in sys.argv[1:4])
 PLACEMENT, FOLDER = sys.argv[4:6]
 PAUSE = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
+STEPS_PER_CALL = 2 if PAUSE else 1
 
 import jax
 
@@ -55,6 +56,7 @@ def main():
         fk.data.batches(DATA, 16),
         optimizer=optax.adam(1e-2),
         num_steps=20,
+        steps_per_call=STEPS_PER_CALL,
         parallel=placement,
         checkpoints=tr.Checkpoints(FOLDER, every=8),
         callbacks=[watch],

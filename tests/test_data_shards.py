@@ -33,10 +33,12 @@ def test_rows_are_those_that_were_written(tmp_path):
     assert data["x"].shape == X.shape
     assert data["x"].dtype == np.float32
     assert len(data["label"]) == 23
-    for rows in ([0, 22, 10, 11, 9, 10], [], np.arange(23)):
-        rows = np.array(rows, int)
-        np.testing.assert_array_equal(data["x"][rows], X[rows])
-        np.testing.assert_array_equal(data["label"][rows], LABELS[rows])
+    mask = np.arange(23) % 3 == 0
+    for rows in (np.array([0, 22, 10, 11, -1, -23]), [], slice(5, None, 2), mask):
+        expected = [] if isinstance(rows, list) else np.arange(23)[rows]
+        expected = np.array(expected, int)
+        np.testing.assert_array_equal(data["x"][rows], X[expected])
+        np.testing.assert_array_equal(data["label"][rows], LABELS[expected])
 
 
 @pytest.mark.parametrize("change", ["fortran", "big endian"])
@@ -81,6 +83,13 @@ def test_a_model_is_trained_on_them(tmp_path):
         key=jr.key(0),
     )
     np.testing.assert_allclose(result.model, X.mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [[0, 23], [-24], [0.5], 3, [[1]], [True, False]])
+def test_wrong_rows(rows, tmp_path):
+    data = fk.data.npz_folder(write(tmp_path))
+    with pytest.raises(IndexError, match="rows must"):
+        data["x"][rows]
 
 
 BAD = {

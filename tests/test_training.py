@@ -797,13 +797,17 @@ def test_batches_that_end_early_end_the_training(steps_per_call, key):
     """Six of ten: what was trained is kept."""
     loss = lambda m, b, k: jnp.sum(m * b)
     ended = []
+    every_call = []
     train = ft.partial(
         fit,
         loss,
         jnp.zeros(1),
         optimizer=optax.sgd(1.0),
         steps_per_call=steps_per_call,
-        callbacks=[tr.Every(100, lambda state, step: ended.append(step))],
+        callbacks=[
+            tr.Every(100, lambda state, step: ended.append(step)),
+            lambda state, step: every_call.append(step),
+        ],
         key=key,
     )
     with pytest.warns(UserWarning, match="after 6 of 10 steps"):
@@ -811,6 +815,19 @@ def test_batches_that_end_early_end_the_training(steps_per_call, key):
     np.testing.assert_allclose(result.model, -6.0)
     assert len(result.history["loss"].values) == 6
     assert ended == [0, 6]
+    # Once at each step, at the last one too.
+    assert every_call == [0, *range(1, 7)][:: 1 if steps_per_call == 1 else 4] + (
+        [] if steps_per_call == 1 else [6]
+    )
+
+
+def test_errors_of_callbacks_stay_what_they_are(key):
+    def fails(state, step):
+        raise FloatingPointError("of the user")
+
+    with pytest.raises(FloatingPointError, match="of the user") as error:
+        fit(mse, line(), make_data(), callbacks=[fails], num_steps=3, key=key)
+    assert not isinstance(error.value, tr.Diverged)
 
 
 def test_a_grain_pipeline_that_ends_early_ends_the_training(key):

@@ -51,7 +51,9 @@ def test_what_is_added_has_the_rank():
         if before.ndim < 2:
             assert not change.any()
             continue
-        matrix = change if before.ndim == 2 else change.reshape(-1, change.shape[-1])
+        is_first = before.ndim == 2 or before.shape[0] > before.shape[-1]
+        rows = before.shape[0] if is_first else before.size // before.shape[-1]
+        matrix = change.reshape(rows, -1)
         if min(matrix.shape) <= 2:
             assert not change.any()
             continue

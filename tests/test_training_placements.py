@@ -257,6 +257,7 @@ def other_mesh():
 
 BAD = {
     "no axis": (lambda: tr.FullySharded(other_mesh()), {}, 'axis "data"'),
+    "no mesh": (lambda: tr.Replicated(jax.devices()), {}, "`mesh` must be a mesh"),
     "no devices": (lambda: tr.Pmapped([]), {}, "`devices` is empty"),
     "batch": (tr.Pmapped, {"batch_size": 7}, "multiple of 2"),
     "mesh too": (tr.Replicated, {"mesh": tr.data_mesh()}, "pass one of them"),

@@ -65,6 +65,18 @@ def test_lines_of_a_resumed_run_follow_one_another(tmp_path):
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_lines_of_an_earlier_stage_stay(tmp_path):
+    """They have later steps than those of the stage that is resumed."""
+    path = tmp_path / "log.jsonl"
+    steps = [100, 200, 300, 100, 200]
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+    log = tr.JsonLines(path)
+    state = tr.init_state(jnp.zeros(2), optax.sgd(0.1), key=jr.key(0))
+    log(state, 200, {"loss": np.array(1.0)})
+    assert [line["step"] for line in lines(path)] == [100, 200, 300, 100, 200]
+    assert lines(path)[-1] == {"step": 200, "loss": 1.0}
+
+
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     path = tmp_path / "log.jsonl"
     judge = lambda state, step: {"judged": np.array([np.nan, 1.0])}
@@ -128,6 +140,17 @@ def test_held_out_losses_of_a_run_are_of_the_same_draws():
     held_out = tr.held_out_loss(random, DATA, key=jr.key(1))
     state = tr.init_state(flow, optax.sgd(0.1), key=jr.key(0))
     assert held_out(state) == held_out(state)
+
+
+def test_held_out_data_of_different_lengths():
+    with pytest.raises(ValueError, match="`data` is a pytree of arrays"):
+        tr.held_out_loss(loss, (DATA, DATA[:3]), key=jr.key(1))
+
+
+def test_learning_rate_of_a_loss_that_is_not_finite():
+    broken = lambda weights, batch, key: jnp.nan * jnp.sum(weights)
+    with pytest.raises(ValueError, match="`loss` is not finite at the first step"):
+        tr.find_learning_rate(broken, jnp.ones(2), DATA, key=jr.key(0))
 
 
 def test_learning_rate_of_noisy_parabolas():

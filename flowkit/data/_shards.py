@@ -25,10 +25,13 @@ class Part(NamedTuple):
     dtype: np.dtype
     order: str
 
-    def mapped(self) -> np.ndarray:
-        """The array, of which nothing is read yet."""
-        how: Any = {"mode": "r", "offset": self.start, "order": self.order}
-        return np.memmap(self.path, self.dtype, shape=self.shape, **how)
+
+# A map holds its file open, and a process may have some thousand of them.
+@ft.lru_cache(maxsize=256)
+def _mapped(part: Part) -> np.ndarray:
+    """The array, of which nothing is read yet."""
+    how: Any = {"mode": "r", "offset": part.start, "order": part.order}
+    return np.memmap(part.path, part.dtype, shape=part.shape, **how)
 
 
 class StoredArray:
@@ -53,23 +56,34 @@ class StoredArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        rows = np.asarray(rows)
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        rows = self._numbers(rows)
         files = np.searchsorted(self._ends, rows, side="right")
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for number in np.unique(files):
             here = files == number
             first = self._ends[number] - self._parts[number].shape[0]
-            found[here] = self._maps[number][rows[here] - first]
+            found[here] = _mapped(self._parts[number])[rows[here] - first]
         return found
 
-    @ft.cached_property
-    def _maps(self) -> list[np.ndarray]:
-        return [part.mapped() for part in self._parts]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A map would be pickled with all of its numbers.
-        return {k: v for k, v in self.__dict__.items() if k != "_maps"}
+    def _numbers(self, rows: Any) -> np.ndarray:
+        """Which rows are meant."""
+        if isinstance(rows, slice):
+            return np.arange(*rows.indices(len(self)))
+        rows = np.asarray(rows)
+        if rows.dtype == np.bool_ and rows.shape == (len(self),):
+            return np.flatnonzero(rows)
+        if rows.ndim != 1 or not (
+            np.issubdtype(rows.dtype, np.integer) or not rows.size
+        ):
+            raise IndexError(
+                "rows must be a slice, a mask of all rows, or their numbers as a 1-D array, "
+                f"got {rows.dtype}{list(rows.shape)}."
+            )
+        rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        if np.any((rows < 0) | (rows >= len(self))):
+            raise IndexError(f"rows must lie in 0 ... {len(self) - 1}.")
+        return rows
 
 
 def npz_folder(
@@ -84,8 +98,8 @@ def npz_folder(
     ```
 
     `fk.data.batches` shuffles over all files, gives each process its part of every batch,
-    and reads only the rows of that part. For slow disks let threads read ahead:
-    `batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=4))`.
+    and reads only the rows of that part. From a slow disk, worker processes can
+    read ahead: `batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=4))`.
 
     **Arguments:**
 

@@ -13,7 +13,8 @@ of the observed pixels of each channel taken away, divided by their standard dev
 
 $$f(\mu, y) = \tfrac{s}{3}\, \mathrm{net}\Big(\frac{\mu - m}{s}, \frac{y - m}{s}\Big),$$
 
-so that $f(a \mu + b, a y + b) = a\, f(\mu, y)$ for any $a > 0$ and $b$.
+so that $f(a \mu + b, a y + b) = a\, f(\mu, y)$ for any $b$ and $a > 0$. (A uniform image has
+a standard deviation of 1e-3 here.)
 """
 
 import equinox as eqx
@@ -138,7 +139,8 @@ class RefinedProcess(eqx.Module):
         center = jnp.mean(values, axis=0)
         deviations = values - center
         # Of all channels together, so that the network sees the color.
-        scale = jnp.maximum(jnp.sqrt(jnp.mean(deviations**2)), LEAST_SCALE)
+        variance = jnp.mean(deviations**2)
+        scale = jnp.sqrt(jnp.maximum(variance, LEAST_SCALE**2))
 
         seen = Observed(self._all_coords(), coords, deviations / scale)
         correction = UNIT * scale * self.network(0.0, (mean - center) / scale, seen)

@@ -30,12 +30,14 @@ class LowRankAdapters(eqx.Module):
     adapted = fk.training.LowRankAdapters(flow, rank=8, key=key)
     adapted_loss = lambda adapted, batch, key: loss(adapted.merged(), batch, key)
     trainable = lambda adapted: adapted.factors
-    result = fk.training.fit(adapted_loss, adapted, data, trainable=trainable, key=key)
+    how = {"num_steps": 1000, "batch_size": 256, "trainable": trainable}
+    result = fk.training.fit(adapted_loss, adapted, data, **how, key=key)
     flow = result.ema.merged()
     ```
 
     $B$ starts at zero, so a new one is the model itself. The kernel of a convolution counts
-    as a matrix from all its inputs to its output channels. Biases, and matrices that have no
+    as a matrix from all its inputs to its output channels, the longer one of its first and
+    last axes. Biases, and matrices that have no
     more than `rank` rows or columns, have no factors.
 
     **Arguments:**
@@ -91,10 +93,12 @@ class LowRankAdapters(eqx.Module):
 
 
 def _matrix_shape(leaf: Any) -> tuple[int, int]:
-    """Rows and columns of an array: a kernel has one column for each output channel."""
-    if leaf.ndim < 2:
+    """Rows and columns of an array: a kernel has one of them for each output channel."""
+    if leaf.ndim < 2 or leaf.size == 0:
         return 0, 0
-    rows = leaf.shape[0] if leaf.ndim == 2 else math.prod(leaf.shape[:-1])
+    # Equinox has the output channels first, flowkit has them last.
+    is_first = leaf.ndim == 2 or leaf.shape[0] > leaf.shape[-1]
+    rows = leaf.shape[0] if is_first else math.prod(leaf.shape[:-1])
     return rows, leaf.size // rows
 
 

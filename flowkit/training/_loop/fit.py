@@ -19,7 +19,7 @@ from flowkit._types import PRNGKey
 from flowkit.training._checkpoints import Checkpoints, Saver
 from flowkit.training._loop.batches import make_source
 from flowkit.training._loop.callbacks import as_callbacks, Every
-from flowkit.training._loop.history import Series
+from flowkit.training._loop.history import Series, TooManySkipped
 from flowkit.training._loop.interrupts import interruptions
 from flowkit.training._loop.loop import Loop
 from flowkit.training._step import (
@@ -75,7 +75,7 @@ class FitResult(eqx.Module):
 class Diverged(FloatingPointError):
     """Raised by `fit` after too many skipped steps in a row, see `Skipping`.
 
-    `result` is what was reached before them, a `FitResult`.
+    `result` is what was reached, a `FitResult`: skipped steps have not changed it.
     """
 
     def __init__(self, message: str, result: FitResult):
@@ -151,10 +151,10 @@ def fit(
     - `key`: random seed. A resumed run goes on with the key that it was started with.
 
     An iterator that ends early ends the training, with a warning. With `checkpoints`,
-    Ctrl-C and SIGTERM finish the step and save it; the process then ends with status 130
-    or 143.
+    Ctrl-C (of one process) and SIGTERM finish the step and save it; the process then ends
+    with status 130 or 143.
 
-    **Raises:** `fk.training.Diverged` after ten steps in a row without a finite gradient.
+    **Raises:** `fk.training.Diverged` after too many skipped steps in a row, see `Skipping`.
     """
     steps_per_call = positive("steps_per_call", steps_per_call)
     num_steps = not_negative("num_steps", num_steps)
@@ -204,7 +204,7 @@ def _run(
         )
         try:
             loop.train(num_steps, bar, interruption)
-        except FloatingPointError as error:
+        except TooManySkipped as error:
             raise Diverged(str(error), _result(loop)) from None
     return _result(loop)
 

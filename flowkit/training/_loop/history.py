@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+class TooManySkipped(FloatingPointError):
+    """Raised by `Recorder`; `fit` adds what was reached."""
+
+
 class Series(NamedTuple):
     """Values, and the steps after which they were recorded.
 
@@ -105,13 +109,14 @@ class Recorder:
         for step, skip in zip(steps, skipped, strict=True):
             self._skipped = self._skipped + 1 if skip else 0
             if self._skipped == self._most_skipped:
-                raise FloatingPointError(
+                raise TooManySkipped(
                     f"The loss or its gradient was not finite, or the gradient longer "
                     f"than `max_grad_norm`, in {self._skipped} steps in a row, up to "
                     f"step {step}. Likely causes: NaN or infinity in "
                     "`batches`; a learning rate that is too large (lower it, or clip: "
                     "`optax.chain(optax.clip_by_global_norm(1.0), ...)`); an empty or "
                     "fully masked set, or the square root of zero, in `loss`. "
-                    "`jax.config.update('jax_debug_nans', True)` finds the place. The "
-                    "weights are those before these steps; checkpoints are untouched."
+                    "`jax.config.update('jax_debug_nans', True)` finds the place. "
+                    "Skipped steps do not change the weights, and checkpoints are "
+                    "untouched."
                 )

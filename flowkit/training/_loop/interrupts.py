@@ -27,12 +27,14 @@ class Interruption:
         """Whether the training is to end now."""
         return self._number is not None
 
-    def agree(self, step: int) -> None:
-        """Called after every call of the compiled step: all processes end at the same."""
+    def agree(self, before: int, step: int) -> None:
+        """Called after the steps from `before` to `step`: all processes end at the same."""
+        if jax.process_count() == 1 or not jax.config.jax_enable_preemption_service:
+            return
         # `jax.distributed` has caught a SIGTERM, whichever process it came to, and names a
-        # step that none of them has passed.
+        # step that none of them has passed. It has to be asked about every step.
         is_last = multihost_utils.reached_preemption_sync_point
-        if jax.process_count() > 1 and is_last(step):
+        if any([is_last(number) for number in range(before + 1, step + 1)]):
             self._number = signal.SIGTERM
 
     def raise_if_due(self) -> None:
@@ -44,9 +46,10 @@ class Interruption:
 
     def handle(self, number: int, frame: Any) -> None:
         """The first signal is kept for later, the second one interrupts at once."""
-        if self._number is not None:
-            signal.default_int_handler(number, frame)
+        is_second = self._number is not None
         self._number = number
+        if is_second:
+            self.raise_if_due()
 
 
 @contextlib.contextmanager

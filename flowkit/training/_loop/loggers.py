@@ -50,8 +50,11 @@ class JsonLines:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             return
-        lines = self._path.read_text().splitlines()
-        kept = [line for line in lines if _step_of(line) < step]
+        kept = self._path.read_text().splitlines()
+        # Only at its end: lines of an earlier stage of the training may have later steps.
+        after = math.inf
+        while kept and step <= _step_of(kept[-1]) <= after:
+            after = _step_of(kept.pop())
         # In one piece: the file is whole even if the process ends here.
         written = self._path.with_name(f"{self._path.name}.tmp")
         written.write_text("".join(f"{line}\n" for line in kept))

@@ -57,6 +57,7 @@ class Loop:
         self._saver = saver
         self._callbacks = callbacks
         self._steps_per_call = steps_per_call
+        self._calls: dict[int, int] = {}
         self._programs: dict[int | None, Callable[..., Any]] = {}
         self._pace = Pace()
 
@@ -140,13 +141,14 @@ class Loop:
         pause = self._next_pause(num_steps)
         refresh = time.monotonic() + _REFRESH_SECONDS
         while self.step < pause and time.monotonic() < refresh:
+            before = self.step
             self._run_steps(num_steps)
-            interruption.agree(self.step)
+            interruption.agree(before, self.step)
             if self._ended or interruption.is_due:
                 break
 
         # Without a pause only what is ready is fetched: the device stays busy.
-        self._recorder.drain(wait=self.step >= pause)
+        self._recorder.drain(wait=self.step >= pause or self._ended)
         if self._recorder.loss is not None:
             bar.set_postfix(loss=f"{self._recorder.loss:.4g}", refresh=False)
         bar.update(self.step - bar.n)
@@ -200,6 +202,11 @@ class Loop:
         )
         if self.step == 0:
             raise ValueError(f"`batches` has no batch; {remedy}")
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"`batches` of this process ended after {self.step} of {num_steps} steps, "
+                f"and the other processes wait for it; {remedy}"
+            )
         # What was trained is worth more than the steps that are missing.
         warnings.warn(
             f"`batches` ended after {self.step} of {num_steps} steps, and so does the "
@@ -218,8 +225,11 @@ class Loop:
         return self._programs[length]
 
     def _run_callbacks(self, callbacks: list[Callback], num_steps: int) -> None:
+        # Batches may end right after the call of a callback.
+        callbacks = [one for one in callbacks if self._calls.get(id(one)) != self.step]
         if not callbacks:
             return
+        self._calls |= {id(one): self.step for one in callbacks}
         state = self.copy()
         metrics = dict(self._recorder.last)
         for one in callbacks:

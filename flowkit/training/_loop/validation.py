@@ -43,7 +43,13 @@ def held_out_loss(
     - `key`: random seed of noise and times.
     """
     data = owned(data, "data")
-    (num,) = {len(leaf) for leaf in jax.tree.leaves(data)}
+    lengths = {len(leaf) for leaf in jax.tree.leaves(data)}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(
+            "`data` is a pytree of arrays, which must share their first axis, the "
+            f"examples, got lengths {sorted(lengths)}."
+        )
+    (num,) = lengths
     size = num if batch_size is None else positive("batch_size", batch_size)
     starts = range(0, num, size)
     parts = [jax.tree.map(lambda a, i=i: a[i : i + size], data) for i in starts]
@@ -99,7 +105,7 @@ def find_learning_rate(
     ```
 
     Step $k$ of $n$ has the rate $a (b / a)^{k / (n - 1)}$ with $a$ = `least` and
-    $b$ = `most`. The training ends early once the average loss is four times its minimum.
+    $b$ = `most`. The training ends early once the average loss is four times the first one.
 
     **Arguments:**
 
@@ -123,8 +129,7 @@ def find_learning_rate(
 
     def watch(state, step, metrics):
         watched.append(float(metrics["loss"]))
-        smooth = _running_average(watched)
-        if smooth[-1] > 4 * abs(np.min(smooth)) + abs(smooth[0]):
+        if _running_average(watched)[-1] > 4 * abs(watched[0]):
             raise Stop
 
     options: Any = {"batch_size": batch_size, "num_steps": num_steps, "key": key}
@@ -137,6 +142,8 @@ def find_learning_rate(
         result = error.result
     losses = result.history["loss"].values
     losses = losses[np.cumprod(np.isfinite(losses)).astype(bool)]
+    if not len(losses):
+        raise ValueError("`loss` is not finite at the first step.")
     rates = least * np.exp(growth * np.arange(len(losses)))
     smooth = _running_average(losses)
     return LearningRates(rates, losses, smooth, float(rates[np.argmin(smooth)] / 10))

@@ -122,8 +122,15 @@ class _AbstractPartitioned(AbstractPlacement):
         return jax.lax.with_sharding_constraint(batch, split_over(self.mesh))
 
 
-def _as_mesh(mesh: Mesh | None) -> Mesh:
-    return data_mesh() if mesh is None else mesh
+def _as_mesh(mesh: Any) -> Mesh:
+    if mesh is None:
+        return data_mesh()
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"`mesh` must be a mesh, got {type(mesh).__name__}; "
+            "`fk.training.data_mesh(devices)` makes one."
+        )
+    return mesh
 
 
 class Replicated(_AbstractPartitioned):
@@ -261,7 +268,7 @@ class Pmapped(AbstractPlacement):
             value, grads = jax.value_and_grad(objective, has_aux=True)(params)
         if not division.used:
             warnings.warn(
-                "`parallel=Pmapped`: the loss averages over the batch by itself, so every "
+                "`parallel=Pmapped()`: the loss averages over the batch by itself, so every "
                 "device does all of the work; use `fk.training.mean_over_batch` in it.",
                 stacklevel=2,
             )
@@ -325,6 +332,8 @@ def _moved(leaves: list[Any], shardings: list[NamedSharding]) -> list[Any]:
     if all(leaf.sharding == sharding for leaf, sharding in pairs):
         return leaves
 
+    if jax.process_count() == 1:
+        return jax.device_put(leaves, shardings)
     # Through jit: a typed key cannot be put onto the devices of several processes.
     return jax.jit(_identity, out_shardings=shardings)(leaves)
 

@@ -24,7 +24,7 @@ class Skipping(eqx.Module):
     - `max_grad_norm`: a step whose gradient is longer is skipped too. Clipping by Optax
       shortens it instead.
     - `most_in_a_row`: `fit` raises `fk.training.Diverged` after so many skipped steps in a
-      row: 1 stops at the first, `None` never stops.
+      row, when it next looks at the metrics; `None` never stops.
     """
 
     max_grad_norm: Number = float("inf")
