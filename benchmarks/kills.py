@@ -4,7 +4,7 @@
     python benchmarks/kills.py --placement FullySharded --devices 4
 
 A process trains a small flow with a checkpoint every 25 steps, and takes 10 ms for a step.
-It is killed (SIGKILL) at a random moment up to three seconds after its first step, and
+It is killed (SIGKILL) at a random moment up to `--seconds` after its first step, and
 started again by the same command, until it has been killed often enough; then it may end.
 Weights, average, moments and history are compared bit by bit. Results go to
 `benchmarks/results/kills_<placement>.json`.
@@ -40,6 +40,9 @@ class Config:
     """Virtual devices of a CPU."""
     num_steps: int = 3000
     """Steps of the training."""
+    seconds: float = 3.0
+    """How long after its first step a process is killed at the latest; a checkpoint must fit
+    into it, or the training never gets on."""
     seed: int = 0
     """Random seed of the moments."""
     folder: str | None = None
@@ -127,7 +130,7 @@ def main(config: Config) -> None:
         steps = []
         while len(steps) < config.kills:
             process = start(config, str(Path(folder, "killed")))
-            step = killed_at(process, draws.uniform(0, 3))
+            step = killed_at(process, draws.uniform(0, config.seconds))
             if step is None:
                 break
             steps.append(step)

@@ -169,7 +169,7 @@ class FullySharded(_AbstractPartitioned):
 
     flowkit's losses gather each weight where the examples are worked on, and scatter its
     gradient. For a loss that averages over the batch by itself, the weights are gathered
-    before it is called; `fk.training.mean_over_batch` spares half of the bytes there.
+    before it is called; `fk.training.mean_over_batch` spares a third of the bytes there.
 
     **Arguments:**
 
