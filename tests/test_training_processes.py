@@ -63,7 +63,7 @@ def test_several_processes_are_one(num, placement, alone, tmp_path):
 def test_sigterm_to_one_ends_all_at_the_same_step(alone, tmp_path):
     """The command that began the training then goes on with it."""
     processes = start(2, "Replicated", tmp_path, "0.2")
-    for line in processes[0].stdout:
+    for line in processes[0].stdout or []:
         if "step 4" in line:
             processes[1].send_signal(signal.SIGTERM)
             break

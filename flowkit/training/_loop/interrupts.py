@@ -29,7 +29,8 @@ class Interruption:
 
     def agree(self, before: int, step: int) -> None:
         """Called after the steps from `before` to `step`: all processes end at the same."""
-        if jax.process_count() == 1 or not jax.config.jax_enable_preemption_service:
+        has_service = getattr(jax.config, "jax_enable_preemption_service", True)
+        if jax.process_count() == 1 or not has_service:
             return
         # `jax.distributed` has caught a SIGTERM, whichever process it came to, and names a
         # step that none of them has passed. It has to be asked about every step.
