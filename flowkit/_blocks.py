@@ -100,18 +100,7 @@ def mean_over_batch(
 
     **Raises:** `ValueError` if `block` does not divide the batch.
     """
-    num = batch_size(examples)
-    check_block(block, num)
-    shares = num_shares(num)
-    if shares == 1:
-        return _mean(fn, shared, examples, block)
-
-    def mean_of_share(functions, examples):
-        fn, shared = functions
-        mean, aux = _mean(fn, shared, examples, share_of_block(block, num // shares))
-        return mean[None], aux
-
-    means, aux = over_devices(mean_of_share, (fn, shared), examples)
+    means, aux = _by_share(_mean, fn, shared, examples, block)
     return jnp.mean(means), jax.lax.stop_gradient(aux)
 
 
@@ -119,31 +108,41 @@ def map_over_batch(
     fn: Callable, shared: PyTree[Any], examples: PyTree[Any], *, block: Block
 ) -> PyTree[Any]:
     """`fn(shared, example)` for all examples, block by block; arguments as in `mean_over_batch`."""
+    return _by_share(_map, fn, shared, examples, block)
+
+
+def _by_share(
+    work: Callable,
+    fn: Callable,
+    shared: PyTree[Any],
+    examples: PyTree[Any],
+    block: Block,
+) -> PyTree[Any]:
+    """`work(fn, shared, examples, block)`, by each device on its share of the examples."""
     num = batch_size(examples)
     check_block(block, num)
     shares = num_shares(num)
     if shares == 1:
-        return _map(fn, shared, examples, block)
+        return work(fn, shared, examples, block)
 
-    def map_share(functions, examples):
+    def of_share(functions, examples):
         fn, shared = functions
-        return _map(fn, shared, examples, share_of_block(block, num // shares))
+        return work(fn, shared, examples, share_of_block(block, num // shares))
 
-    return over_devices(map_share, (fn, shared), examples)
+    return over_devices(of_share, (fn, shared), examples)
 
 
 def _mean(
     fn: Callable, shared: PyTree[Any], examples: PyTree[Any], block: Block
-) -> tuple[Float[Array, ""], PyTree[Any]]:
+) -> tuple[Float[Array, " 1"], PyTree[Any]]:
     """`mean_over_batch` on one device."""
     size = block_size(fn, shared, examples, block)
-    shared = (fn, shared)
     if size == batch_size(examples):
-        values, aux = _apply(shared, examples)
-        return jnp.mean(values), jax.lax.stop_gradient(aux)
+        values, aux = _apply((fn, shared), examples)
+        return jnp.mean(values, keepdims=True), aux
 
-    mean, aux = _blocked_mean(shared, examples, size=size)
-    return mean, jax.lax.stop_gradient(aux)
+    mean, aux = _blocked_mean((fn, shared), examples, size=size)
+    return mean[None], aux
 
 
 def _map(

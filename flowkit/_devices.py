@@ -15,6 +15,7 @@ program that it has traced already, so functions that are jitted inside of the s
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -158,11 +159,8 @@ def sharded_axis(shape: tuple[int, ...], num: int) -> int | None:
 
     It is the longest of those that the devices share equally.
     """
-    size = 1
-    for length in shape:
-        size *= length
     fitting = [axis for axis, length in enumerate(shape) if length % num == 0]
-    if size < LEAST_SHARDED or not fitting:
+    if math.prod(shape) < LEAST_SHARDED or not fitting:
         return None
     return max(fitting, key=lambda axis: shape[axis])
 

@@ -98,8 +98,7 @@ def npz_folder(
     ```
 
     `fk.data.batches` shuffles over all files, gives each process its part of every batch,
-    and reads only the rows of that part. From a slow disk, worker processes can
-    read ahead: `batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=4))`.
+    and reads only the rows of that part.
 
     **Arguments:**
 
