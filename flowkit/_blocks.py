@@ -32,7 +32,8 @@ class AutomaticBlock(eqx.Module):
 
     The choice is made while the computation is traced. On a CPU a block is the largest
     part of the batch for which the results of all matrix products, in the error that is
-    averaged, fit into `cache_bytes`. But a block has at least four examples, and at least so
+    averaged, fit into `cache_bytes`, together with the shifted views of the largest
+    `fk.nn.Conv`. But a block has at least four examples, and at least so
     many that their products take `flops_per_byte` operations for each byte of the weights,
     which every block reads, and whose gradients it adds up. The whole batch is one block:
 
@@ -206,16 +207,21 @@ def _chosen_size(
     jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, example)
     num_bytes = 0
     num_flops = 0
+    views_bytes = 0
     for eqn, times, has_rule in _equations(jaxpr.jaxpr):
         name = eqn.primitive.name
         if name == "conv_general_dilated" and not has_rule:
             return num
+        if name == "conv_general_dilated":
+            # Views are made again for each product: those of one layer exist at a time.
+            views_bytes = max(views_bytes, _views_bytes(eqn))
         if name in ("dot_general", "conv_general_dilated"):
             num_bytes += times * _output_bytes(eqn)
             num_flops += times * _flops(eqn)
 
     sizes = [size for size in range(1, num + 1) if num % size == 0]
-    fitting = [size for size in sizes if size * num_bytes <= block.cache_bytes]
+    each = num_bytes + views_bytes
+    fitting = [size for size in sizes if size * each <= block.cache_bytes]
     # Smaller blocks would wait for the weights and their gradients, or for each operation
     # to begin: one example at a time takes up to twice as long.
     least = block.flops_per_byte * _num_bytes(shared)
@@ -267,6 +273,17 @@ def _num_bytes(model: PyTree[Any]) -> int:
 
 def _output_bytes(eqn: Any) -> int:
     return sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars)
+
+
+def _views_bytes(eqn: Any) -> int:
+    """The bytes of all shifted views of which a convolution is a matrix product."""
+    kernel = eqn.invars[1].aval
+    [out] = (var.aval for var in eqn.outvars)
+    # Each output takes all taps and channels of its group, from any of the kernels.
+    out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+    out_size = kernel.shape[out_axis]
+    taken = kernel.size // out_size * eqn.params["feature_group_count"]
+    return out.size // out_size * taken * out.dtype.itemsize
 
 
 def _flops(eqn: Any) -> int:

@@ -379,10 +379,13 @@ def test_automatic_blocks(monkeypatch):
         number_of_blocks(Convolution(weight, False), images, fk.AutomaticBlock(1)) == 2
     )
 
-    # The convolution of this library has a rule of its own: 8 x 8 x 3 numbers an example.
+    # The convolution of this library has a rule of its own. An example has 8 x 8 x 3
+    # numbers, and nine times as many in the views.
     layer = Layer(fk.nn.Conv(3, 3, use_bias=False, key=jr.key(0)))
     assert number_of_blocks(layer, images, fk.AutomaticBlock(1)) == 2
-    assert number_of_blocks(layer, images, fk.AutomaticBlock(8 * 8 * 8 * 3 * 4)) == 1
+    num_bytes = 8 * 10 * (8 * 8 * 3) * 4
+    assert number_of_blocks(layer, images, fk.AutomaticBlock(num_bytes)) == 1
+    assert number_of_blocks(layer, images, fk.AutomaticBlock(num_bytes - 1)) == 2
 
     # A batch may be split over several devices. (Another limit, which is traced again.)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
