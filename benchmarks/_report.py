@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import optax
 
@@ -57,6 +58,12 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
         print("  ".join(aligned))
 
 
+def num_parameters(model: Any) -> int:
+    """The number of weights."""
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return sum(leaf.size for leaf in leaves)
+
+
 def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
     """The median wall time of a call, until its result is ready."""
     # The first call compiles, and is not counted.
@@ -69,11 +76,13 @@ def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
     return statistics.median(times)
 
 
-def step_call(loss: Callable[..., Any], model: Any, batch: Any) -> Callable[[], Any]:
+def step_call(
+    loss: Callable[..., Any], model: Any, batch: Any, **options: Any
+) -> Callable[[], Any]:
     """A call of one training step with Adam, which is compiled once."""
     optimizer = optax.adam(1e-3)
     states = [fk.training.init_state(model, optimizer, key=jax.random.key(0))]
-    step = fk.training.make_step(loss, optimizer)
+    step = fk.training.make_step(loss, optimizer, **options)
 
     # A step takes the memory of the state that it is given, so the last one is kept.
     def call():

@@ -1,7 +1,8 @@
-"""U-Nets for MNIST at 28 x 28 pixels, for `images_steps.py` and `mnist.py`."""
+"""U-Nets for MNIST at 28 x 28 pixels, and their loss."""
 
 import jax.random as jr
 
+import flowkit as fk
 from flowkit import nn
 
 
@@ -23,3 +24,8 @@ def lean_unet(num_classes: int = 0) -> nn.UNet:
         cond_embedding=classes,
         key=jr.key(0),
     )
+
+
+def flow_loss(flow, x1, key):
+    """Flow matching without a condition."""
+    return fk.flow_matching_loss(flow, x1, key=key)

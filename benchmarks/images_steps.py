@@ -7,13 +7,15 @@
   takes the batch in the blocks that all losses choose; torch takes it whole.
 - The velocity of a U-Net, called and inside a solver, in milliseconds of an evaluation.
 - Images per second in training: the U-Net of torchcfm's example on MNIST (1,075,361
-  parameters, batch 128), and a lean one on patches.
+  parameters, batch 128), and a lean one on patches. The cores work together on one block
+  of the batch after another, or each core is a device and takes its share of the batch.
 
 All of flowkit and its peer take turns. Results go to `benchmarks/results/images_steps.json`.
 """
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import tyro
 from _peer import peer_versions, run_peer
-from _unets import lean_unet, torchcfm_unet
+from _unets import flow_loss, lean_unet, torchcfm_unet
 
 import flowkit as fk
 from flowkit import nn
@@ -33,6 +35,7 @@ from flowkit._blocks import mean_over_batch
 
 
 PEER = "_torchcfm_images.py"
+DIVIDED = "_divided_unets.py"
 
 CONVOLUTIONS = [(32, 28, 64), (64, 14, 128), (64, 32, 32)]
 """Batch size, side and channels."""
@@ -98,11 +101,6 @@ def velocity_calls() -> dict[str, Callable[[], Any]]:
     return {"called": lambda: call(flow, x), "in a solver": lambda: solve().values}
 
 
-def flow_loss(flow, x1, key):
-    """Flow matching without a condition."""
-    return fk.flow_matching_loss(flow, x1, key=key)
-
-
 def milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     medians = _report.median_seconds_in_turns(calls, 3)
     return {name: 1e3 * value for name, value in medians.items()}
@@ -148,24 +146,29 @@ def training(config: Config) -> list[dict[str, Any]]:
         for name, network in networks.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in networks}
+    divided = []
     theirs = []
+    arguments = (str(config.batch_size), "3")
     for _ in range(config.rounds):
         for name, call in calls.items():
             seconds = _report.median_seconds(call, 3)
             rates[name].append(config.batch_size / seconds)
+        divided.append(run_peer(sys.executable, DIVIDED, *arguments))
         if config.peer_python is not None:
-            size = str(config.batch_size)
-            peer = run_peer(config.peer_python, PEER, "unet", size, "3")
+            peer = run_peer(config.peer_python, PEER, "unet", *arguments)
             theirs.append(peer["images_per_second"])
 
     rows = []
     for name, network in networks.items():
-        leaves = jax.tree.leaves(eqx.filter(network, eqx.is_array))
-        row = {"network": name, "parameters": sum(leaf.size for leaf in leaves)}
+        size = _report.num_parameters(network)
+        row = {"network": name, "parameters": size}
         row["images / s"] = statistics.median(rates[name])
+        row["by each core"] = statistics.median(turn[str(size)] for turn in divided)
         if theirs:
-            row["torchcfm, its U-Net"] = statistics.median(theirs)
-            row["ratio"] = row["images / s"] / row["torchcfm, its U-Net"]
+            peer = statistics.median(theirs)
+            row["torchcfm, its U-Net"] = peer
+            row["ratio"] = row["images / s"] / peer
+            row["ratio by each core"] = row["by each core"] / peer
         rows.append(row)
     return rows
 
