@@ -1,5 +1,6 @@
 """Set distances and scores against brute force, scipy and closed forms."""
 
+import functools as ft
 import itertools
 import os
 import subprocess
@@ -392,6 +393,31 @@ def test_gaussian_w2_of_singular_and_isotropic():
         np.sqrt(9 + 3)
     )
     assert metrics.gaussian_w2(zero, 0 * eye, mean, 0 * eye) == pytest.approx(3)
+
+
+def test_gradients_of_gaussian_w2():
+    """In A the square has the gradient I - T, where T is the matrix of the optimal map."""
+
+    @jax.jit
+    @ft.partial(jax.grad, argnums=(1, 3))
+    def gradients(mean_x, cov_x, mean_y, cov_y):
+        return metrics.gaussian_w2(mean_x, cov_x, mean_y, cov_y) ** 2
+
+    zero, mean = np.zeros(3, np.float32), np.asarray([1.0, 2.0, 2.0], np.float32)
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 3))
+    covs = a @ a.T + np.eye(3), b @ b.T + np.eye(3)
+    root = np.real(scipy.linalg.sqrtm(covs[0]))
+    back = np.linalg.inv(root)
+    plan = back @ np.real(scipy.linalg.sqrtm(root @ covs[1] @ root)) @ back
+    eye = np.eye(3)
+    cases = [
+        (4 * eye, eye, (0.5 * eye, -eye)),
+        (*covs, (eye - plan, eye - np.linalg.inv(plan))),
+    ]
+    for cov_x, cov_y, expected in cases:
+        x, y = np.float32(cov_x), np.float32(cov_y)
+        for actual, value in zip(gradients(zero, x, mean, y), expected, strict=True):
+            np.testing.assert_allclose(actual, value, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ $$W_2^2 = |m_x - m_y|^2 + \min_{U \in O(d)} \|F - G U\|^2,$$
 
 where the best $U$ is the orthogonal factor of $G^\top F$. The usual form,
 $\mathrm{tr}(A + B - 2 (A^{1/2} B A^{1/2})^{1/2})$, is the same number, but cancels to
-rounding errors for near covariances.
+rounding errors for near covariances. Its gradient in $A$ is $I - T$, where
+$T = G U F^{-1}$ is the matrix of the optimal map.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -68,22 +70,50 @@ def _check_covariance(name: str, cov: AnyArray) -> None:
 def _gaussian_w2(mean_x, cov_x, mean_y, cov_y):
     dtype = working_dtype(mean_x)
     shift = jnp.asarray(mean_x, dtype) - jnp.asarray(mean_y, dtype)
-    factor_x = _factor(jnp.asarray(cov_x, dtype))
-    factor_y = _factor(jnp.asarray(cov_y, dtype))
-
-    overlap = _product(factor_y.T, factor_x)
-    left, _, right = jnp.linalg.svd(overlap)
-    # Held fixed: at the minimum the distance does not depend on the rotation to first order.
-    rotation = lax.stop_gradient(_product(left, right))
-    turned = _product(factor_y, rotation)
-    squared = jnp.sum(jnp.square(shift)) + jnp.sum(jnp.square(factor_x - turned))
-    return safe_sqrt(squared)
+    cov_x = jnp.asarray(cov_x, dtype)
+    cov_y = jnp.asarray(cov_y, dtype)
+    return safe_sqrt(jnp.sum(jnp.square(shift)) + _squared_bures(cov_x, cov_y))
 
 
-def _factor(cov):
-    """A matrix `F` with `F F^T` the covariance; eigenvalues below zero are rounding."""
+@jax.custom_jvp
+def _squared_bures(cov_x, cov_y):
+    """The square of the distance for equal means."""
+    factor_x, turned = _aligned(_roots(cov_x), _roots(cov_y))
+    return jnp.sum(jnp.square(factor_x - turned))
+
+
+@_squared_bures.defjvp
+def _squared_bures_jvp(primals, tangents):
+    # Eigenvectors have no derivative where two eigenvalues are equal; the distance has one.
+    roots = tuple(map(_roots, primals))
+    factor_x, turned_y = _aligned(*roots)
+    factor_y, turned_x = _aligned(*reversed(roots))
+    slope_x = _product(factor_x - turned_y, _pseudoinverse(roots[0]))
+    slope_y = _product(factor_y - turned_x, _pseudoinverse(roots[1]))
+    d_squared = jnp.sum(slope_x * tangents[0]) + jnp.sum(slope_y * tangents[1])
+    return jnp.sum(jnp.square(factor_x - turned_y)), d_squared
+
+
+def _roots(cov):
+    """Square roots of the eigenvalues, those below zero being rounding; and eigenvectors."""
     values, vectors = jnp.linalg.eigh(cov)
-    return vectors * safe_sqrt(jnp.maximum(values, 0))[None]
+    return safe_sqrt(jnp.maximum(values, 0)), vectors
+
+
+def _aligned(roots_x, roots_y):
+    """Factors `F` and `G U` of both covariances that are as near as can be."""
+    factor_x = roots_x[1] * roots_x[0][None]
+    factor_y = roots_y[1] * roots_y[0][None]
+    left, _, right = jnp.linalg.svd(_product(factor_y.T, factor_x))
+    return factor_x, _product(factor_y, _product(left, right))
+
+
+def _pseudoinverse(roots):
+    """The inverse of the factor `F`, zero along directions without variance."""
+    values, vectors = roots
+    known = values > jnp.max(values) * jnp.sqrt(jnp.finfo(values.dtype).eps)
+    inverse = jnp.where(known, 1 / jnp.where(known, values, 1), 0)
+    return inverse[:, None] * vectors.T
 
 
 def _product(a, b):
