@@ -103,7 +103,9 @@ def test_ends_are_those_of_the_exact_map():
 
 
 def test_failures_are_raised():
-    with pytest.raises(Exception, match="maximum number of solver steps"):
+    with pytest.raises(
+        Exception, match=r"sample `values\[0\]` took all `max_steps=3`\. "
+    ):
         jax.block_until_ready(draw(RefilledSlots(4), max_steps=3, **FINE).values)
     stats = draw(RefilledSlots(4), max_steps=3, throw=False, **FINE).stats
     reached = lambda result: result == dfx.RESULTS.max_steps_reached

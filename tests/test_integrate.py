@@ -234,10 +234,27 @@ def test_a_solver_that_gives_up_says_so(key):
             jax.vmap(lambda r: r == dfx.RESULTS.max_steps_reached)(samples.stats.result)
         )
     )
-    with pytest.raises(Exception, match="maximum number of solver steps"):
-        jax.block_until_ready(
-            fk.sample(field, (1,), num_samples=4, key=key, max_steps=2).values
-        )
+
+
+def test_out_of_steps_says_which_sample_and_where():
+    """From t = 0.3 on the field is stiff where x > 1.5."""
+
+    def field(t, x, cond):
+        fast = 200 * jnp.cos(200 * x * (1 + t))
+        return jnp.where((t > 0.3) & (x > 1.5), fast, jnp.zeros_like(x))
+
+    x0 = jnp.array([[0.0], [1.0], [2.0], [3.0]])
+    draw = lambda x0: fk.sample(field, (1,), num_samples=4, x0=x0, max_steps=20).values
+    wanted = (
+        r"`values\[2\]` took all `max_steps=20` and came to t = 0\.3\d*\. Give a larger"
+    )
+    # The second is a program of the user's own.
+    for call in (draw, jax.jit(draw)):
+        with pytest.raises(Exception, match=wanted):
+            jax.block_until_ready(call(x0))
+    # Backwards it is stiff at once.
+    with pytest.raises(Exception, match=r"a solve took .* came to t = (1|0\.9\d*)\. "):
+        jax.block_until_ready(fk.encode(field, x0[3], max_steps=20))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "target"])

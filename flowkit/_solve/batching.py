@@ -1,6 +1,7 @@
 """How the solves of a batch share the device, and what each of them cost."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from flowkit._solve.ode import end_state, solve
 from flowkit._solve.options import Solve
+from flowkit._solve.watch import raise_unless_finished, time_reached
 from flowkit._types import Cond
 
 
@@ -71,11 +73,19 @@ class Lockstep(AbstractBatching):
     def solve(
         self, rows: Rows, times: tuple[Array, Array], options: Solve
     ) -> tuple[PyTree[Array], Stats]:
-        def one(x, cond, extra):
-            solution = solve(rows.velocity_of(extra), x, cond, times, options)
-            return end_state(solution), statistics(solution, options.solver)
+        # Failures are raised for the whole batch, where samples have numbers.
+        quiet = dataclasses.replace(options, throw=False)
 
-        return rows.vmap(one)
+        def one(x, cond, extra):
+            solution = solve(rows.velocity_of(extra), x, cond, times, quiet)
+            stats = statistics(solution, options.solver)
+            return end_state(solution), stats, time_reached(solution)
+
+        ends, stats, reached = rows.vmap(one)
+        if options.throw:
+            max_steps = options.max_steps
+            ends = raise_unless_finished(ends, stats.result, max_steps, reached)
+        return ends, stats
 
 
 def statistics(solution: dfx.Solution, solver: dfx.AbstractSolver) -> Stats:

@@ -70,7 +70,8 @@ def integrate(
         `diffrax.StepTo(ts)`.
     - `stepsize_controller`: by default adaptive, with relative and absolute tolerance 1e-5.
     - `saveat`: what to save; `diffrax.SaveAt(ts=...)` for a trajectory.
-    - `max_steps`: the maximum number of steps.
+    - `max_steps`: the maximum number of steps. The error of a solve that needs more says to which
+        time it came, and in a batch of `fk.sample` which sample it was.
     - `adjoint`: how derivatives are taken. The default has reverse mode only;
         `diffrax.ForwardMode()` has forward mode only, and `diffrax.DirectAdjoint()` has both, at
         a cost that grows with `max_steps`.
@@ -162,7 +163,7 @@ def solve(
         max_steps=max_steps,
         throw=False,
     )
-    return raise_failures(solution) if options.throw else solution
+    return raise_failures(solution, max_steps) if options.throw else solution
 
 
 def controller_of(

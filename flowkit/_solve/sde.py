@@ -167,6 +167,7 @@ def _sample_sde(flow, batch, key, grid, method):
 def _solve(drift, x, cond, times, key, method):
     """The state at the last of the times."""
     path = _GridPath(key, x.shape, x.dtype, _levy_area(method.solver))
+    num_steps = len(times) - 1
     solution = dfx.diffeqsolve(
         dfx.MultiTerm(dfx.ODETerm(drift), dfx.ControlTerm(drift.diffusion, path)),
         method.solver,
@@ -177,10 +178,12 @@ def _solve(drift, x, cond, times, key, method):
         cond,
         stepsize_controller=dfx.StepTo(times),
         adjoint=method.adjoint,
-        max_steps=len(times) - 1,
+        max_steps=num_steps,
         throw=False,
     )
-    return end_state(raise_failures(solution) if method.throw else solution)
+    if method.throw:
+        solution = raise_failures(solution, num_steps)
+    return end_state(solution)
 
 
 class _GridPath(dfx.AbstractPath):

@@ -1,24 +1,34 @@
-"""Velocities that are not finite: an error of their own, where Diffrax asks for more steps.
+"""Solves that fail: which sample, where, and what to do.
 
-A step to a state that is NaN or infinite is rejected and tried again with a fifth of its length,
+Velocities that are not finite have an error of their own, where Diffrax asks for more steps. A
+step to a state that is NaN or infinite is rejected and tried again with a fifth of its length,
 which is right where a long step has left the domain of the velocity. Where the shortest step that
 time resolves still ends there, the solve is over.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 
 _NOT_FINITE = (
     "the velocity is NaN or infinite on the way: look at the weights of the network (did "
     "training diverge?) and at the condition; smaller or more steps do not help. (With a "
     "controller of your own: its smallest step was reached.)"
+)
+
+_OUT_OF_STEPS = (
+    "the maximum number of solver steps was reached: {who} took all `max_steps={number}`{where}. "
+    "Give a larger `max_steps`, or a looser tolerance by `stepsize_controller`. Most flows need "
+    "ten to a hundred steps; where thousands do not suffice, the velocity is stiff: look at its "
+    "weights, at the scale of its time embedding, and whether its data were standardized."
 )
 
 
@@ -89,28 +99,97 @@ def watched(
     return controller
 
 
-def raise_failures(solution: dfx.Solution) -> dfx.Solution:
+def raise_failures(solution: dfx.Solution, max_steps: int) -> dfx.Solution:
     """The solution, or at run time an error that says why the solve has failed."""
-    failed = solution.result != dfx.RESULTS.successful
+    result = solution.result
+    failed = result != dfx.RESULTS.successful
     # A grid goes on to its end whatever it meets, so its states are looked at.
     lost = ~failed & ~_saved_states_are_finite(solution)
-    wrong = lost | (solution.result == dfx.RESULTS.dt_min_reached)
-    solution = eqx.error_if(solution, wrong, _NOT_FINITE)
+    wrong = lost | (result == dfx.RESULTS.dt_min_reached)
 
-    ended = failed & (solution.result != dfx.RESULTS.event_occurred)
+    over = result == dfx.RESULTS.max_steps_reached
+    texts = _Failures(max_steps)
+    index = jnp.where(over, texts.index(jnp.asarray(0), time_reached(solution)), 0)
+    solution = eqxi.branched_error_if(solution, wrong | over, index, texts)
+
+    ended = failed & (result != dfx.RESULTS.event_occurred)
     return solution.result.error_if(solution, ended)
 
 
-def raise_unless_finished(states: Any, results: dfx.RESULTS) -> Any:
-    """The states of many solves, or an error that says why one of them has failed."""
-    stuck = jax.vmap(lambda result: result == dfx.RESULTS.dt_min_reached)(results)
-    wrong = jnp.any(stuck) | ~_all_finite(states)
-    states = eqx.error_if(states, wrong, _NOT_FINITE)
+def raise_unless_finished(
+    states: Any,
+    results: dfx.RESULTS,
+    max_steps: int,
+    times: Float[Array, " samples"] | None = None,
+) -> Any:
+    """The states of many solves, or an error that says which of them has failed, and why.
 
-    failed = jax.vmap(lambda result: result != dfx.RESULTS.successful)(results)
+    **Arguments:** `times`, to which the solves came, where they are known.
+    """
+    are = lambda kind: jax.vmap(lambda result: result == kind)(results)
+    wrong = jnp.any(are(dfx.RESULTS.dt_min_reached)) | ~_all_finite(states)
+
+    over = are(dfx.RESULTS.max_steps_reached)
+    first = jnp.argmax(over)
+    texts = _Failures(max_steps, len(over), times is not None)
+    time = None if times is None else times[first]
+    index = jnp.where(over[first], texts.index(first, time), 0)
+    states = eqxi.branched_error_if(states, wrong | over[first], index, texts)
+
+    failed = ~are(dfx.RESULTS.successful)
     worst = jnp.argmax(failed)
-    first = jax.tree.map(lambda leaf: leaf[worst], results)
-    return first.error_if(states, failed[worst])
+    one = jax.tree.map(lambda leaf: leaf[worst], results)
+    return one.error_if(states, failed[worst])
+
+
+def time_reached(solution: dfx.Solution) -> Float[Array, ""]:
+    """The last time that was saved, which is the last one at all where the end is saved."""
+    t0 = jnp.asarray(solution.t0)
+    times = [jnp.ravel(ts) for ts in jax.tree.leaves(solution.ts)]
+    times = jnp.concatenate([t0[None], *times])
+    # What was not saved is infinity.
+    times = jnp.where(jnp.isfinite(times), times, t0)
+    return times[jnp.argmax(jnp.abs(times - t0))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failures(Sequence[str]):
+    """Why solves fail, in words: not finite at index 0, and out of steps at all others.
+
+    A program that runs can only choose one of many texts. So the index holds the number of the
+    sample and its time, and the text is made when it is asked for.
+    """
+
+    max_steps: int
+    num_samples: int | None = None
+    with_time: bool = True
+
+    @property
+    def num_times(self) -> int:
+        """The times that are told apart: thousandths, unless the index would overflow."""
+        return min(1001, 2**30 // (self.num_samples or 1)) if self.with_time else 1
+
+    def index(
+        self, sample: Int[Array, ""], time: Float[Array, ""] | None
+    ) -> Int[Array, ""]:
+        first = 1 + sample * self.num_times
+        if time is None:
+            return first
+        last = self.num_times - 1
+        return first + jnp.clip(jnp.round(time * last), 0, last).astype(first.dtype)
+
+    def __len__(self) -> int:
+        return 1 + self.num_times * (self.num_samples or 1)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == 0:
+            return _NOT_FINITE
+        sample, time = divmod(index - 1, self.num_times)
+        who = "a solve" if self.num_samples is None else f"sample `values[{sample}]`"
+        where = ""
+        if self.with_time:
+            where = f" and came to t = {time / (self.num_times - 1):.3g}"
+        return _OUT_OF_STEPS.format(who=who, number=self.max_steps, where=where)
 
 
 def nan_if_failed(state: Any, result: dfx.RESULTS) -> Any:

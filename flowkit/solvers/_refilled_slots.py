@@ -44,7 +44,9 @@ class RefilledSlots(AbstractBatching):
         # The first step of every sample, with which solvers fill their memory.
         first = steps.first(self.num_slots)
         ends = _run(steps, first, self.num_slots)
-        y = raise_unless_finished(ends.y, ends.result) if options.throw else ends.y
+        y = ends.y
+        if options.throw:
+            y = raise_unless_finished(y, ends.result, options.max_steps)
         rejected = ends.attempted - ends.accepted
         evaluations = evaluations_of(options.solver, ends.attempted)
         return y, Stats(evaluations, ends.accepted, rejected, ends.result)
