@@ -250,7 +250,7 @@ def printing(t, x, cond):
         ({"num_steps": None}, "no error estimate"),
         (
             {"num_steps": None, "stepsize_controller": dfx.StepTo(np.arange(3.0))},
-            "StepTo must have times that increase from 0 to the end of the flow, 1.0",
+            "StepTo must have times that increase from 0 to 1, where this solve begins",
         ),
     ],
     ids=["callback", "gpu", "string", "nowhere", "rows", "solver", "times"],

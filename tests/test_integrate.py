@@ -402,6 +402,68 @@ def test_every_step_is_saved_without_padding():
     assert np.all(np.isfinite(solution.ys))
 
 
+def on_grid(times, call, *args, **options):
+    grid = dfx.StepTo(np.array(times, np.float32))
+    return call(*args, solver=dfx.Euler(), stepsize_controller=grid, **options)
+
+
+GRIDS = {
+    "backwards": ([0, 0.6, 0.4, 1], "increase from 0 to 1"),
+    "short": ([0, 0.5, 0.9], "increase from 0 to 1"),
+    "late": ([0.1, 0.5, 1], "increase from 0 to 1"),
+    "beyond": ([0, 0.5, 1.2], "increase from 0 to 1"),
+    "nan": ([0, np.nan, 1], "increase from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize(("times", "fragment"), GRIDS.values(), ids=GRIDS)
+def test_grids_that_do_not_fit(times, fragment, key):
+    field, x = lambda t, x, cond: x, jnp.ones(2)
+    drawn = {"num_samples": 2, "key": key}
+    with pytest.raises(ValueError, match=f"`stepsize_controller` .* {fragment}"):
+        on_grid(times, fk.integrate, field, x)
+    for draw in (fk.sample, fk.sample_and_log_prob):
+        with pytest.raises(ValueError, match=fragment):
+            on_grid(times, draw, field, (2,), **drawn)
+    for back in (fk.encode, fk.log_prob):
+        with pytest.raises(ValueError, match="decrease from 1 to 0"):
+            on_grid(times, back, field, x)
+
+
+def test_grids_that_end_elsewhere(key):
+    drawn = {"num_samples": 2, "key": key}
+    target = fk.Flow(lambda t, x, cond: x, prediction=fk.Target())
+    with pytest.raises(ValueError, match=r"from 0 to 0\.999"):
+        on_grid([0, 0.5, 1], fk.sample, target, (2,), **drawn)
+    with pytest.raises(ValueError, match="`max_steps` is 2, and the grid .* has 3"):
+        on_grid([0, 0.2, 0.4, 1], fk.sample, target, (2,), max_steps=2, **drawn)
+
+
+def test_grids_that_a_program_computes():
+    """Their times are not known before it runs. Euler's steps multiply by 0.7 and by 0.8."""
+
+    @jax.jit
+    def end(middle):
+        grid = dfx.StepTo(jnp.array([1, middle, 0.5]))
+        options = {"solver": dfx.Euler(), "stepsize_controller": grid}
+        field = lambda t, x, cond: x
+        return fk.integrate(field, jnp.ones(1), t0=1.0, t1=0.5, **options).ys[0]
+
+    np.testing.assert_allclose(end(0.7), [0.7 * 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: 0.0, lambda x: None])
+def test_velocities_of_another_shape(wrong, key):
+    """They would broadcast."""
+    field = lambda t, x, cond: wrong(x)
+    fragment = r"the velocity must have the shape of `x`, \(2,\), got "
+    with pytest.raises(ValueError, match=fragment):
+        fk.sample(field, (2,), num_samples=2, key=key)
+    for call in (fk.integrate, fk.encode, fk.log_prob):
+        with pytest.raises(ValueError, match=fragment):
+            call(field, jnp.ones(2))
+
+
 @pytest.mark.parametrize(
     ("call", "fragment"),
     [

@@ -109,7 +109,7 @@ def export_sampler(
         source=source,
         solver=solver,
         num_steps=num_steps,
-        stepsize_controller=checked_now(stepsize_controller, end_of(bare(flow))),
+        stepsize_controller=checked_now(stepsize_controller, 0, end_of(bare(flow))),
         max_steps=max_steps,
         throw=False,
         batching=batching,

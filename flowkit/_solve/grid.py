@@ -3,11 +3,15 @@
 Such a call costs time in every solve, and a program that holds one cannot be exported.
 """
 
+import dataclasses
 from typing import Any
 
 import diffrax as dfx
 import numpy as np
 from jaxtyping import Array
+
+from flowkit._solve.options import Solve
+from flowkit._types import is_traced, Scalar
 
 
 class Grid(dfx.StepTo):
@@ -32,21 +36,40 @@ class Grid(dfx.StepTo):
         return self.ts[1], 2
 
 
-def checked_now(
-    controller: dfx.AbstractStepSizeController | None, t_end: float
-) -> dfx.AbstractStepSizeController | None:
-    """The controller, as a `Grid` if it steps to given times, which are checked here.
+def checked(options: Solve, t0: Scalar, t1: Scalar) -> Solve:
+    """The options of a solve between two times, whose grid, if it has one, is checked here."""
+    controller = options.controller
+    if not isinstance(controller, dfx.StepTo):
+        return options
 
-    **Arguments:** `t_end`: where the solve ends, which begins at 0.
-    """
+    num_steps = len(controller.ts) - 1
+    if num_steps > options.max_steps:
+        raise ValueError(
+            f"`max_steps` is {options.max_steps}, and the grid of `stepsize_controller` has "
+            f"{num_steps} steps; give as many."
+        )
+    if is_traced(controller.ts, t0, t1):
+        return options
+    grid = checked_now(controller, float(t0), float(t1))
+    return dataclasses.replace(options, controller=grid)
+
+
+def checked_now(
+    controller: dfx.AbstractStepSizeController | None, t0: float, t1: float
+) -> dfx.AbstractStepSizeController | None:
+    """The controller, as a `Grid` if it steps to given times, which must be known."""
     if not isinstance(controller, dfx.StepTo):
         return controller
 
     times = np.asarray(controller.ts)
-    ends = np.array([0, t_end], times.dtype)
-    if np.any(np.diff(times) <= 0) or np.any(times[[0, -1]] != ends):
+    steps = np.diff(times) if t0 < t1 else -np.diff(times)
+    ends = np.array([t0, t1], times.dtype)
+    # Written so that a time that is NaN fails.
+    if not (np.all(steps > 0) and np.all(times[[0, -1]] == ends)):
+        change = "increase" if t0 < t1 else "decrease"
         raise ValueError(
-            "`stepsize_controller` StepTo must have times that increase from 0 to the end of "
-            f"the flow, {t_end}, got {times}."
+            f"`stepsize_controller` StepTo must have times that {change} from {t0:g} to "
+            f"{t1:g}, where this solve begins and ends (a `fk.Flow` ends at its `t_end`), got "
+            f"{times}."
         )
     return Grid(controller.ts)

@@ -25,6 +25,7 @@ from flowkit._distributions import AbstractDistribution, Empirical, Normal
 from flowkit._flow import bare, log_scale, standardize, unstandardize
 from flowkit._masks import zero_masked
 from flowkit._solve.batching import AbstractBatching, Lockstep, Rows, Stats
+from flowkit._solve.grid import checked
 from flowkit._solve.ode import end_of, solve_back, with_mask
 from flowkit._solve.options import (
     compiled,
@@ -166,6 +167,7 @@ def _trace_of(
 def _log_probs(flow, x1, cond, key, trace, source, mask, options):
     """One log-density for each estimate of the trace."""
     _check_source(source, mask)
+    options = checked(options, end_of(bare(flow)), 0)
     x1 = jnp.asarray(x1)
     check_example("x1", x1, mask)
     probes = None if key is None else trace.draw(x1, key=key)
@@ -235,6 +237,7 @@ def sample_and_log_prob(
         shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
     _check_source(source, mask)
+    options = checked(options, 0, end_of(bare(flow)))
     if num_probes is None and trace is None:
         trace = ExactTrace()
     trace = _trace_of(trace, num_probes, key)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from flowkit._checks import check_example, check_time
 from flowkit._flow import bare, Flow, standardize
 from flowkit._masks import has_parameter, zero_masked
-from flowkit._solve.grid import Grid
+from flowkit._solve.grid import checked, Grid
 from flowkit._solve.options import (
     compiled,
     DEFAULT_ADJOINT,
@@ -82,8 +82,9 @@ def integrate(
     **Returns:** a `diffrax.Solution`.
 
     **Raises:** `ValueError` for times outside [0, 1], for an adaptive controller with a solver
-    that has no error estimate, which would accept every step, and for both `num_steps` and a
-    controller.
+    that has no error estimate, which would accept every step, for both `num_steps` and a
+    controller, for a `diffrax.StepTo` whose times do not go from `t0` to `t1`, and for a velocity
+    of another shape than `x0`.
     """
     options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
     check_time("t0", t0)
@@ -93,6 +94,7 @@ def integrate(
 
     x0 = jnp.asarray(x0)
     check_example("x0", x0, mask)
+    options = checked(options, t0, t1)
     times = jnp.asarray(t0, x0.dtype), jnp.asarray(t1, x0.dtype)
     cond = numbers_as_arrays(cond)
     return _integrate(with_mask(bare(velocity), mask), x0, cond, times, options, saveat)
@@ -117,6 +119,7 @@ def encode(
     `t = 1` (see `fk.Flow`) keeps its last velocity from there on.
     """
     options = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
+    options = checked(options, end_of(bare(flow)), 0)
     x1 = jnp.asarray(x1)
     check_example("x1", x1, mask)
     return _encode(flow, x1, numbers_as_arrays(cond), mask, options)
@@ -223,12 +226,36 @@ class MaskedVelocity(eqx.Module):
     def __call__(
         self, t: Scalar, x: FloatArray, cond: Cond = None
     ) -> Float[Array, "..."]:
-        return zero_masked(self.velocity(t, x, cond, mask=self.mask), self.mask)
+        value = self.velocity(t, x, cond, mask=self.mask)
+        _check_velocity(value, x)
+        return zero_masked(value, self.mask)
+
+
+class CheckedVelocity(eqx.Module):
+    """A velocity field whose shape is checked, since another one may broadcast."""
+
+    velocity: VelocityField
+
+    def __call__(self, t: Scalar, x: FloatArray, cond: Cond = None) -> Any:
+        value = self.velocity(t, x, cond)
+        _check_velocity(value, x)
+        return value
+
+
+def _check_velocity(value: Any, x: FloatArray) -> None:
+    found = jnp.shape(value) if eqx.is_array_like(value) else type(value).__name__
+    if found != x.shape:
+        raise ValueError(
+            f"the velocity must have the shape of `x`, {x.shape}, got {found}."
+        )
 
 
 def with_mask(velocity: VelocityField, mask: Mask | None) -> VelocityField:
-    """The velocity field with its mask bound, if there is one."""
-    return velocity if mask is None else MaskedVelocity(velocity, mask)
+    """The velocity field with its mask bound, if there is one, and its shape checked."""
+    if mask is not None:
+        return MaskedVelocity(velocity, mask)
+    # A flow checks what its network returns.
+    return velocity if isinstance(velocity, Flow) else CheckedVelocity(velocity)
 
 
 def end_of(velocity: VelocityField) -> float:

@@ -13,6 +13,7 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import bare, Target, unstandardize
 from flowkit._masks import zero_masked
 from flowkit._solve.batching import AbstractBatching, Lockstep, Rows, Stats
+from flowkit._solve.grid import checked
 from flowkit._solve.ode import end_of, with_mask
 from flowkit._solve.options import (
     compiled,
@@ -89,7 +90,7 @@ def sample(
     **Returns:** `fk.Samples(values, stats)`, `values` of shape `(num_samples, *shape)`.
     """
     how = (solver, num_steps, stepsize_controller, max_steps, adjoint, throw)
-    options = resolve(*how, whole_way=True)
+    options = checked(resolve(*how, whole_way=True), 0, end_of(bare(flow)))
     batch = as_batch(
         shape, num_samples, cond=cond, cond_axes=cond_axes, source=source, mask=mask
     )
