@@ -554,6 +554,24 @@ def test_wrong_use(call, fragment, key):
         call(lambda t, x, cond: x, key)
 
 
+def test_tolerances_out_of_reach_warn():
+    """While tracing; the suite makes errors of all other warnings."""
+
+    def trace(rtol, atol):
+        controller = dfx.PIDController(rtol=rtol, atol=atol)
+        options = {"stepsize_controller": controller}
+        end = lambda x: fk.integrate(lambda t, x, cond: x, x, **options).ys
+        jax.eval_shape(end, jnp.ones(2))
+
+    with pytest.warns(UserWarning, match="`stepsize_controller` .* float32 .* 1e-06"):
+        trace(1e-9, 1e-9)
+    # One of both is enough, and float64 reaches it.
+    trace(1e-6, 1e-9)
+    trace(0, 1e-6)
+    with jax.enable_x64(True):
+        trace(1e-9, 1e-9)
+
+
 @pytest.mark.parametrize("grid", [{}, {"num_steps": 5}], ids=["adaptive", "grid"])
 def test_velocities_that_are_not_finite_have_an_error_of_their_own(grid, key):
     nan = lambda t, x, cond: jnp.where(t > 0.3, jnp.nan, x)

@@ -69,6 +69,7 @@ def integrate(
     - `num_steps`: the number of steps of a uniform grid, with any solver. Any other grid is
         `diffrax.StepTo(ts)`.
     - `stepsize_controller`: by default adaptive, with relative and absolute tolerance 1e-5.
+        float32 gains nothing below 1e-6, and tolerances below its rounding, 1e-7, warn.
     - `saveat`: what to save; `diffrax.SaveAt(ts=...)` for a trajectory.
     - `max_steps`: the maximum number of steps. The error of a solve that needs more says to which
         time it came, and in a batch of `fk.sample` which sample it was.

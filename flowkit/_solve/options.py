@@ -2,6 +2,7 @@
 
 import functools as ft
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from flowkit._types import is_traced
 
 
 DEFAULT_SOLVER = dfx.Tsit5()
@@ -132,6 +135,25 @@ def _check_controller(
             f"`solver` {type(solver).__name__} has no error estimate, so an adaptive "
             "`stepsize_controller` would accept every step; give `num_steps`, or a solver "
             "such as `diffrax.Tsit5()`."
+        )
+    if adaptive:
+        _warn_of_tolerances(controller)
+
+
+def _warn_of_tolerances(controller: Any) -> None:
+    """Warns of tolerances that are below the rounding of every step."""
+    rtol, atol = controller.rtol, controller.atol
+    if is_traced(rtol, atol):
+        return
+    dtype = jnp.result_type(float)
+    rounding = float(jnp.finfo(dtype).eps)
+    if max(rtol, atol) < rounding:
+        warnings.warn(
+            f"`stepsize_controller` has the tolerances rtol={rtol:g} and atol={atol:g}, but in "
+            f"{dtype} every step rounds by more: it takes more steps, up to `max_steps`, for "
+            f"no less error. Give {8 * rounding:.0e} or more, or use float64 "
+            "(`jax.config.update('jax_enable_x64', True)`).",
+            stacklevel=2,
         )
 
 
