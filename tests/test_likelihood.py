@@ -62,6 +62,47 @@ def test_another_source():
         np.testing.assert_allclose(got, mixture.log_prob(x), atol=1e-4)
 
 
+class Square(fk.AbstractDistribution):
+    """Uniform on the square of side 1."""
+
+    def sample(self, shape, *, key):
+        return jr.uniform(key, shape)
+
+    def log_prob(self, x):
+        inside = jnp.all((x >= 0) & (x <= 1))
+        return jnp.where(inside, 0.0, -jnp.inf)
+
+
+GROWTH = 0.5
+
+
+@pytest.mark.parametrize(
+    ("source", "shape", "mask"),
+    [(Square(), (2,), None), (mixture_2d(), (3, 2), np.array([True, False, True]))],
+    ids=["square", "clouds of a mixture"],
+)
+def test_sources_that_are_not_normal(source, shape, mask, key):
+    """dx/dt = a x carries x0 to e^a x0, so that log p1(x) = log p0(x / e^a) - a d."""
+    field = lambda t, x, cond, mask=None: GROWTH * x
+    options = {"source": source, "num_steps": 4}
+    masks = None if mask is None else np.tile(mask, (5, 1))
+    values, log_probs = fk.sample_and_log_prob(
+        field, shape, num_samples=5, mask=masks, key=key, **options
+    )
+
+    valid = np.ones(shape[:-1], bool) if mask is None else mask
+    x0 = np.asarray(values)[:, valid] / np.exp(GROWTH)
+    size = 2 * np.sum(valid)
+    expected = jax.vmap(source.log_prob)(x0) - GROWTH * size
+    np.testing.assert_allclose(log_probs, expected, rtol=1e-4)
+
+    score = jax.vmap(lambda x: fk.log_prob(field, x, mask=mask, **options))
+    np.testing.assert_allclose(score(values), expected, rtol=1e-4)
+    if mask is None:
+        # Beyond the edge of the image of the square.
+        assert np.all(score(values + np.exp(GROWTH)) == -np.inf)
+
+
 @pytest.mark.parametrize(
     ("path", "prediction"),
     [("linear", "noise"), ("linear", "target"), ("cosine", "target")],
