@@ -266,7 +266,7 @@ class Pmapped(AbstractPlacement):
         division = Division(self.mesh.size, None)
         with divided(division):
             value, grads = jax.value_and_grad(objective, has_aux=True)(params)
-        if not division.used:
+        if not division.used and self.mesh.size > 1:
             warnings.warn(
                 "`parallel=Pmapped()`: the loss averages over the batch by itself, so every "
                 "device does all of the work; use `fk.training.mean_over_batch` in it.",
