@@ -152,6 +152,36 @@ def test_conditions_compose(key):
     np.testing.assert_allclose(one(0.4, x, conds[:1]), expected, atol=1e-6)
 
 
+def test_units_stay_outside(key):
+    """Standardized velocities are extrapolated, and data keep their mean and deviation."""
+    exact = lambda mean: fk.exact_flow(fk.Normal(mean, 0.5))
+    x = jr.normal(key, (2,))
+    pairs = {
+        "weaker": (
+            fk.guidance.autoguided(
+                fk.Standardized(exact(1.0), 10.0, 2.0),
+                fk.Standardized(exact(0.6), 10.0, 2.0),
+                2.5,
+            ),
+            fk.guidance.autoguided(exact(1.0), exact(0.6), 2.5),
+            None,
+        ),
+        "composed": (
+            fk.guidance.composed(
+                fk.Standardized(fk.Flow(shifted), 10.0, 2.0), [1.5, -0.5]
+            ),
+            fk.guidance.composed(fk.Flow(shifted), [1.5, -0.5]),
+            jnp.array([[1.0, 2.0], [0.5, -1.0]]),
+        ),
+    }
+    for standardized, bare, cond in pairs.values():
+        np.testing.assert_array_equal(
+            standardized(0.4, x, cond), bare(0.4, x, cond), strict=True
+        )
+        units = standardized.shift.value, standardized.scale.value
+        np.testing.assert_array_equal(units, [10.0, 2.0])
+
+
 @pytest.mark.parametrize(
     ("call", "fragment"),
     [
@@ -166,6 +196,16 @@ def test_conditions_compose(key):
                 flow, fk.Flow(shifted, prediction=fk.Noise()), 2.0
             ),
             "`weaker` must have the path",
+        ),
+        (
+            lambda flow: fk.guidance.autoguided(fk.Standardized(flow, 1, 2), flow, 2.0),
+            "`weaker` must be in the units",
+        ),
+        (
+            lambda flow: fk.guidance.autoguided(
+                fk.Standardized(flow, 1, 2), fk.Standardized(flow, 0, 2), 2.0
+            ),
+            "`weaker` must be in the units",
         ),
         (
             lambda flow: fk.guidance.autoguided(flow, flow, 2.0, interval=(0.5, 2)),

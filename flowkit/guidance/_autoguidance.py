@@ -3,12 +3,14 @@ r"""Autoguidance: a flow is led away from what a weaker one would do.
 $v_\omega = v_{\text{weak}} + \omega (v - v_{\text{weak}})$.
 """
 
+from typing import Any, cast
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._flow import Flow
-from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
+from flowkit._flow import Flow, Standardized
+from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
 from flowkit.guidance._classifier_free import (
     check_head,
     check_interval,
@@ -17,12 +19,12 @@ from flowkit.guidance._classifier_free import (
 
 
 def autoguided(
-    flow: Flow,
-    weaker: Flow,
+    flow: Flow | Standardized,
+    weaker: Flow | Standardized,
     scale: float,
     *,
     interval: tuple[float, float] = (0.0, 1.0),
-) -> Flow:
+) -> Flow | Standardized:
     r"""A flow guided by a weaker model of the same data, for samplers.
 
     $$v_\omega(t, x, c) = v_{\text{weak}}(t, x, c)
@@ -41,16 +43,22 @@ def autoguided(
 
     - `flow`: the flow, with the head `fk.PointHead()`.
     - `weaker`: a smaller one, or one trained for a shorter time, with the same path and
-      prediction.
+      prediction, and standardized by the same mean and deviation if `flow` is.
     - `scale`: $\omega$; 1 is the flow itself.
     - `interval`: the first and the last time at which the scale holds; it is 1 elsewhere.
 
-    **Raises:** `ValueError` for flows of different paths or predictions, for other heads, and
-    for an interval outside [0, 1].
+    **Raises:** `ValueError` for flows of different paths, predictions or units, for other
+    heads, and for an interval outside [0, 1].
 
     **Reference:** Karras, Aittala, Kynkäänniemi, Lehtinen, Aila, Laine, Guiding a Diffusion
     Model with a Bad Version of Itself, 2024 (arXiv 2406.02507).
     """
+    if isinstance(flow, Standardized) or isinstance(weaker, Standardized):
+        _check_units(flow, weaker)
+        inner, other = (cast(Any, one).flow for one in (flow, weaker))
+        # As in `guided`, the units stay outside.
+        inner = autoguided(inner, other, scale, interval=interval)
+        return eqx.tree_at(lambda flow: flow.flow, flow, inner)
     check_head("flow", flow)
     check_head("weaker", weaker)
     check_interval(interval)
@@ -62,6 +70,17 @@ def autoguided(
         )
     network = _Autoguided(flow, weaker, jnp.asarray(scale, float), interval)
     return Flow(network, flow.path, flow.prediction)
+
+
+def _check_units(flow: Flow | Standardized, weaker: Flow | Standardized) -> None:
+    both = (flow, weaker)
+    units = [(one.shift, one.scale) for one in both if isinstance(one, Standardized)]
+    agree = len(units) == 2 and (is_traced(units) or eqx.tree_equal(*units))
+    if not agree:
+        raise ValueError(
+            "`weaker` must be in the units of `flow`: a `fk.Standardized` with the same mean "
+            "and deviation, or none of the two."
+        )
 
 
 class _Autoguided(eqx.Module):

@@ -4,7 +4,7 @@ $v = v_\varnothing + \sum_i \omega_i (v_{c_i} - v_\varnothing)$.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -12,17 +12,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_rows
-from flowkit._flow import Flow
+from flowkit._flow import Flow, Standardized
 from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 from flowkit.guidance._classifier_free import check_head, null_of
 
 
 def composed(
-    flow: Flow,
+    flow: Flow | Standardized,
     scales: Sequence[float],
     *,
     null: Cond = None,
-) -> Flow:
+) -> Flow | Standardized:
     r"""A flow whose samples fit several conditions, for samplers.
 
     $$v(t, x, c) = v(t, x, \varnothing)
@@ -50,6 +50,10 @@ def composed(
     **Reference:** Liu, Li, Du, Torralba, Tenenbaum, Compositional Visual Generation with
     Composable Diffusion Models, 2022 (arXiv 2206.01714).
     """
+    if isinstance(flow, Standardized):
+        # As in `guided`, the units stay outside.
+        inner = composed(cast(Flow, flow.flow), scales, null=null)
+        return eqx.tree_at(lambda flow: flow.flow, flow, inner)
     check_head("flow", flow)
     if not len(scales):
         raise ValueError("`scales` must hold a number for each condition.")
