@@ -1,6 +1,7 @@
 """Checkpoints: a run that was stopped in any way goes on as if nothing had happened, and
 nothing is ever lost."""
 
+import errno
 import functools as ft
 import json
 import logging
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import flowkit as fk
@@ -655,6 +657,43 @@ def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="cannot be written to"):
         run(tmp_path)
+
+
+def blocked(folder, monkeypatch):
+    """A file stands where the folder was: errors come from the thread that writes."""
+    del monkeypatch
+    folder.rename(folder.with_name("kept"))
+    folder.write_text("")
+
+
+def full(folder, monkeypatch):
+    def save(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    shutil.copytree(folder, folder.with_name("kept"))
+
+
+@pytest.mark.parametrize("disaster", [blocked, full])
+def test_a_checkpoint_that_cannot_be_written(disaster, tmp_path, monkeypatch):
+    """The error names the folder and has the result; the run goes on from what was there."""
+    folder = tmp_path / "run"
+    run(folder, num_steps=20)
+    action = stop_at(30, ft.partial(disaster, folder, monkeypatch))
+    with pytest.raises(tr.NotSaved, match=f"written to {folder}") as error:
+        run(folder, stop=action)
+    assert error.value.result.state.step in (40, 60)
+    monkeypatch.undo()
+    assert steps_in(tmp_path / "kept") == [20]
+    assert_equal_runs(run(tmp_path / "kept"), run())
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path):
+    run(tmp_path / "run", num_steps=20)
+    action = stop_at(30, ft.partial(shutil.rmtree, tmp_path / "run"))
+    with pytest.warns(UserWarning, match="was removed during the training"):
+        run(tmp_path / "run", stop=action)
+    assert steps_in(tmp_path / "run") == [40, 60]
 
 
 def test_an_iterator_has_no_position(tmp_path):

@@ -25,6 +25,7 @@ from flowkit.training._loop import (
     JsonLines as JsonLines,
     last_stage as last_stage,
     LearningRates as LearningRates,
+    NotSaved as NotSaved,
     Series as Series,
     Stage as Stage,
     Stop as Stop,

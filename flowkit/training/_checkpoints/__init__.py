@@ -6,6 +6,10 @@ of their tree), `history` (arrays) and `meta` (JSON: the configuration, a descri
 all arrays and of the static part of the model, the position in the data).
 """
 
+from flowkit.training._checkpoints.describe import (
+    describe_arrays as describe_arrays,
+    describe_static as describe_static,
+)
 from flowkit.training._checkpoints.options import (
     check_writable as check_writable,
     Checkpoints as Checkpoints,
@@ -19,6 +23,7 @@ from flowkit.training._checkpoints.restore import (
     stored_config as stored_config,
 )
 from flowkit.training._checkpoints.saver import (
+    SaveFailed as SaveFailed,
     Saver as Saver,
     Snapshot as Snapshot,
 )

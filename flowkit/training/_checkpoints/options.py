@@ -83,11 +83,16 @@ def _plain(value: Any) -> Any:
 def check_writable(directory: Path) -> None:
     """Makes the folder, and raises if nothing can be written there."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        try_to_write(directory)
     except OSError as error:
         raise ValueError(
             f"`Checkpoints`: the folder {directory} cannot be written to "
             f"({error.strerror}); pass another `directory`."
         ) from error
+
+
+def try_to_write(directory: Path) -> None:
+    """Makes the folder and a file in it, for a moment."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass

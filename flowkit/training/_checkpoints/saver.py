@@ -1,7 +1,8 @@
 """The folder of a run that is under way: where it goes on, and where it is saved."""
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,11 @@ from flowkit.training._checkpoints.compare import (
     shortened,
 )
 from flowkit.training._checkpoints.describe import describe_arrays, describe_static
-from flowkit.training._checkpoints.options import check_writable, Checkpoints
+from flowkit.training._checkpoints.options import (
+    check_writable,
+    Checkpoints,
+    try_to_write,
+)
 from flowkit.training._checkpoints.storage import (
     BEST,
     damage_reported,
@@ -47,6 +52,10 @@ class Snapshot(NamedTuple):
     stopped: int | None
 
 
+class SaveFailed(OSError):
+    """Raised by `Saver`; `fit` adds what was reached."""
+
+
 class Saver:
     """The open folder of one run."""
 
@@ -57,6 +66,7 @@ class Saver:
         check_writable(self._directory)
         self._manager = self._open()
         self._last: int | None = None
+        self._failed = False
 
     def _open(self):
         options = manager_options(self._options.keep, self._options.best)
@@ -90,7 +100,10 @@ class Saver:
         return None
 
     def save(self, step: int, snapshot: Snapshot) -> None:
-        """Save in the background. The state must not be donated afterwards."""
+        """Save in the background. The state must not be donated afterwards.
+
+        It waits for the save before, and raises `SaveFailed` if one of them fails.
+        """
         if step == self._last:
             return
         parts = _parts(snapshot.state)
@@ -115,7 +128,15 @@ class Saver:
         items["history"] = ocp.args.StandardSave(history)
 
         metrics = self._metrics(step, snapshot.history)
-        with quiet():
+        if not self._directory.exists():
+            warnings.warn(
+                f"The folder {self._directory} was removed during the training, and the "
+                "checkpoints in it are gone; it is made again.",
+                stacklevel=2,
+            )
+        with self._failures_reported():
+            # orbax would wait for minutes for a folder that it cannot make.
+            try_to_write(self._directory)
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=metrics, force=True
             )
@@ -147,10 +168,39 @@ class Saver:
         value = float(values[-1])
         return {BEST: value} if steps[-1] == step and np.isfinite(value) else None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait until everything is on disk."""
-        with quiet():
+        with self._failures_reported():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait until everything is on disk, and close the folder."""
+        if not self._failed:
+            self.wait()
+        # A save that has failed would be raised once more.
+        with quiet(), contextlib.suppress(Exception):
             self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures_reported(self) -> Iterator[None]:
+        """Errors come from a thread, of every kind, and name files of orbax."""
+        try:
+            with quiet():
+                yield
+        except Exception as error:
+            self._failed = True
+            raise SaveFailed(
+                f"A checkpoint could not be written to {self._directory} ({error}). "
+                f"Complete are those of the steps {self._complete()}, which stay as they "
+                "are: make room or bring the folder back, and the same command goes on "
+                "from the last of them. `result` of this error is what was reached."
+            ) from error
+
+    def _complete(self) -> list[int]:
+        if not self._directory.is_dir():
+            return []
+        names = [path.name for path in self._directory.iterdir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _read(self, step: int, state: TrainState) -> Snapshot:
         parts = _parts(state)

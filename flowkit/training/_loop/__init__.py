@@ -9,6 +9,7 @@ from flowkit.training._loop.fit import (
     Diverged as Diverged,
     fit as fit,
     FitResult as FitResult,
+    NotSaved as NotSaved,
 )
 from flowkit.training._loop.history import Series as Series
 from flowkit.training._loop.loggers import (

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from flowkit._types import PRNGKey
-from flowkit.training._checkpoints import Checkpoints, Saver
+from flowkit.training._checkpoints import Checkpoints, SaveFailed, Saver
 from flowkit.training._loop.batches import make_source
 from flowkit.training._loop.callbacks import as_callbacks, Every
 from flowkit.training._loop.history import Series, TooManySkipped
@@ -76,6 +76,17 @@ class Diverged(FloatingPointError):
     """Raised by `fit` after too many skipped steps in a row, see `Skipping`.
 
     `result` is what was reached, a `FitResult`: skipped steps have not changed it.
+    """
+
+    def __init__(self, message: str, result: FitResult):
+        super().__init__(message)
+        self.result = result
+
+
+class NotSaved(OSError):
+    """Raised by `fit` if a checkpoint cannot be written: the disk is full, the folder gone.
+
+    Checkpoints that were complete stay. `result` is what was reached, a `FitResult`.
     """
 
     def __init__(self, message: str, result: FitResult):
@@ -154,7 +165,8 @@ def fit(
     Ctrl-C (of one process) and SIGTERM finish the step and save it; the process then ends
     with status 130 or 143.
 
-    **Raises:** `fk.training.Diverged` after too many skipped steps in a row, see `Skipping`.
+    **Raises:** `fk.training.Diverged` after too many skipped steps in a row, see `Skipping`;
+    `fk.training.NotSaved` if a checkpoint cannot be written.
     """
     steps_per_call = positive("steps_per_call", steps_per_call)
     num_steps = not_negative("num_steps", num_steps)
@@ -204,8 +216,12 @@ def _run(
         )
         try:
             loop.train(num_steps, bar, interruption)
+            if saver is not None:
+                saver.wait()
         except TooManySkipped as error:
             raise Diverged(str(error), _result(loop)) from None
+        except SaveFailed as error:
+            raise NotSaved(str(error), _result(loop)) from error.__cause__
     return _result(loop)
 
 
