@@ -8,6 +8,7 @@ from flowkit._namespace import public_names as _public_names
 from flowkit.data._as_images import as_images as as_images
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches
+from flowkit.data._bucketed import bucketed_batches as bucketed_batches
 from flowkit.data._cifar10 import (
     CIFAR10_CLASSES as CIFAR10_CLASSES,
     ColorImages as ColorImages,

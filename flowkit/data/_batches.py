@@ -58,21 +58,46 @@ def batches(
     **Returns:** a `grain.IterDataset` of pytrees of NumPy arrays, of leading size
     `batch_size // num_shards`.
     """
-    size = leading_size(data)
+    records = batch_records(
+        data,
+        batch_size,
+        num_steps=num_steps,
+        seed=seed,
+        transform=transform,
+        shard_index=shard_index,
+        num_shards=num_shards,
+    )
+    return to_batches(records)
+
+
+def batch_records(
+    data: Any,
+    batch_size: int,
+    *,
+    num_steps: int | None = None,
+    seed: int,
+    transform: Callable[[Any, np.random.Generator], Any] | None,
+    shard_index: int | None,
+    num_shards: int | None,
+) -> grain.MapDataset:
+    """The batches of `batches`, under their numbers."""
     order = make_order(
-        size,
+        leading_size(data),
         batch_size,
         drop_rest=False,
         seed=seed,
         shard_index=shard_index,
         num_shards=num_shards,
     )
-    records = step_numbers(num_steps)
-
     on_host = jax.tree.map(_on_host, data)
+    return step_numbers(num_steps).map(_Gather(on_host, order, transform))
+
+
+def to_batches(records: grain.MapDataset) -> grain.IterDataset:
+    """Batches one after the other."""
     # No threads: handing a batch over between threads costs more than gathering it.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return records.map(_Gather(on_host, order, transform)).to_iter_dataset(options)
+    return records.to_iter_dataset(options)
 
 
 def _on_host(leaf: Any) -> Any:
