@@ -41,6 +41,7 @@ from flowkit.nn._layers import (
     FeatureMLP as FeatureMLP,
     FeedForward as FeedForward,
     FourierFeatures as FourierFeatures,
+    HalfPrecision as HalfPrecision,
     ISAB as ISAB,
     LayerNorm as LayerNorm,
     LearnedTime as LearnedTime,

@@ -18,6 +18,7 @@ from flowkit.nn._layers.feed_forward import (
     FeedForward as FeedForward,
     SwiGLU as SwiGLU,
 )
+from flowkit.nn._layers.half_precision import HalfPrecision as HalfPrecision
 from flowkit.nn._layers.layer_norm import LayerNorm as LayerNorm
 from flowkit.nn._layers.linear import Linear as Linear
 from flowkit.nn._layers.mlp import MLP as MLP
