@@ -29,6 +29,7 @@ import equinox as eqx
 import jax.random as jr
 import numpy as np
 import optax
+import pytest
 
 import flowkit as fk
 from flowkit import training as tr
@@ -47,22 +48,33 @@ def watch(state, step):
         print("step", step, flush=True)
 
 
-def main():
-    placement = getattr(tr, PLACEMENT)()
-    flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(32, 32), key=jr.key(0)))
-    result = tr.fit(
+def fit(num_steps=20, seed=1):
+    return tr.fit(
         loss,
-        flow,
+        fk.Flow(fk.nn.MLP(2, hidden_sizes=(32, 32), key=jr.key(0))),
         fk.data.batches(DATA, 16),
         optimizer=optax.adam(1e-2),
-        num_steps=20,
+        num_steps=num_steps,
         steps_per_call=STEPS_PER_CALL,
-        parallel=placement,
+        parallel=getattr(tr, PLACEMENT)(),
         checkpoints=tr.Checkpoints(FOLDER, every=8),
         callbacks=[watch],
         progress=False,
-        key=jr.key(1),
+        key=jr.key(seed),
     )
+
+
+def check_that_all_must_agree():
+    """All processes are told which of them ask for something else."""
+    with pytest.raises(ValueError, match="process 1 has another `num_steps`") as error:
+        fit(num_steps=20 + PROCESS, seed=PROCESS // 2)
+    assert NUM < 4 or "process 2 has another `num_steps`, `key`;" in str(error.value)
+
+
+def main():
+    if NUM > 1:
+        check_that_all_must_agree()
+    result = fit()
     losses = result.history["loss"].values.tolist()
     total = jax.jit(lambda leaves: sum(abs(leaf).sum() for leaf in leaves))
     leaves = jax.tree.leaves(eqx.filter(result.model, eqx.is_inexact_array))

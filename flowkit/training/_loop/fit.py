@@ -10,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from flowkit._types import PRNGKey
 from flowkit.training._checkpoints import Checkpoints, SaveFailed, Saver
+from flowkit.training._loop.agreement import check_agreement
 from flowkit.training._loop.batches import make_source
 from flowkit.training._loop.callbacks import as_callbacks, Every
 from flowkit.training._loop.history import Series, TooManySkipped
@@ -165,8 +167,13 @@ def fit(
     Ctrl-C (of one process) and SIGTERM finish the step and save it; the process then ends
     with status 130 or 143.
 
+    Several processes must be asked for the same training. Their arguments are compared
+    before the first step: all of them but `batches`, callbacks, and what functions and
+    optimizers hide in closures.
+
     **Raises:** `fk.training.Diverged` after too many skipped steps in a row, see `Skipping`;
-    `fk.training.NotSaved` if a checkpoint cannot be written.
+    `fk.training.NotSaved` if a checkpoint cannot be written; `ValueError` on all processes
+    if they disagree.
     """
     steps_per_call = positive("steps_per_call", steps_per_call)
     num_steps = not_negative("num_steps", num_steps)
@@ -179,6 +186,18 @@ def fit(
         batches, batch_size, placement, needs_position=checkpoints is not None
     )
     state = init_state(model, optimizer, key=key, **parts)
+    given = {
+        "loss": loss,
+        "model": state.model,
+        "batches": jax.tree.map(np.shape, batches) if source.resident else None,
+        "optimizer": (optimizer, state.opt_state),
+        "num_steps": num_steps,
+        "steps_per_call": steps_per_call,
+        "batch_size": batch_size,
+        "checkpoints": checkpoints and [checkpoints.every, checkpoints.config],
+        "key": key,
+    }
+    check_agreement(placement, given | parts | how)
 
     # The loop is made in `_run`: its saver is open there, and closed on the way out.
     make_loop = ft.partial(
