@@ -22,6 +22,40 @@ def data():
     return mixture_2d().sample((NUM_DATA, 2), key=jr.key(1))
 
 
+class Field(eqx.Module):
+    """One of several velocities: certificates of all of them share their programs."""
+
+    number: jax.Array
+    network: fk.nn.MLP
+
+    def __call__(self, t, x, cond):
+        trained = lambda t, x: self.network(t, x)
+        return jax.lax.switch(self.number, [*FIELDS.values(), trained], t, x)
+
+
+def exact(t, x):
+    return fk.exact_flow(mixture_2d())(t, x)
+
+
+FIELDS = {
+    "exact": exact,
+    "wrong sign": lambda t, x: -exact(t, x),
+    "noise and data exchanged": lambda t, x: -exact(1 - t, x),
+    "without time": lambda t, x: -0.5 * x,
+    # The optimal map of a normal distribution onto another one, of spread 3.
+    "stretched": lambda t, x: 2 * x / (1 + 2 * t),
+}
+
+
+def flow_of(name, network=None):
+    number = jnp.asarray([*FIELDS, "trained"].index(name))
+    return fk.Flow(Field(number, untrained() if network is None else network))
+
+
+def untrained():
+    return fk.nn.MLP(2, hidden_sizes=(64, 64), key=jr.key(3))
+
+
 def certify(flow, **options):
     return fk.certify(flow, (2,), key=jr.key(2), num_samples=32, **options)
 
@@ -31,7 +65,7 @@ def text(certificate):
 
 
 def test_an_exact_flow_has_no_problems(data):
-    certificate = certify(fk.exact_flow(mixture_2d()), data=data)
+    certificate = certify(flow_of("exact"), data=data)
     assert certificate.problems == ()
     assert certificate.failed == 0
     assert certificate.log_prob_error == 0
@@ -53,84 +87,71 @@ def test_standardized_target_flows_with_their_data_have_no_problems(data):
     assert certificate.problems == ()
 
 
-class Reversed(eqx.Module):
-    """The velocity of a flow from data to noise."""
-
-    flow: fk.Flow
-
-    def __call__(self, t, x, cond):
-        return -self.flow(1 - t, x, cond)
-
-
 def test_broken_flows_are_recognized(data):
     """The sign of the velocity, and noise and data exchanged."""
-    exact = fk.exact_flow(mixture_2d())
-    wrong_sign = fk.Flow(lambda t, x, cond: -exact(t, x))
-    certificate = certify(wrong_sign, data=data)
+    certificate = certify(flow_of("wrong sign"), data=data)
     # It misses twice of what it does.
     assert certificate.continuity_error == pytest.approx(2, abs=0.1)
     assert "wrong sign" in text(certificate)
     assert "At `t = 0`" in text(certificate)
 
-    exchanged = certify(fk.Flow(Reversed(exact)), data=data)
+    exchanged = certify(flow_of("noise and data exchanged"), data=data)
     assert "noise and data are exchanged" in text(exchanged)
     assert "The velocity misses" in text(exchanged)
 
 
-def trained(data, num_steps):
-    flow = fk.Flow(fk.nn.MLP(2, hidden_sizes=(64, 64), key=jr.key(3)))
+@eqx.filter_jit
+def trained(network, data, num_steps):
     optimizer = optax.adam(3e-3)
+    arrays, static = eqx.partition(network, eqx.is_inexact_array)
 
-    @eqx.filter_jit
-    def train(flow):
-        arrays, static = eqx.partition(flow, eqx.is_inexact_array)
+    def loss(arrays, key):
+        batch_key, key = jr.split(key)
+        batch = jr.choice(batch_key, data, (256,))
+        flow = fk.Flow(eqx.combine(arrays, static))
+        return fk.flow_matching_loss(flow, batch, key=key)
 
-        def loss(arrays, key):
-            batch_key, key = jr.split(key)
-            batch = jr.choice(batch_key, data, (256,))
-            return fk.flow_matching_loss(eqx.combine(arrays, static), batch, key=key)
+    def step(i, carry):
+        arrays, state = carry
+        gradient = jax.grad(loss)(arrays, jr.fold_in(jr.key(4), i))
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(arrays, updates), state
 
-        def step(carry, key):
-            arrays, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(arrays, key), state)
-            return (optax.apply_updates(arrays, updates), state), None
-
-        keys = jr.split(jr.key(4), num_steps)
-        with jax.numpy_dtype_promotion("standard"):
-            (arrays, _), _ = jax.lax.scan(step, (arrays, optimizer.init(arrays)), keys)
-        return eqx.combine(arrays, static)
-
-    return train(flow)
+    with jax.numpy_dtype_promotion("standard"):
+        start = arrays, optimizer.init(arrays)
+        arrays, _ = jax.lax.fori_loop(0, num_steps, step, start)
+    return eqx.combine(arrays, static)
 
 
 def test_training_ends_the_problems(data):
     fresh = mixture_2d().sample((NUM_DATA, 2), key=jr.key(5))
-    half = certify(trained(data, 15), data=fresh)
+    # The number of steps is an array, so that both share one program.
+    train = lambda num_steps: trained(untrained(), data, jnp.asarray(num_steps))
+    half = certify(flow_of("trained", train(15)), data=fresh)
     assert "half trained" in text(half)
-    assert certify(trained(data, 2500), data=fresh).problems == ()
+    assert certify(flow_of("trained", train(2500)), data=fresh).problems == ()
 
 
 def test_coarse_steps_are_a_problem():
-    certificate = certify(fk.exact_flow(mixture_2d()), solver=dfx.Euler(), num_steps=4)
+    certificate = certify(flow_of("exact"), solver=dfx.Euler(), num_steps=4)
     assert certificate.evaluations == certificate.most_evaluations == 4
     assert len(certificate.problems) == 1
     assert "too coarse" in text(certificate)
 
 
 def test_samples_that_do_not_arrive_are_counted():
-    certificate = certify(fk.exact_flow(mixture_2d()), max_steps=9)
+    certificate = certify(flow_of("exact"), max_steps=9)
     assert 0 < certificate.failed <= 32
     assert "did not arrive" in text(certificate)
 
 
 def test_a_velocity_without_time_is_a_problem():
-    certificate = certify(fk.Flow(lambda t, x, cond: -0.5 * x))
+    certificate = certify(flow_of("without time"))
     assert "does not depend on the time" in text(certificate)
 
 
 def test_couplings_have_no_velocity_to_compare_with(data):
-    """The optimal map of a normal distribution onto another one."""
-    flow = fk.Flow(lambda t, x, cond: 2 * x / (1 + 2 * t))
+    flow = flow_of("stretched")
     data = 3 * jr.normal(jr.key(1), (NUM_DATA, 2))
     assert "independent=False" in text(certify(flow, data=data))
     certificate = certify(flow, data=data, independent=False)
