@@ -19,3 +19,33 @@ def run_peer(python: str | None, script: str, *arguments: str) -> dict[str, Any]
 def peer_versions(python: str | None, script: str) -> dict[str, str]:
     """Versions of the libraries of the peer, if there is one."""
     return {} if python is None else run_peer(python, script, "versions")
+
+
+class Peer:
+    """A script that stays alive, so that what it compiles serves all requests.
+
+    It is given a request as a line of JSON, and answers by a line of JSON.
+    """
+
+    def __init__(self, python: str, script: str, *arguments: str):
+        self._script = script
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name(script)), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The answer to a request."""
+        process: Any = self._process
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._script} has ended; its message is above.")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """Ends the script."""
+        self._process.communicate()

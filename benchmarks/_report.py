@@ -77,12 +77,19 @@ def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
 
 
 def step_call(
-    loss: Callable[..., Any], model: Any, batch: Any, **options: Any
+    loss: Callable[..., Any],
+    model: Any,
+    batch: Any,
+    optimizer: optax.GradientTransformation | None = None,
+    ema_decay: Any = None,
+    **options: Any,
 ) -> Callable[[], Any]:
-    """A call of one training step with Adam, which is compiled once."""
-    optimizer = optax.adam(1e-3)
-    states = [fk.training.init_state(model, optimizer, key=jax.random.key(0))]
-    step = fk.training.make_step(loss, optimizer, **options)
+    """A call of one training step, by default with Adam, which is compiled once."""
+    optimizer = optimizer or optax.adam(1e-3)
+    average: Any = {"ema_decay": ema_decay}
+    key = jax.random.key(0)
+    states = [fk.training.init_state(model, optimizer, **average, key=key)]
+    step = fk.training.make_step(loss, optimizer, **average, **options)
 
     # A step takes the memory of the state that it is given, so the last one is kept.
     def call():
@@ -105,16 +112,39 @@ def median_seconds_in_turns(
 
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(_seconds_of_one(call))
+            times[name].append(seconds_of_one(call))
     return {name: statistics.median(several) for name, several in times.items()}
 
 
-def _seconds_of_one(call: Callable[[], Any]) -> float:
-    """The wall time of a call, a mean over at least 50 milliseconds."""
+def values_in_turns(
+    measures: Mapping[Name, Callable[[], float]], rounds: int
+) -> dict[Name, list[float]]:
+    """What each measure returns in each round, all of them taking turns.
+
+    A round before them, in which everything is compiled, is not counted.
+    """
+    values: dict[Name, list[float]] = {name: [] for name in measures}
+    for measure in measures.values():
+        measure()
+
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            values[name].append(measure())
+    return values
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """The median over rounds of the ratio of two measures."""
+    pairs = zip(values, others, strict=True)
+    return statistics.median(value / other for value, other in pairs)
+
+
+def seconds_of_one(call: Callable[[], Any], least: float = 0.05) -> float:
+    """The wall time of a call, a mean over at least `least` seconds."""
     num = 0
     start = time.perf_counter()
     elapsed = 0.0
-    while elapsed < 0.05:
+    while elapsed < least:
         jax.block_until_ready(call())
         num += 1
         elapsed = time.perf_counter() - start

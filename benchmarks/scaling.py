@@ -71,7 +71,7 @@ def product_operations(num_points: int) -> int:
     return 3 * 2 * num_points * sum(a * b for a, b in layers)
 
 
-def peak_rate() -> float:
+def peak_rate(repeats: int = 30) -> float:
     """The highest number of operations per second.
 
     It is measured on products of the shapes of a block, and on large square matrices.
@@ -83,7 +83,7 @@ def peak_rate() -> float:
         b = jnp.ones((inner, columns))
         jax.block_until_ready(multiply(a, b))
         times = []
-        for _ in range(30):
+        for _ in range(repeats):
             start = time.perf_counter()
             jax.block_until_ready(multiply(a, b))
             times.append(time.perf_counter() - start)
