@@ -1,8 +1,8 @@
-"""The error and the cost of log-probabilities, and the memory of gradients through a solve.
+"""The error and the cost of log-probabilities.
 
     python benchmarks/likelihood.py
     python benchmarks/likelihood.py --peer-python PATH   # with flow_matching
-    python benchmarks/likelihood.py --parts weights memory --name parts
+    python benchmarks/likelihood.py --parts weights --name weights
 
 - `mixtures`: exact flows of eight Gaussians. Samples come with their log-densities, which
   are compared with those of the mixture, in nats.
@@ -11,8 +11,6 @@
 - `checkerboard`: mean negative log-density of held-out points by a trained flow, and the
   integral of its density. The squares have the area 8 / 0.45^2, as in the notebook of
   flow_matching, so the true value is 3.6765 nats.
-- `memory`: temporary arrays of a gradient through the steps of a solve, as the compiler
-  reports them.
 
 Results go to `benchmarks/results/likelihood.json`.
 """
@@ -33,7 +31,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from _adjoint_memory import memory_rows
 from _peer import peer_versions, run_peer
 from _solver_flows import (
     accurate,
@@ -51,14 +48,14 @@ import flowkit as fk
 
 PEER = "_torch_peers.py"
 
-Part = Literal["mixtures", "weights", "checkerboard", "memory"]
+Part = Literal["mixtures", "weights", "checkerboard"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All fields are options of the command line."""
 
-    parts: tuple[Part, ...] = ("mixtures", "weights", "checkerboard", "memory")
+    parts: tuple[Part, ...] = ("mixtures", "weights", "checkerboard")
     """What is measured."""
     peer_python: str | None = None
     """Path of a Python that can import torch and flow_matching."""
@@ -76,8 +73,6 @@ class Config:
     """Held-out points of the checkerboard."""
     grid_side: int = 300
     """Points of a side of the grid over which the density is summed."""
-    solver_steps: tuple[int, ...] = (25, 100, 400)
-    """Numbers of steps of `memory`."""
     repeats: int = 5
     """Number of calls that are timed."""
     training: float = 1.0
@@ -314,15 +309,6 @@ def integral(flow: Any, side: int) -> float:
     return float(width**2 * np.sum(densities, dtype=np.float64))
 
 
-# Memory.
-
-
-def memory(config: Config) -> list[dict[str, Any]]:
-    flow_key, _ = jr.split(jr.key(config.seed))
-    network = fk.nn.MLP(2, zero_init=False, key=flow_key)
-    return memory_rows(fk.Flow(network), config.solver_steps, config.num_points)
-
-
 def main(config: Config) -> None:
     versions = peer_versions(config.peer_python, PEER)
     results: dict[str, Any] = {}
@@ -332,8 +318,6 @@ def main(config: Config) -> None:
         results |= weights(config)
     if "checkerboard" in config.parts:
         results["checkerboard"] = [board(config)]
-    if "memory" in config.parts:
-        results["memory"] = memory(config)
 
     for title, rows in results.items():
         _report.show(title, rows)
