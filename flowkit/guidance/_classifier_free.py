@@ -41,7 +41,9 @@ def guided(
 
     **Arguments:**
 
-    - `flow`: a flow trained with conditions left out at times, see `fk.drop_condition`.
+    - `flow`: a flow trained with conditions left out at times, see `fk.drop_condition`. Its
+        weights do not say whether it was, and a network that has never seen `null` makes
+        something up, which guidance amplifies: `fk.certify` finds that out, see below.
     - `scale`: $\omega$.
     - `null`: the condition of one example that stands for none, $\varnothing$; zeros by default.
         Integer labels need it, since 0 is a class.
@@ -51,6 +53,14 @@ def guided(
     **Raises:** `ValueError` for an interval outside [0, 1] and for a head other than
     `fk.PointHead()`, whose output is not a value that could be extrapolated; at the first
     evaluation, for a missing condition and for integer labels without `null`.
+
+    Under `null` a flow must have the velocity of all data, whatever their conditions, which
+    can be looked at before it is guided:
+
+    ```python
+    unconditional = fk.certify(flow, shape, data=x1, cond=null, cond_axes=None, key=key)
+    assert not unconditional.problems
+    ```
 
     **References:** Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (arXiv 2207.12598);
     Kynkäänniemi et al., Applying Guidance in a Limited Interval, 2024 (arXiv 2404.07724), for the
