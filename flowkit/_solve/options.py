@@ -142,7 +142,8 @@ def _check_controller(
 
 def _warn_of_tolerances(controller: Any) -> None:
     """Warns of tolerances that are below the rounding of every step."""
-    rtol, atol = controller.rtol, controller.atol
+    rtol = controller.rtol
+    atol = controller.atol
     if is_traced(rtol, atol):
         return
     dtype = jnp.result_type(float)
