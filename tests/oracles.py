@@ -68,6 +68,16 @@ def mixture_map(x, s, t):
     return brentq(lambda y: cdf(y, t) - cdf(x, s), -20, 20, xtol=1e-12)
 
 
+def one_of(flows):
+    """A velocity that is that of flow number `cond`: solves of all of them share a program."""
+
+    def velocity(t, x, cond):
+        calls = [lambda t, x, flow=flow: flow(t, x) for flow in flows]
+        return jax.lax.switch(cond, calls, t, x)
+
+    return velocity
+
+
 @contextlib.contextmanager
 def compilations():
     """Counts what XLA compiles inside the block."""
