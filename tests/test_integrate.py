@@ -368,7 +368,10 @@ def test_under_jit_vmap_and_a_loop_of_its_own_length(key):
 
     counts = []
     for num_steps in (4, 400):
-        fk.integrate(velocity, jnp.zeros(1), solver=fk.RK4(), num_steps=num_steps)
+        options = {"solver": fk.RK4(), "num_steps": num_steps}
+        jax.eval_shape(
+            lambda x, o=options: fk.integrate(velocity, x, **o), jnp.zeros(1)
+        )
         counts.append(len(calls))
     assert counts[1] == 2 * counts[0]
     with jax.enable_x64(True):
@@ -382,14 +385,17 @@ def test_under_jit_vmap_and_a_loop_of_its_own_length(key):
 def test_single_precision_stays_so_in_a_double_precision_session(key):
     with jax.enable_x64(True):
         flow = fk.exact_flow(fk.Normal(1.3, 0.5))
-        x = jnp.zeros(2, jnp.float32)
-        assert fk.integrate(flow, x).ys.dtype == jnp.float32
-        assert fk.encode(flow, x).dtype == jnp.float32
-        assert fk.log_prob(flow, x).dtype == jnp.float32
-        assert fk.log_prob(flow, x, key=key).dtype == jnp.float32
-        assert (
-            fk.integrate(flow, x, num_steps=3, solver=fk.RK4()).ys.dtype == jnp.float32
-        )
+        calls = [
+            lambda x: fk.integrate(flow, x).ys,
+            lambda x: fk.integrate(flow, x, num_steps=3, solver=fk.RK4()).ys,
+            lambda x: fk.encode(flow, x),
+            lambda x: fk.log_prob(flow, x),
+            lambda x: fk.log_prob(flow, x, key=key),
+        ]
+        for call in calls:
+            # Traced only, which needs no compilation.
+            found = jax.eval_shape(call, jnp.zeros(2, jnp.float32))
+            assert found.dtype == jnp.float32
 
 
 def test_every_step_is_saved_without_padding():
