@@ -1,6 +1,6 @@
 """Training steps next to torch, torchcfm, plain Equinox, and what the machine can do.
 
-    python benchmarks/throughput.py                      # some five minutes
+    python benchmarks/throughput.py                      # a quarter of an hour
     python benchmarks/throughput.py --peer-python PATH   # with torch, in its Python
     python benchmarks/throughput.py --quick              # tries everything, measures little
 
@@ -43,7 +43,7 @@ class Config:
 
     peer_python: str | None = None
     """Path of a Python that can import torch and torchcfm."""
-    rounds: int = 5
+    rounds: int = 3
     """Number of times that everything is timed, one after the other."""
     steps_per_call: int = 20
     """Steps of the MLPs in a compiled call, next to one in each call."""
