@@ -1,12 +1,14 @@
-"""A training that is killed at random moments ends with the bits of one that is not.
+"""A training that is killed at random steps ends with the bits of one that is not.
 
     python benchmarks/kills.py
     python benchmarks/kills.py --placement FullySharded --devices 4
 
-A process trains a small flow with a checkpoint every 25 steps, and takes 10 ms for a step.
-It is killed (SIGKILL) at a random moment up to `--seconds` after its first step, and
-started again by the same command, until it has been killed often enough; then it may end.
-Weights, average, moments and history are compared bit by bit. Results go to
+A process trains a small flow with a checkpoint every 25 steps, and takes at least 10 ms for
+a step. It is killed (SIGKILL) at a random step, at most `--most-steps` after it has started,
+and started again by the same command, until it has been killed often enough; then it may
+end. Steps are counted, not seconds: on a busy machine a process may take long to start, to
+compile and to save, and would be killed before its first checkpoint time and again. Weights,
+average, moments and history are compared bit by bit. Results go to
 `benchmarks/results/kills_<placement>.json`.
 """
 
@@ -40,11 +42,11 @@ class Config:
     """Virtual devices of a CPU."""
     num_steps: int = 3000
     """Steps of the training."""
-    seconds: float = 3.0
-    """How long after its first step a process is killed at the latest; a checkpoint must fit
-    into it, or the training never gets on."""
+    most_steps: int = 200
+    """After how many of its steps a process is killed at the latest. Its first checkpoint is
+    complete after 50 of them, since the next one waits for it."""
     seed: int = 0
-    """Random seed of the moments."""
+    """Random seed of the steps at which it is killed."""
     folder: str | None = None
     """Train there, and print the digest of the result: what the benchmark itself calls."""
 
@@ -92,6 +94,8 @@ def start(config: Config, folder: str) -> subprocess.Popen:
     command = [sys.executable, __file__, "--folder", folder]
     command += ["--placement", config.placement, "--num-steps", str(config.num_steps)]
     flags = f"--xla_force_host_platform_device_count={config.devices}"
+    # A process that is halted for a while has not failed.
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=3600"
     environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -104,19 +108,20 @@ def digest_of(process: subprocess.Popen) -> str:
     return lines[0].split()[1]
 
 
-def killed_at(process: subprocess.Popen, seconds: float) -> int | None:
+def killed_at(process: subprocess.Popen, num_steps: int) -> int | None:
     """The last step that it printed; `None` if it came to its end before."""
     out: Any = process.stdout
-    first = out.readline()
-    if not first.startswith("step"):
-        return None
-    time.sleep(seconds)
+    lines = [out.readline() for _ in range(num_steps)]
+    # Whatever it does now: the next step, or a checkpoint in the background.
     process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate()
-    if "digest" in output:
+    rest, _ = process.communicate()
+    if process.returncode > 0:
+        raise SystemExit(f"the training ended with status {process.returncode}")
+    lines += rest.splitlines()
+    if any(line.startswith("digest") for line in lines):
         return None
-    lines = [line for line in [first, *output.splitlines()] if line.startswith("step ")]
-    return int(lines[-1].split()[1])
+    steps = [line for line in lines if line.startswith("step ")]
+    return int(steps[-1].split()[1])
 
 
 def main(config: Config) -> None:
@@ -130,7 +135,7 @@ def main(config: Config) -> None:
         steps = []
         while len(steps) < config.kills:
             process = start(config, str(Path(folder, "killed")))
-            step = killed_at(process, draws.uniform(0, config.seconds))
+            step = killed_at(process, draws.randint(1, config.most_steps))
             if step is None:
                 break
             steps.append(step)
@@ -145,7 +150,7 @@ def main(config: Config) -> None:
             "same bits": ended == undisturbed,
         }
     ]
-    _report.show("Killed at random moments", rows)
+    _report.show("Killed at random steps", rows)
     results = {"rows": rows, "killed after": steps}
     name = f"kills_{config.placement.lower()}"
     _report.save(name, config.seed, config=dataclasses.asdict(config), results=results)
