@@ -17,20 +17,35 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from flowkit.training._checkpoints import describe_arrays, describe_static
-from flowkit.training._step import AbstractPlacement
+from flowkit.training._step import Configuration, TrainState
 
 
-def check_agreement(placement: AbstractPlacement, arguments: Mapping[str, Any]) -> None:
+def check_agreement(
+    configuration: Configuration, state: TrainState, others: Mapping[str, Any]
+) -> None:
     """Raises on all processes if one of them has other arguments than the first one.
 
-    They are compared by structure, types, shapes and values; functions by their names.
+    Arguments are those of which the configuration and the first state are made, and
+    `others`. They are compared by structure, types, shapes and values; functions by their
+    names.
     """
     # Without a mesh of all processes each of them may train something of its own.
-    mesh = getattr(placement, "mesh", None)
+    mesh = getattr(configuration.placement, "mesh", None)
     devices = [] if mesh is None else mesh.devices.flat
     if len({device.process_index for device in devices}) < max(2, jax.process_count()):
         return
 
+    arguments = {
+        "loss": configuration.loss.value,
+        "model": state.model,
+        "optimizer": (configuration.optimizer.value, state.opt_state),
+        "ema_decay": configuration.ema_decay.value,
+        "trainable": configuration.trainable.value,
+        "skipping": configuration.skipping,
+        "parallel": configuration.placement,
+        **others,
+        "key": state.key,
+    }
     digests = np.stack([_digest(argument) for argument in arguments.values()])
     everywhere = multihost_utils.process_allgather(digests)
     differs = np.any(everywhere != everywhere[0], axis=-1)

@@ -10,7 +10,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -186,18 +185,10 @@ def fit(
         batches, batch_size, placement, needs_position=checkpoints is not None
     )
     state = init_state(model, optimizer, key=key, **parts)
-    given = {
-        "loss": loss,
-        "model": state.model,
-        "batches": jax.tree.map(np.shape, batches) if source.resident else None,
-        "optimizer": (optimizer, state.opt_state),
-        "num_steps": num_steps,
-        "steps_per_call": steps_per_call,
-        "batch_size": batch_size,
-        "checkpoints": checkpoints and [checkpoints.every, checkpoints.config],
-        "key": key,
-    }
-    check_agreement(placement, given | parts | how)
+    given: Any = {"num_steps": num_steps, "steps_per_call": steps_per_call}
+    given["batch_size"] = batch_size
+    given["checkpoints"] = checkpoints and vars(checkpoints)
+    check_agreement(configuration, state, given)
 
     # The loop is made in `_run`: its saver is open there, and closed on the way out.
     make_loop = ft.partial(
