@@ -80,7 +80,7 @@ def step_call(
     loss: Callable[..., Any],
     model: Any,
     batch: Any,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: fk.training.Optimizer | None = None,
     ema_decay: Any = None,
     **options: Any,
 ) -> Callable[[], Any]:

@@ -148,7 +148,7 @@ def _row(
     weights = parameters(trained(model))
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "weights.npz"))
-        named = {f"weight{i}": weight for i, weight in enumerate(weights)}
+        named: Any = {f"weight{i}": weight for i, weight in enumerate(weights)}
         np.savez(file, x0=x0, x1=x1, t=t, **named)
         theirs = peer.ask(task="loss", network=network.request(), file=file)
     return _compared(

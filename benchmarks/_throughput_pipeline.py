@@ -11,6 +11,7 @@ from typing import Any
 import _report
 import jax
 import jax.random as jr
+import numpy as np
 from _peer import run_peer
 from _throughput_networks import MainJob, parameters
 
@@ -32,7 +33,8 @@ def surroundings(
     The data have the shape of MNIST's clouds: 500 points, of which a step takes some.
     """
     job = MainJob.of(num_clouds, 500, num_points)
-    clouds = fk.data.PointSets(jr.normal(jr.key(1), (num_clouds, num_points, 2)))
+    points = jr.normal(jr.key(1), (num_clouds, num_points, 2))
+    clouds = fk.data.PointSets(np.asarray(points))
     streams = lambda: {"batches": job.stage.batches}
     resident = lambda: {"batches": clouds, "batch_size": job.batch_size}
 

@@ -1,5 +1,6 @@
 """The cost of a training step against batch, points and width, for `throughput.py`."""
 
+import functools as ft
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -95,11 +96,12 @@ def sweep(
         for value in values[: len(values) // shorten]:
             case = Case(axis, value)
             call = case.call()
-            measures = {"flowkit, ms": lambda call=call: _report.seconds_of_one(call)}
+            measures: dict[str, Callable[[], float]] = {
+                "flowkit, ms": ft.partial(_report.seconds_of_one, call)
+            }
             if peer is not None:
                 request = case.request(least=0.05)
-                of_peer = lambda request=request: peer.ask(**request)["seconds"]
-                measures["torch, ms"] = of_peer
+                measures["torch, ms"] = ft.partial(_seconds_of_peer, peer, request)
             seconds = _report.values_in_turns(measures, rounds)
             row = {"axis": axis, "value": value}
             for name, several in seconds.items():
@@ -107,6 +109,10 @@ def sweep(
             row["products, ms"] = 1e3 * case.flops() / rate
             rows.append(row)
     return rows
+
+
+def _seconds_of_peer(peer: Peer, request: dict[str, Any]) -> float:
+    return peer.ask(**request)["seconds"]
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:

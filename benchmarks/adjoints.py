@@ -93,7 +93,8 @@ def gradient(flow: Any, x0: Any, num_steps: int, way: Way) -> tuple[np.ndarray, 
     loss, arrays = loss_of(flow, num_steps, way)
     compiled = jax.jit(jax.grad(loss)).lower(arrays, x0).compile()
     vector, _ = jax.flatten_util.ravel_pytree(compiled(arrays, x0))
-    return np.asarray(vector), compiled.memory_analysis().temp_size_in_bytes
+    memory: Any = compiled.memory_analysis()
+    return np.asarray(vector), memory.temp_size_in_bytes
 
 
 def float64_gradients(

@@ -65,7 +65,7 @@ def bucketed_batches(
     records = []
     shares = []
     for number in np.unique(numbers):
-        rows = np.flatnonzero(numbers == number)
+        rows = np.flatnonzero(numbers == number).tolist()
         sets = pad(
             [clouds[row] for row in rows],
             num_points=int(sizes[number]),
