@@ -150,9 +150,10 @@ def _warn_of_tolerances(controller: Any) -> None:
     rounding = float(jnp.finfo(dtype).eps)
     if max(rtol, atol) < rounding:
         warnings.warn(
-            f"`stepsize_controller` has the tolerances rtol={rtol:g} and atol={atol:g}, but in "
-            f"{dtype} every step rounds by more: it takes more steps, up to `max_steps`, for "
-            f"no less error. Give {8 * rounding:.0e} or more, or use float64 "
+            "`stepsize_controller` has the tolerances "
+            f"rtol={rtol:g} and atol={atol:g}, but in {dtype} every step rounds by more: "
+            "it takes more steps, up to `max_steps`, for no less error. "
+            f"Give {8 * rounding:.0e} or more, or use float64 "
             "(`jax.config.update('jax_enable_x64', True)`).",
             stacklevel=2,
         )

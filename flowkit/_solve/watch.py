@@ -25,10 +25,13 @@ _NOT_FINITE = (
 )
 
 _OUT_OF_STEPS = (
-    "the maximum number of solver steps was reached: {who} took all `max_steps={number}`{where}. "
-    "Give a larger `max_steps`, or a looser tolerance by `stepsize_controller`. Most flows need "
-    "ten to a hundred steps; where thousands do not suffice, the velocity is stiff: look at its "
-    "weights, at the scale of its time embedding, and whether its data were standardized."
+    "the maximum number of solver steps was reached: "
+    "{who} took all `max_steps={number}`{where}. "
+    "Give a larger `max_steps`, or a looser tolerance by `stepsize_controller`. "
+    "Most flows need ten to a hundred steps; "
+    "where thousands do not suffice, the velocity is stiff: "
+    "look at its weights, at the scale of its time embedding, "
+    "and whether its data were standardized."
 )
 
 

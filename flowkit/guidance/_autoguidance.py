@@ -78,8 +78,9 @@ def _check_units(flow: Flow | Standardized, weaker: Flow | Standardized) -> None
     agree = len(units) == 2 and (is_traced(units) or eqx.tree_equal(*units))
     if not agree:
         raise ValueError(
-            "`weaker` must be in the units of `flow`: a `fk.Standardized` with the same mean "
-            "and deviation, or none of the two."
+            "`weaker` must be in the units of `flow`: "
+            "a `fk.Standardized` with the same mean and deviation, "
+            "or none of the two."
         )
 
 
