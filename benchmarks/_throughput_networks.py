@@ -134,9 +134,9 @@ def agreement(peer: Peer | None, num_points: int) -> list[dict[str, Any]]:
     rows.append(_plain_row((8, num_points, 2)))
 
     for row in rows:
-        ours, theirs = row["loss"], row["loss of the peer"]
         assert row["parameters"] == row["parameters of the peer"], row
-        assert abs(ours - theirs) <= 1e-4 * abs(ours), row
+        difference = row["loss"] - row["loss of the peer"]
+        assert abs(difference) <= 1e-4 * abs(row["loss"]), row
     return rows
 
 

@@ -130,8 +130,9 @@ class Saver:
         metrics = self._metrics(step, snapshot.history)
         if not self._directory.exists():
             warnings.warn(
-                f"The folder {self._directory} was removed during the training, and the "
-                "checkpoints in it are gone; it is made again.",
+                f"The folder {self._directory} was removed during the training, "
+                "and the checkpoints in it are gone; "
+                "it is made again.",
                 stacklevel=2,
             )
         with self._failures_reported():
@@ -191,9 +192,11 @@ class Saver:
             self._failed = True
             raise SaveFailed(
                 f"A checkpoint could not be written to {self._directory} ({error}). "
-                f"Complete are those of the steps {self._complete()}, which stay as they "
-                "are: make room or bring the folder back, and the same command goes on "
-                "from the last of them. `result` of this error is what was reached."
+                f"Complete are those of the steps {self._complete()}, "
+                "which stay as they are: "
+                "make room or bring the folder back, "
+                "and the same command goes on from the last of them. "
+                "`result` of this error is what was reached."
             ) from error
 
     def _complete(self) -> list[int]:
