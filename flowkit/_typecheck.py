@@ -38,12 +38,16 @@ def checked_when_called(fn: Callable) -> Callable:
 
 @ft.cache
 def _configuration():
+    from typing import Any
+
     import numpy as np
     from beartype import BeartypeConf, FrozenDict
+    from jaxtyping import PyTree
 
     # NumPy's integers are accepted wherever an `int` is: `labels.max() + 1` and
-    # `np.prod(shape)` are `np.int64`.
-    overrides = FrozenDict({int: int | np.integer})
+    # `np.prod(shape)` are `np.int64`. Everything is a `PyTree[Any]`, but finding that out
+    # would flatten the model several times in each training step.
+    overrides = FrozenDict({int: int | np.integer, PyTree[Any]: object})
 
     # An `int` is accepted where a `float` is asked for, as type checkers do.
     return BeartypeConf(is_pep484_tower=True, hint_overrides=overrides)
