@@ -183,6 +183,42 @@ def test_conditions_and_masks(key):
     assert certificate.start_error is None
 
 
+class OfASign(eqx.Module):
+    """The exact velocity of N(cond, 0.5^2) for the signs -1 and 1.
+
+    The condition 0 is none, for a network that has seen it, and a number like any other.
+    """
+
+    has_seen_none: jax.Array
+
+    def __call__(self, t, x, cond):
+        both = fk.exact_flow(fk.GaussianMixture(np.array([[-1.0], [1.0]]), 0.5))
+        of_one = fk.exact_flow(fk.Normal(cond, 0.5))
+        is_none = self.has_seen_none & (cond == 0)
+        return jnp.where(is_none, both(t, x), of_one(t, x))
+
+
+@pytest.mark.parametrize("has_seen_none", [True, False])
+def test_conditions_that_were_never_left_out_are_recognized(has_seen_none, key):
+    """The check that guidance asks for before it."""
+    sign_key, noise_key = jr.split(jr.key(7))
+    signs = jr.rademacher(sign_key, (NUM_DATA, 1), jnp.float32)
+    x1 = signs + 0.5 * jr.normal(noise_key, (NUM_DATA, 1))
+    certificate = fk.certify(
+        fk.Flow(OfASign(jnp.array(has_seen_none))),
+        (1,),
+        data=x1,
+        cond=jnp.zeros(()),
+        cond_axes=None,
+        num_samples=16,
+        key=key,
+    )
+    if has_seen_none:
+        assert certificate.problems == ()
+    else:
+        assert "The velocity misses" in text(certificate)
+
+
 def test_misuse(data, key):
     flow = fk.exact_flow(mixture_2d())
     with pytest.raises(ValueError, match="`data` must have rows of the `shape`"):

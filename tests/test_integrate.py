@@ -176,6 +176,21 @@ def test_gradients_of_a_solve_match_finite_differences():
         )
 
 
+@pytest.mark.parametrize("num_steps", [25, 400])
+def test_memory_of_a_gradient_grows_with_the_root_of_the_steps(num_steps):
+    """Checkpoints of n steps are at most sqrt(2n), each with two arrays of a state's size."""
+    x = jnp.ones(4096)
+
+    def loss(x):
+        field = lambda t, x, cond: jnp.tanh(x)
+        options = {"solver": dfx.Euler(), "num_steps": num_steps}
+        return jnp.sum(fk.integrate(field, x, **options).ys)
+
+    # Temporary arrays, as the compiler reports them.
+    memory = jax.jit(jax.grad(loss)).lower(x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= np.sqrt(2 * num_steps) * 2 * x.nbytes
+
+
 EVALUATIONS = {
     "tsit5": (dfx.Tsit5(), lambda n: 6 * n + 1),
     "dopri5": (dfx.Dopri5(), lambda n: 6 * n + 1),
