@@ -10,14 +10,8 @@ import json
 import os
 import sys
 
-import jax
-
-
-# It has to be known before JAX looks for devices.
-jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-
-# ruff: noqa: E402
 import _report
+import jax
 import jax.random as jr
 from _unets import flow_loss, lean_unet, torchcfm_unet
 
@@ -25,6 +19,8 @@ import flowkit as fk
 
 
 def main(batch_size: int, repeats: int) -> None:
+    # It has to be known before JAX looks for devices, which no import does.
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     parallel = fk.training.Replicated(fk.training.data_mesh())
     x1 = jr.normal(jr.key(1), (batch_size, 28, 28, 1))
     rates = {}

@@ -210,9 +210,9 @@ def _chosen_size(
     views_bytes = 0
     for eqn, times, has_rule in _equations(jaxpr.jaxpr):
         name = eqn.primitive.name
-        if name == "conv_general_dilated" and not has_rule:
-            return num
         if name == "conv_general_dilated":
+            if not has_rule:
+                return num
             # Views are made again for each product: those of one layer exist at a time.
             views_bytes = max(views_bytes, _views_bytes(eqn))
         if name in ("dot_general", "conv_general_dilated"):
