@@ -20,6 +20,7 @@ import jax.random as jr
 from _unets import torchcfm_unet
 
 import flowkit as fk
+from flowkit import pipelines
 
 
 SEED = 0
@@ -121,6 +122,12 @@ def point_net() -> Case:
     return set_flow(fk.nn.PointNet(2, 32, key=jr.key(SEED)))
 
 
+def main_job() -> Case:
+    """The model of `examples/point_clouds.py`."""
+    model = pipelines.SetFlowConfig(in_size=2).build()
+    return Case(model, set_loss, (64, 64, 2), (None, 4, 8, 16, 32))
+
+
 def slot_attention() -> Case:
     return set_flow(fk.nn.SlotAttention(2, 32, key=jr.key(SEED)))
 
@@ -144,6 +151,7 @@ CASES = {
     "dit": dit,
     "wide_dit": wide_dit,
     "point_net": point_net,
+    "main_job": main_job,
     "slot_attention": slot_attention,
     "convolution": convolution,
     "unet": unet,

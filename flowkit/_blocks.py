@@ -35,7 +35,8 @@ class AutomaticBlock(eqx.Module):
     averaged, fit into `cache_bytes`, together with the shifted views of the largest
     `fk.nn.Conv`. But a block has at least four examples, and at least so
     many that their products take `flops_per_byte` operations for each byte of the weights,
-    which every block reads, and whose gradients it adds up. The whole batch is one block:
+    which every block reads, and whose gradients it adds up. Of more than four examples the
+    results of all operations fit into `memory_bytes`. The whole batch is one block:
 
     - where all of it fits,
     - on any other platform,
@@ -49,6 +50,8 @@ class AutomaticBlock(eqx.Module):
     - `cache_bytes`: the limit in bytes. `benchmarks/blocks.py` compares the default with
       fixed sizes.
     - `flops_per_byte`: what is worth another round through the weights.
+    - `memory_bytes`: the limit in bytes for the results of all operations. About half of
+      them exist at a time.
     """
 
     # Matrix products are what the compiler stores: it fuses most other operations into
@@ -57,8 +60,12 @@ class AutomaticBlock(eqx.Module):
     cache_bytes: int = eqx.field(converter=operator.index, default=9 * 2**20)
     flops_per_byte: int = eqx.field(converter=operator.index, default=100)
 
+    # The C library of Linux keeps up to 32 MiB for the next step. It returns anything
+    # larger, and a step would spend up to half of its time on faults of fresh pages.
+    memory_bytes: int = eqx.field(converter=operator.index, default=64 * 2**20)
+
     def __check_init__(self):
-        for name in ("cache_bytes", "flops_per_byte"):
+        for name in ("cache_bytes", "flops_per_byte", "memory_bytes"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
@@ -205,11 +212,13 @@ def _chosen_size(
 
     example = jax.tree.map(_without_leading_axis, examples)
     jaxpr, _, _ = eqx.filter_make_jaxpr(fn)(shared, example)
+    all_bytes = 0
     num_bytes = 0
     num_flops = 0
     views_bytes = 0
     for eqn, times, has_rule in _equations(jaxpr.jaxpr):
         name = eqn.primitive.name
+        all_bytes += times * _output_bytes(eqn)
         if name == "conv_general_dilated":
             if not has_rule:
                 return num
@@ -220,13 +229,19 @@ def _chosen_size(
             num_flops += times * _flops(eqn)
 
     sizes = [size for size in range(1, num + 1) if num % size == 0]
-    each = num_bytes + views_bytes
-    fitting = [size for size in sizes if size * each <= block.cache_bytes]
-    # Smaller blocks would wait for the weights and their gradients, or for each operation
-    # to begin: one example at a time takes up to twice as long.
+    # Fewer would wait for each operation to begin: one takes up to twice as long.
+    smallest = min((size for size in sizes if size >= 4), default=num)
+
+    def at_most(num_bytes: int, limit: int) -> int:
+        fitting = (size for size in sizes if size * num_bytes <= limit)
+        return max(smallest, max(fitting, default=1))
+
+    cached = at_most(num_bytes + views_bytes, block.cache_bytes)
+    # Smaller blocks would wait for the weights and their gradients.
     least = block.flops_per_byte * _num_bytes(shared)
-    worthwhile = [size for size in sizes if size >= 4 and size * num_flops >= least]
-    return max(max(fitting, default=1), min(worthwhile, default=num))
+    worthwhile = (size for size in sizes if size * num_flops >= least)
+    wanted = max(cached, min(worthwhile, default=num))
+    return min(wanted, at_most(all_bytes, block.memory_bytes))
 
 
 def _without_leading_axis(leaf: Any) -> Any:

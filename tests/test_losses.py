@@ -371,6 +371,15 @@ def test_automatic_blocks(monkeypatch):
         block = fk.AutomaticBlock(1, flops_per_byte)
         assert number_of_blocks(points, one_point, block) == blocks
 
+    # What each step would take anew from the system counts more than the weights. Of a
+    # prime number of examples no block has four or more but all of them.
+    little = fk.AutomaticBlock(flops_per_byte=10**6, memory_bytes=1)
+    assert number_of_blocks(points, sets, little) == 3
+    assert number_of_blocks(points, (11, 100, 2), little) == 1
+    # At the least the products, of 800 bytes each.
+    some = fk.AutomaticBlock(flops_per_byte=10**6, memory_bytes=12 * 800 - 1)
+    assert number_of_blocks(points, sets, some) > 1
+
     images, weight = (8, 8, 8, 3), jnp.zeros((1, 1, 3, 3))
     assert (
         number_of_blocks(Convolution(weight, True), images, fk.AutomaticBlock(1)) == 1
@@ -394,6 +403,8 @@ def test_automatic_blocks(monkeypatch):
         fk.AutomaticBlock(0)
     with pytest.raises(ValueError, match="`flops_per_byte` must be positive"):
         fk.AutomaticBlock(flops_per_byte=0)
+    with pytest.raises(ValueError, match="`memory_bytes` must be positive"):
+        fk.AutomaticBlock(memory_bytes=0)
 
 
 def test_weights_that_are_not_finite(key):
