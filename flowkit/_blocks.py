@@ -33,10 +33,11 @@ class AutomaticBlock(eqx.Module):
     The choice is made while the computation is traced. On a CPU a block is the largest
     part of the batch for which the results of all matrix products, in the error that is
     averaged, fit into `cache_bytes`, together with the shifted views of the largest
-    `fk.nn.Conv`. But a block has at least four examples, and at least so
-    many that their products take `flops_per_byte` operations for each byte of the weights,
-    which every block reads, and whose gradients it adds up. Of more than four examples the
-    results of all operations fit into `memory_bytes`. The whole batch is one block:
+    `fk.nn.Conv`. A block is larger than that if its products take less than
+    `flops_per_byte` operations for each byte of the weights, which every block reads, and
+    whose gradients it adds up; it is smaller if the results of all operations do not fit
+    into `memory_bytes`. But it has at least four examples, which in a batch of a prime
+    number is all of them. The whole batch is one block:
 
     - where all of it fits,
     - on any other platform,
@@ -182,9 +183,10 @@ def check_block(block: Block, num: int) -> None:
 
 def batch_size(examples: PyTree[Any]) -> int:
     """The length of the leading axis of the arrays."""
-    return next(
-        leaf.shape[0] for leaf in jax.tree.leaves(examples) if eqx.is_array(leaf)
-    )
+    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(examples) if eqx.is_array(leaf)]
+    if not sizes:
+        raise ValueError("`examples` has no arrays; give those of the batch.")
+    return sizes[0]
 
 
 def block_size(

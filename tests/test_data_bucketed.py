@@ -101,6 +101,16 @@ BAD = {
     "none": ([], {}, "`clouds` is empty"),
     "too small": (CLOUDS, {"buckets": (4, 16)}, "cloud 9 has 31 points"),
     "no bucket": (CLOUDS, {"buckets": 0}, "`buckets` must be at least 1"),
+    "labels": (
+        CLOUDS,
+        {"labels": np.arange(3)},
+        "`labels` must be one integer",
+    ),
+    "dimensions": (
+        [np.ones((3, 2)), np.ones((9, 3))],
+        {"buckets": (4, 9)},
+        "must have equal dimensions",
+    ),
     "no steps": (CLOUDS, {"num_steps": 0}, "`num_steps` must be at least 1"),
 }
 

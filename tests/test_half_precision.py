@@ -45,6 +45,13 @@ def test_products_are_in_bfloat16_and_all_else_in_float32():
         np.testing.assert_allclose(other, one, atol=0.03 * np.abs(one).max())
 
 
+def test_the_times_of_a_flow_map_are_not_rounded():
+    """In bfloat16 0.999 is 1."""
+    network = lambda times, x, cond: jnp.full_like(x, times[1] - times[0])
+    flow_map = fk.few_step.FlowMap(fk.nn.HalfPrecision(network))
+    np.testing.assert_allclose(flow_map(0.997, 0.999, DATA[0]), 0.002, rtol=1e-2)
+
+
 def test_training_keeps_float32():
     _, half = networks()
     options = {"optimizer": optax.adam(1e-3), "num_steps": 3, "progress": False}

@@ -1,5 +1,6 @@
 """Inverse problems, against posteriors that are known exactly."""
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,14 @@ def test_replacement_keeps_what_is_observed(key):
     assert abs(np.var(values[:, 1]) - 1) < 4.5 * (2 / 2000) ** 0.5 + 0.016
 
 
-@pytest.mark.parametrize("method", [inverse.PnPFlow(50), inverse.DPS(100, 0.3)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        inverse.PnPFlow(50),
+        inverse.DPS(100, 0.3),
+        inverse.OTODE(50, solver=dfx.Heun()),
+    ],
+)
 def test_other_methods_explain_the_observation(method, key):
     """Their residual is a small part of that without the observation, 1.5 for this row."""
     observed = np.array([1.2], np.float32)
@@ -192,6 +200,33 @@ def test_other_methods_explain_the_observation(method, key):
     residual = np.asarray(jax.vmap(MATRIX)(result.values)) - observed
     assert np.sqrt(np.mean(residual**2)) < 0.4
     assert np.all(np.isfinite(result.values))
+
+
+def test_noise_networks_know_the_mean_at_the_start():
+    """Where the point is noise alone, the mean of the data is all there is to say."""
+    exact = fk.exact_flow(MIXTURE)
+    noise = lambda t, x, cond: exact.predict(fk.Noise(), t, x, cond)
+    problem = inverse.Problem(
+        fk.Flow(noise, prediction=fk.Noise()), MATRIX, jnp.zeros(1), jnp.ones(()),
+        None, (2,),
+    )  # fmt: skip
+    expected = MIXTURE.weights @ MIXTURE.means
+    for x in np.array([[0.5, -1.0], [-2.0, 1.5]], np.float32):
+        # It is asked at a time of 0.001.
+        found = problem.denoised(jnp.zeros(()), x)
+        np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("method", [inverse.PiGDM(3), inverse.DPS(3)])
+def test_single_precision_among_doubles(method, key):
+    """Observations of 32 bits keep their type where JAX has 64."""
+    mask = inverse.PixelMask(np.array([True, False]))
+    options = {"noise_std": 0.1, "method": method, "key": key}
+    with jax.enable_x64(True):
+        flow = fk.exact_flow(fk.Normal())
+        found = inverse.reconstruct(flow, mask, np.ones(2, np.float32), **options)
+    assert found.values.dtype == np.float32
+    assert np.all(np.isfinite(found.values))
 
 
 def test_units_and_conditions(key):

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import flowkit as fk
+from flowkit._solve.sde import _grid
 from flowkit.solvers import (
     ConstantNoise,
     DecreasingNoise,
@@ -183,13 +184,24 @@ def test_another_amount_of_noise_compiles_nothing(key):
         ("`source` must be a `fk.Normal`", {"source": mixture_1d()}),
         ("`solver` Tsit5 does not solve stochastic", {"solver": dfx.Tsit5()}),
         ("`num_steps` must be at least 3", {"num_steps": 2}),
-        ("`last_step` must be at least", {"last_step": 0.0}),
+        ("`last_step` must be above 0", {"last_step": 0.0}),
     ],
 )
 def test_misuse(key, message, options):
     flow = fk.exact_flow(mixture_1d())
     with pytest.raises(ValueError, match=message):
         fk.sample_sde(flow, (1,), num_samples=2, key=key, **options)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "length"), [(500, 0.002), (1000, 0.001), (3000, 0.001)]
+)
+def test_the_last_step_is_one_that_the_network_knows(num_steps, length):
+    """A target network has no velocity in the last thousandth of the time."""
+    flow = fk.Flow(lambda t, x, cond: x, prediction=fk.Target())
+    times = _grid(flow, num_steps, None)
+    assert len(times) == num_steps
+    np.testing.assert_allclose(1 - times[-1], length, rtol=1e-6)
 
 
 def test_a_field_without_a_path_is_refused(key):

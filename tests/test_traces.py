@@ -85,6 +85,13 @@ def test_hutch_plus_plus_is_exact_for_few_directions(key):
     np.testing.assert_allclose(found, np.trace(low_rank), rtol=1e-4)
 
 
+def test_hutch_plus_plus_has_a_gradient_where_the_field_is_zero(key):
+    """As that of a network at the start. Probes of all directions make it exact."""
+    value = lambda matrix: jnp.mean(estimates(HutchPlusPlus(SIZE), key, matrix))
+    found = jax.grad(value)(jnp.zeros((SIZE, SIZE)))
+    np.testing.assert_allclose(found, np.eye(SIZE), atol=1e-5)
+
+
 def test_log_probabilities_and_their_standard_error(key):
     """Of a linear field at the origin, where the trace is all that varies."""
     field = lambda t, x, cond: product(jnp.asarray(MATRIX), x)

@@ -93,6 +93,11 @@ def test_training_finds_a_change_of_that_rank():
     )
 
 
+def test_an_empty_selection_is_named():
+    with pytest.raises(ValueError, match="`select` selects no"):
+        tr.LowRankAdapters(jnp.ones((4, 4)), rank=2, select=lambda m: (), key=jr.key(0))
+
+
 def test_selected_parts():
     model = (linear(), linear(key=1))
     select = lambda model: model[1]

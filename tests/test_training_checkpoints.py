@@ -688,6 +688,26 @@ def test_a_checkpoint_that_cannot_be_written(disaster, tmp_path, monkeypatch):
     assert_equal_runs(run(tmp_path / "kept"), run())
 
 
+def test_a_last_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
+    """The signal would end the process as if it were there."""
+    save = ocp.CheckpointManager.save
+
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save_and_fail(*args, **options):
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+        return save(*args, **options)
+
+    def action():
+        monkeypatch.setattr(ocp.CheckpointManager, "save", save_and_fail)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(tr.NotSaved) as error:
+        run(tmp_path, stop=stop_at(30, action))
+    assert error.value.result.state.step == 30
+
+
 def test_a_folder_that_vanishes_is_made_again(tmp_path):
     run(tmp_path / "run", num_steps=20)
     action = stop_at(30, ft.partial(shutil.rmtree, tmp_path / "run"))

@@ -66,15 +66,22 @@ def test_lines_of_a_resumed_run_follow_one_another(tmp_path):
 
 
 def test_lines_of_an_earlier_stage_stay(tmp_path):
-    """They have later steps than those of the stage that is resumed."""
+    """Those of a stage that is resumed do not, from the step on where it goes on."""
     path = tmp_path / "log.jsonl"
-    steps = [100, 200, 300, 100, 200]
-    path.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
-    log = tr.JsonLines(path)
-    state = tr.init_state(jnp.zeros(2), optax.sgd(0.1), key=jr.key(0))
-    log(state, 200, {"loss": np.array(1.0)})
+
+    def log(seed, *steps):
+        state = tr.init_state(jnp.zeros(2), optax.sgd(0.1), key=jr.key(seed))
+        write = tr.JsonLines(path)
+        for step in steps:
+            write(state, step, {"loss": np.array(1.0)})
+
+    log(0, 100, 200, 300)
+    log(1, 100, 200)
+    log(1, 200)
     assert [line["step"] for line in lines(path)] == [100, 200, 300, 100, 200]
-    assert lines(path)[-1] == {"step": 200, "loss": 1.0}
+    first, *_, last = lines(path)
+    assert last == {"run": last["run"], "step": 200, "loss": 1.0}
+    assert first["run"] != last["run"]
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

@@ -37,18 +37,18 @@ class Certificate(eqx.Module):
     failed: int
     """Samples whose solve failed, or that are not finite."""
     solver_error: float
-    """Of samples, against a solve as accurate as the type allows."""
+    """The error of samples, against a solve with tolerances of 1e-6."""
     reachable_error: float
-    """The difference of two such solves: what the type can resolve."""
+    """The difference of two such solves, by different methods: in float32 its resolution."""
     round_trip_error: float
-    """Of the noise, after the way to the data and back."""
+    """The error of the noise, after the way to the data and back."""
     log_prob_gap: float | None
     """The greatest difference between log-densities of both directions, in nats."""
     log_prob_error: float | None
     """The mean standard error of a log-density by Hutchinson's estimate, in nats; 0 where the
     trace is exact."""
     start_error: float | None
-    """Of the velocity at `t = 0`, which is known for independent pairs."""
+    """The error of the velocity at `t = 0`, which is known for independent pairs."""
     continuity_error: float | None
     """What the velocity misses of the way from noise to data, in the weak form of the continuity
     equation."""

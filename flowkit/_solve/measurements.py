@@ -18,6 +18,7 @@ whose right side is what the path does to $\mathbb E[\phi]$. Here $\phi$ are cos
 frequencies in space and time.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -43,6 +44,10 @@ NUM_PROBES = 8
 
 NUM_TESTS = 64
 """Test functions of the continuity equation."""
+
+
+ROWS_AT_A_TIME = 256
+"""Rows of data in the memory of a network."""
 
 
 class Subject(NamedTuple):
@@ -228,10 +233,8 @@ def weak_form(subject: Subject, data: Array, *, key: PRNGKey) -> WeakForm:
 
         return slopes(of_flow - of_path), slopes(of_path)
 
-    axes = (0, 0, 0, subject.cond_axes, 0)
-    rows = eqx.filter_vmap(one, in_axes=axes)
     # The same pairs on both sides: their noise cancels.
-    missed, changes = rows(times, x0, data, subject.cond, subject.mask)
+    missed, changes = _over_rows(one, subject, times, x0, data)
 
     missed_mean, missed_error = _mean_and_error(missed)
     change, change_error = _mean_and_error(changes)
@@ -242,6 +245,19 @@ def weak_form(subject: Subject, data: Array, *, key: PRNGKey) -> WeakForm:
     share = share / jnp.maximum(change_square, 1e-12)
     in_errors = missed_mean / missed_error
     return WeakForm(jnp.sqrt(share), jnp.mean(in_errors**2))
+
+
+def _over_rows(fn: Callable, subject: Subject, *rows: Array) -> Any:
+    """`fn` of each row, with its condition and mask; some of them at a time."""
+    is_shared = subject.cond_axes is None
+
+    def one(inputs):
+        row, cond, mask = inputs
+        return fn(*row, subject.cond if is_shared else cond, mask)
+
+    conds = None if is_shared else subject.cond
+    inputs = (rows, conds, subject.mask)
+    return jax.lax.map(one, inputs, batch_size=ROWS_AT_A_TIME)
 
 
 class _Test(eqx.Module):

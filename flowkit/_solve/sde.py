@@ -95,7 +95,8 @@ def sample_sde(
     - `solver`: a Diffrax solver for additive noise: `diffrax.Euler()`, or, with two evaluations a
         step and a higher order, `diffrax.ShARK()` and `diffrax.SRA1()`.
     - `num_steps`: the number of steps, with the last one.
-    - `last_step`: its length; that of all other steps by default.
+    - `last_step`: its length; that of all other steps by default,
+        but no shorter than the time that the network was not trained for.
     - `shape`, `num_samples`, `key`, `cond`, `cond_axes`, `mask`, `adjoint`, `throw`: as in
         `fk.sample`.
 
@@ -128,12 +129,12 @@ class _Method(eqx.Module):
 
 def _grid(flow: Any, num_steps: int, last_step: float | None) -> np.ndarray:
     """The times of all steps but the last one."""
-    last_step = 1 / num_steps if last_step is None else float(last_step)
-    least = 1 - bare(flow).t_end
-    if not max(least, 0) <= last_step < 1 or last_step == 0:
-        raise ValueError(
-            f"`last_step` must be at least {max(least, 1e-3):g} and below 1, got {last_step}."
-        )
+    # Rounding: 1 - 0.999 is above 0.001.
+    least = round(1 - bare(flow).t_end, 12)
+    last_step = max(1 / num_steps, least) if last_step is None else float(last_step)
+    if not least <= last_step < 1 or last_step == 0:
+        limit = f"at least {least:g}" if least > 0 else "above 0"
+        raise ValueError(f"`last_step` must be {limit} and below 1, got {last_step}.")
     return np.linspace(0, 1 - last_step, num_steps)
 
 

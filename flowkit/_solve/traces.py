@@ -162,6 +162,9 @@ class HutchPlusPlus(AbstractTrace):
         flat = lambda rows: rows.reshape(self.num_probes, like.size)
         images = flat(jax.vmap(derivative)(sketch))
         basis, _ = jnp.linalg.qr(images.T)
+        # Any basis gives the trace, so none has to be differentiated; and QR has no
+        # derivative where the images are dependent, as in a network that starts at zero.
+        basis = jax.lax.stop_gradient(basis)
         # What the sketch has seen is not estimated again.
         rest = flat(rest) - (flat(rest) @ basis) @ basis.T
 

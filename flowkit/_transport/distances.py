@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from flowkit._types import FloatArray, sum_dtype
 
 
-# Coordinates whose differences are added up in one loop over the pairs. Up to so many,
+# Coordinates whose differences are added up in one loop over the pairs. Up to this number,
 # differences are about as fast as a matrix product.
 _GROUP = 16
 

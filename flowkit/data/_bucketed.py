@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from flowkit._types import AnyArray
 from flowkit.data._batches import batch_records, to_batches
 from flowkit.data._order import step_numbers
-from flowkit.data._sets import pad
+from flowkit.data._sets import check_alike, pad
 
 
 def bucketed_batches(
@@ -57,6 +57,7 @@ def bucketed_batches(
 
     **Returns:** a `grain.IterDataset` of `PointSets` with masks, each `(batch, size, d)`.
     """
+    _check(clouds, labels)
     lengths = np.array([len(cloud) for cloud in clouds])
     sizes = _sizes(lengths, buckets)
     # The smallest bucket that holds each cloud.
@@ -85,6 +86,16 @@ def bucketed_batches(
 
     mixed = grain.MapDataset.mix(records, weights=shares)
     return to_batches(mixed[: len(step_numbers(num_steps))])
+
+
+def _check(clouds: Sequence[Any], labels: Any) -> None:
+    """What `pad` checks of a bucket, for all clouds."""
+    check_alike(clouds)
+    if labels is not None and len(labels) != len(clouds):
+        raise ValueError(
+            f"`labels` must be one integer for each of {len(clouds)} clouds, "
+            f"got {len(labels)}."
+        )
 
 
 def _sizes(lengths: np.ndarray, buckets: int | Sequence[int]) -> np.ndarray:

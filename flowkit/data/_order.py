@@ -113,7 +113,8 @@ def _check_shard(batch_size: int, shard: Shard) -> None:
         )
 
 
-@ft.lru_cache(maxsize=4)
+# Some for each of the buckets that take turns.
+@ft.lru_cache(maxsize=64)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     permutation = np.random.default_rng((seed, 0, epoch)).permutation(size)
     # Shared by all batches of the epoch.

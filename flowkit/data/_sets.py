@@ -126,14 +126,7 @@ def pad(
     if not arrays:
         raise ValueError("`clouds` is empty; give at least one cloud.")
 
-    kinds = {(array.shape[1], array.dtype) for array in arrays}
-    if len(kinds) > 1:
-        found = sorted(f"{dims} of {dtype}" for dims, dtype in kinds)
-        raise ValueError(
-            f"`clouds` must have equal dimensions and dtypes, got {', '.join(found)}; "
-            "convert them."
-        )
-
+    check_alike(arrays)
     sizes = np.array([len(array) for array in arrays])
     if num_points is None:
         num_points = int(sizes.max())
@@ -149,6 +142,17 @@ def pad(
     sets = PointSets(points, mask, None if labels is None else np.asarray(labels))
     check_sets(sets, "`clouds`")
     return sets
+
+
+def check_alike(clouds: Sequence[Float[AnyArray, "_ _"]]) -> None:
+    """Raises a `ValueError` unless the clouds share their dimension and type."""
+    kinds = {(cloud.shape[1], cloud.dtype) for cloud in clouds}
+    if len(kinds) > 1:
+        found = sorted(f"{dims} of {dtype}" for dims, dtype in kinds)
+        raise ValueError(
+            f"`clouds` must have equal dimensions and dtypes, got {', '.join(found)}; "
+            "convert them."
+        )
 
 
 def to_host(sets: Any) -> Any:

@@ -61,6 +61,6 @@ class DPS(AbstractMethod):
             return x - self.scale * pull, None
 
         start_key, *keys = jr.split(key, self.num_steps + 1)
-        steps = (grid(0.0, self.num_steps), jnp.stack(keys))
+        steps = (grid(0.0, self.num_steps, problem.dtype), jnp.stack(keys))
         x, _ = jax.lax.scan(step, problem.noise(start_key), steps)
         return x

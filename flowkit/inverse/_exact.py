@@ -17,9 +17,10 @@ def exact_posterior(
     *,
     noise_std: float,
 ) -> GaussianMixture:
-    r"""The law of $x$ from a mixture of Gaussians given $y = A x + s\, \epsilon$, again a mixture.
+    r"""What is known of $x$ from a mixture of Gaussians, given $y = A x + s\, \epsilon$.
 
-    With $S_k = A C_k A^\top + s^2 I$ and $K_k = C_k A^\top S_k^{-1}$, its parts have
+    It is a mixture again. With $S_k = A C_k A^\top + s^2 I$ and
+    $K_k = C_k A^\top S_k^{-1}$, its parts have
 
     $$m_k + K_k (y - A m_k), \qquad (I - K_k A)\, C_k, \qquad
     \pi_k\, \mathcal N(y;\, A m_k, S_k) \text{ up to a factor}.$$

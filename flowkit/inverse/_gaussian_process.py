@@ -85,6 +85,7 @@ class GaussianProcess(eqx.Module):
     ) -> tuple[Float[Array, "m c"], Float[Array, "m c"]]:
         r"""One draw of the values at the queries, given the observed ones, and their mean.
 
+        The draw has noise, as the observed values have: see `nugget`.
         By Matheron's rule, a draw $g$ of the process is moved by what it lacks at the
         observations: $\text{mean} + s\, (g_q - k(q, \cdot)\, K^{-1} g_o)$. It costs the
         cube of the number of all coordinates; for the pixels of an image, take
@@ -113,8 +114,9 @@ class GaussianProcess(eqx.Module):
     ) -> tuple[Float[Array, "{h}*{w} c"], Float[Array, "{h}*{w} c"]]:
         """One draw of all pixels of an image, of which some were observed, and their mean.
 
-        It is `sample` at `fk.data.pixel_coords(h, w)`, at the cost of the cube of the number
-        of observations alone, since the process is drawn by `draw_image`.
+        It is `sample` at `fk.data.pixel_coords(h, w)`, without noise at the queries, at the
+        cost of the cube of the number of observations alone, since the process is drawn by
+        `draw_image`.
 
         **Arguments:**
 
@@ -123,10 +125,14 @@ class GaussianProcess(eqx.Module):
 
         **Returns:** the draw and the mean.
         """
-        draw = self.draw_image(h, w, values.shape[1], key=key)
+        draw_key, noise_key = jr.split(key)
+        draw = self.draw_image(h, w, values.shape[1], key=draw_key)
         columns = jnp.round(jnp.asarray(coords)[:, 0] * (w - 1)).astype(int)
         rows = jnp.round(jnp.asarray(coords)[:, 1] * (h - 1)).astype(int)
         at_coords = draw[rows * w + columns]
+        # A draw is observed as the values were: with noise.
+        noise = jr.normal(noise_key, at_coords.shape, at_coords.dtype)
+        at_coords = at_coords + self.nugget**0.5 * noise
         together = jnp.concatenate([at_coords, draw])
         return self._moved(coords, values, _pixels(h, w, together.dtype), together)
 

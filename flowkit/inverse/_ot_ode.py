@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._solve.options import resolve
@@ -26,7 +27,7 @@ class OTODE(AbstractMethod):
     \dot\sigma_t\Bigr) \nabla_x \log p(y \mid x_t = x)$$
 
     with the likelihood of `PiGDM`. The only randomness is that of the start.
-    **What it approximates:** as `PiGDM`, and the law of the start at `t_start` by the
+    **What it approximates:** as `PiGDM`, and the distribution of the start at `t_start` by the
     least-norm solution with noise. Between separate modes, points may stay where the mean of
     the data fits the observation.
 
@@ -72,4 +73,6 @@ class _Guided(eqx.Module):
         alpha, sigma, d_alpha, d_sigma = self.problem.coefficients(t)
         gradient = likelihood(self.problem, t, x).gradient
         velocity = self.problem.flow(t, x, self.problem.cond)
-        return velocity + (sigma**2 * d_alpha / alpha - sigma * d_sigma) * gradient
+        guidance = (sigma**2 * d_alpha / alpha - sigma * d_sigma) * gradient
+        # At t = 1 the likelihood of an exact observation is 0 but for a point.
+        return velocity + jnp.where(sigma > 0, guidance, 0)

@@ -27,9 +27,9 @@ class PiGDM(AbstractMethod):
     p(y \mid x_t) \approx \mathcal N(A D_t, r_t^2 A A^\top + s^2 I), \quad
     r_t^2 = \frac{\sigma_t^2}{\alpha_t^2 + \sigma_t^2}.$$
 
-    **What it approximates:** the law of the data given $x_t$ by a Gaussian whose variance is
-    that of data from $\mathcal N(0, I)$, for which it is exact up to the steps. Data with a
-    smaller variance are pulled too little early on.
+    **What it approximates:** the distribution of the data given $x_t$ by a Gaussian whose
+    variance is that of data from $\mathcal N(0, I)$, for which it is exact up to the steps.
+    Data with a smaller variance are pulled too little early on.
 
     **Arguments:**
 
@@ -67,7 +67,7 @@ class PiGDM(AbstractMethod):
             return mean + jnp.sqrt(variance) * problem.noise(key), None
 
         start_key, *keys = jr.split(key, self.num_steps + 1)
-        steps = (grid(self.t_start, self.num_steps), jnp.stack(keys))
+        steps = (grid(self.t_start, self.num_steps, problem.dtype), jnp.stack(keys))
         x, _ = jax.lax.scan(step, warm_start(problem, self.t_start, start_key), steps)
         return x
 

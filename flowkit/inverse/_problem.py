@@ -41,7 +41,10 @@ class Problem(eqx.Module):
 
     def denoised(self, t: Scalar, x: FloatArray) -> Float[Array, "..."]:
         """The mean of the data given a point on the path."""
-        predicted = self.flow.predict(Target(), t, x, self.cond)
+        # Some networks are asked as early as they were trained: with `fk.Noise()` an error
+        # of theirs at t = 0 would be an infinite one here.
+        seen = jnp.maximum(t, self.flow.t_start)
+        predicted = self.flow.predict(Target(), seen, x, self.cond)
         # Without noise the point is the data, whatever a network says there.
         return jnp.where(self.coefficients(t).sigma > 0, predicted, x)
 
@@ -50,7 +53,7 @@ class Problem(eqx.Module):
 
     def least_norm(self) -> Float[Array, "..."]:
         r"""$A^\top (A A^\top)^{-1} y$, the smallest example that explains the observation."""
-        return self.operator.adjoint(self.whiten(self.observed, jnp.ones(()), 0.0))
+        return self.operator.adjoint(self.whiten(self.observed, 1.0, 0.0))
 
     def whiten(self, y, variance, noise_variance):
         r"""$(\mathrm{variance}\, A A^\top + \mathrm{noise}\, I)^{-1} y$, by conjugate gradients.
@@ -125,9 +128,9 @@ def likelihood(problem: Problem, t: Scalar, x: FloatArray) -> Likelihood:
     return Likelihood(denoised, -0.5 * jnp.vdot(residual, whitened), gradient)
 
 
-def grid(t0: float, num_steps: int) -> Float[Array, "steps 2"]:
+def grid(t0: float, num_steps: int, dtype: jnp.dtype) -> Float[Array, "steps 2"]:
     """Pairs of times, the steps of a uniform grid from `t0` to 1."""
-    times = jnp.linspace(t0, 1.0, num_steps + 1)
+    times = jnp.linspace(t0, 1.0, num_steps + 1, dtype=dtype)
     return jnp.stack([times[:-1], times[1:]], axis=1)
 
 

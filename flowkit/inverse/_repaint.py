@@ -79,6 +79,9 @@ class RePaint(AbstractMethod):
                 x, _ = jax.lax.scan(again, x, jnp.stack(again_keys))
             return attempt(x, times, last_key), None
 
-        steps = (grid(0.0, self.num_steps), jr.split(key, self.num_steps))
+        steps = (
+            grid(0.0, self.num_steps, problem.dtype),
+            jr.split(key, self.num_steps),
+        )
         x, _ = jax.lax.scan(step, problem.noise(start_key), steps)
         return x

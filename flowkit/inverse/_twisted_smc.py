@@ -32,9 +32,9 @@ class TwistedSMC(AbstractMethod):
 
     All samples are particles of one filter. They move by the stochastic sampler with the
     gradient of `PiGDM`, and their weights make up for what that gradient gets wrong, so the
-    law of the particles tends to the posterior as `num_samples` and `num_steps` grow. When
+    distribution of the particles tends to the posterior as `num_samples` and `num_steps` grow. When
     the effective sample size falls below `resample_below` times their number, particles are
-    drawn anew by their weights, and a last time at the end.
+    drawn again by their weights, and a last time at the end.
 
     **What it approximates:** nothing in the limit. A finite grid makes the spread too small,
     by some `6 / num_steps` of the variance for normal data. With few particles, samples are
@@ -68,7 +68,7 @@ class TwistedSMC(AbstractMethod):
     ) -> Reconstruction:
         start_key, key, last_key = jr.split(key, 3)
         x = jax.vmap(problem.noise)(jr.split(start_key, num_samples))
-        steps = grid(0.0, self.num_steps)
+        steps = grid(0.0, self.num_steps, problem.dtype)
         guess = _likelihoods(problem, steps[0, 0], x)
         # The first point has been drawn without the observation, and is weighted by it.
         carry = (_Particles(x, guess, guess.log_value), jnp.arange(num_samples))

@@ -157,7 +157,12 @@ def _emd_bounds(x, y, epsilon, max_iterations, mask_x, mask_y):
         epsilon * scale, scale, tolerance=1e-2, max_iterations=max_iterations
     )
 
-    upper = _cost_of_rounded_plan(problem, potentials.f, potentials.g, epsilon * scale)
+    upper = _cost_of_rounded_plan(
+        problem,
+        potentials.f,
+        potentials.g,
+        epsilon * scale,
+    )
     lower = jnp.maximum(_dual_value(problem, potentials.g), 0)
     # Rounding must not let them cross where they meet.
     return Bounds(jnp.minimum(lower, upper), upper)

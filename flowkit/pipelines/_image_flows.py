@@ -166,7 +166,11 @@ def load_image_flow(
     if checkpoint == "best":
         step = training.best_step(checkpoints)
     elif checkpoint != "last":
-        step = _step_after(int(checkpoint), checkpoints, options["steps_per_epoch"])
+        step = _step_after(
+            int(checkpoint),
+            checkpoints,
+            options["steps_per_epoch"],
+        )
 
     def build(stored: Any) -> fk.Flow:
         return ImageFlowConfig.from_json(stored["model"]).build()

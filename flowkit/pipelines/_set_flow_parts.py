@@ -78,7 +78,12 @@ def _encoder(config: Any, *, key: jax.Array) -> nn.AbstractEncoder:
         case "dgcnn":
             encoder = nn.DGCNN(in_size, out_size, **options)
         case "slot-attention":
-            encoder = nn.SlotAttention(in_size, out_size, num_slots=number, **options)
+            encoder = nn.SlotAttention(
+                in_size,
+                out_size,
+                num_slots=number,
+                **options,
+            )
         case "cross-attention":
             encoder = nn.CrossAttentionEncoder(
                 in_size, out_size, num_latents=number, **options

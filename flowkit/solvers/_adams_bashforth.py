@@ -21,7 +21,8 @@ class AdamsBashforth(dfx.AbstractSolver):
 
     A step costs one evaluation, so that a few evaluations make many steps. The first step of
     order 2 is Euler's. Order 3 begins with the midpoint rule, which costs two evaluations
-    more. It has no error estimate.
+    more. It has no error estimate. Between the times of the grid, as `SaveAt(ts=...)` may ask for,
+    it interpolates by lines.
 
     **Arguments:** `num_values`, the number of velocities in a step, 2 or 3: the order.
 

@@ -43,7 +43,8 @@ class Exponential(dfx.AbstractSolver):
     kind, of order 2 or 3. Order 3 looks ahead before its first step, which costs two evaluations
     more.
 
-    It is for grids: `num_steps=n`, or `diffrax.StepTo`. Networks of the velocity have no linear
+    It is for grids: `num_steps=n`, or `diffrax.StepTo`; between their times it interpolates by
+    lines. Networks of the velocity have no linear
     part to gain from: see `fk.solvers.AdamsBashforth`.
 
     **Arguments:**

@@ -100,7 +100,15 @@ def walk(
 
     def step(carry, pair):
         x, state = carry
-        x, _, _, state, _ = solver.step(term, pair[0], pair[1], x, cond, state, False)
+        x, _, _, state, _ = solver.step(
+            term,
+            pair[0],
+            pair[1],
+            x,
+            cond,
+            state,
+            False,
+        )
         return (x, state), None
 
     pairs = jnp.stack([times[:-1], times[1:]], axis=1)

@@ -65,7 +65,7 @@ class LowRankAdapters(eqx.Module):
         key: PRNGKey,
     ):
         rank = positive("rank", rank)
-        chosen = jax.tree.leaves(trainable_mask(model, select))
+        chosen = jax.tree.leaves(trainable_mask(model, select, "select"))
         leaves = jax.tree.leaves(model)
 
         factors = []

@@ -65,7 +65,8 @@ class Select(AbstractConditioner):
         self, t: Times, points: Points, latents: Float[AnyArray, "k c"]
     ) -> Float[Array, "n width"]:
         queries = jax.nn.silu(self.embedding(points))
-        hidden = jax.nn.silu(self.latent_in(with_time(self.time_embedding, t, latents)))
+        timed = with_time(self.time_embedding, t, latents)
+        hidden = jax.nn.silu(self.latent_in(timed))
 
         scores = queries @ hidden.T / hidden.shape[1] ** 0.5
         return masked_softmax(scores, latents_there(latents)) @ hidden

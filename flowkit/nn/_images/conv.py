@@ -114,7 +114,7 @@ class Conv(eqx.Module):
 
 
 def _paddings(padding: int | None, reach: int) -> tuple[int, int]:
-    """The zeros before and after; by default so many that a stride of 1 keeps the side."""
+    """The zeros before and after; by default what lets a stride of 1 keep the side."""
     if padding is None:
         return reach // 2, reach - reach // 2
     if padding < 0:

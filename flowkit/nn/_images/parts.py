@@ -206,7 +206,12 @@ class Parts:
         return Upsample(self.resize, Conv(in_size, out_size, key=next(self._keys)))
 
     def output(self, size: int) -> Output:
-        conv = Conv(size, self.out_size, zero_init=self.zero_init, key=next(self._keys))
+        conv = Conv(
+            size,
+            self.out_size,
+            zero_init=self.zero_init,
+            key=next(self._keys),
+        )
         return Output(GroupNorm(size, self.num_groups), conv)
 
     def plain_output(self, size: int) -> Linear:

@@ -28,8 +28,8 @@ class HalfPrecision(eqx.Module):
 
     **Arguments:**
 
-    - `network`: called `(t, x, cond)` or `(s, t, x, cond)`, with `mask=` and `key=` if its
-      signature has them.
+    - `network`: called `(t, x, cond)`, where `t` may be the two times of a `FlowMap`, with
+      `mask=` and `key=` if its signature has them.
     - `dtype`: `jnp.bfloat16`, or `jnp.float16`, whose gradients underflow without a scaled
       loss.
 
@@ -40,7 +40,7 @@ class HalfPrecision(eqx.Module):
     dtype: Any = eqx.field(static=True, default=jnp.bfloat16, converter=jnp.dtype)
 
     def __call__(
-        self, *inputs: Any, mask: Mask | None = None, key: PRNGKey | None = None
+        self, t: Any, *inputs: Any, mask: Mask | None = None, key: PRNGKey | None = None
     ) -> Float[Array, "..."]:
         """What the network returns, in the type of its inputs."""
         if mask is not None and not has_parameter(self.network, "mask"):
@@ -55,7 +55,8 @@ class HalfPrecision(eqx.Module):
 
         given = [leaf for leaf in jax.tree.leaves(inputs) if _is_rounded(leaf)]
         rounded = [jax.tree.map(self._round, one) for one in inputs]
-        value = cast(self.network, self.dtype)(*rounded, **keywords)
+        # The times of a flow map are close to each other: rounding loses their difference.
+        value = cast(self.network, self.dtype)(t, *rounded, **keywords)
         return jnp.asarray(value, jnp.result_type(*given))
 
     def _round(self, leaf: Any) -> Any:

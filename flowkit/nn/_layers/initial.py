@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from flowkit._types import is_traced, PRNGKey
 
 
-# The standard deviation of a standard normal law cut at 2 and -2.
+# The standard deviation of a standard normal distribution cut at 2 and -2.
 CUT_STD = 0.87962566103423978
 
 
@@ -43,9 +43,9 @@ def normal(
 
 
 def lecun_normal(shape: tuple[int, ...], *, key: PRNGKey) -> Float[Array, "..."]:
-    """LeCun's normal law: the variance is one over the number of inputs of an output.
+    """LeCun's normal distribution: the variance is one over the number of inputs of an output.
 
-    All axes but the last are inputs. The law is cut at two standard deviations.
+    All axes but the last are inputs. It is cut at two standard deviations.
 
     **Reference:** LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, section 4.6.
     """

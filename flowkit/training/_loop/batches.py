@@ -31,7 +31,7 @@ class Resident:
         placement: AbstractPlacement,
     ):
         data = owned(data, "batches")
-        sizes = {_length(leaf) for leaf in jax.tree.leaves(data)}
+        sizes = {length(leaf) for leaf in jax.tree.leaves(data)}
         if len(sizes) != 1 or sizes == {0}:
             raise ValueError(
                 "`batches` is a pytree of arrays, which must share their first axis, "
@@ -184,7 +184,8 @@ def _endless(dataset: grain.MapDataset) -> grain.IterDataset:
     return repeated.to_iter_dataset(read_options=options)
 
 
-def _length(leaf: Any) -> int:
+def length(leaf: Any) -> int:
+    """How many examples an array has."""
     return np.shape(leaf)[0] if np.ndim(leaf) else 0
 
 

@@ -225,9 +225,12 @@ def _run(
             tqdm(total=num_steps, initial=loop.step, disable=not shows, unit="step")
         )
         try:
-            loop.train(num_steps, bar, interruption)
-            if saver is not None:
-                saver.wait()
+            try:
+                loop.train(num_steps, bar, interruption)
+            finally:
+                # Whatever ends the training: a signal asks for a complete checkpoint.
+                if saver is not None:
+                    saver.wait()
         except TooManySkipped as error:
             raise Diverged(str(error), _result(loop)) from None
         except SaveFailed as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.random as jr
 import numpy as np
 
 from flowkit.training._step import TrainState
@@ -22,8 +23,9 @@ class JsonLines:
     callbacks = [fk.training.Every(100, fk.training.JsonLines("run/log.jsonl"))]
     ```
 
-    A resumed run takes away what the file says about later steps. Numbers that are not
-    finite are `null`.
+    A line holds the `step`, and the `run`: the key of the training, or of its stage. A resumed
+    run takes away what the file says about its own later steps. Numbers that are not finite
+    are `null`.
 
     **Arguments:**
 
@@ -39,22 +41,21 @@ class JsonLines:
     ) -> None:
         if jax.process_index() > 0:
             return
+        run = np.asarray(jr.key_data(state.key)).tobytes().hex()
         if not self._begun:
-            self._forget_from(step)
+            self._forget_from(run, step)
         values = {name: _plain(value.tolist()) for name, value in metrics.items()}
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+            file.write(json.dumps({"run": run, "step": step} | values) + "\n")
 
-    def _forget_from(self, step: int) -> None:
+    def _forget_from(self, run: str, step: int) -> None:
         self._begun = True
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             return
         kept = self._path.read_text().splitlines()
-        # Only at its end: lines of an earlier stage of the training may have later steps.
-        after = math.inf
-        while kept and step <= _step_of(kept[-1]) <= after:
-            after = _step_of(kept.pop())
+        while kept and _is_later(kept[-1], run, step):
+            kept.pop()
         # In one piece: the file is whole even if the process ends here.
         written = self._path.with_name(f"{self._path.name}.tmp")
         written.write_text("".join(f"{line}\n" for line in kept))
@@ -88,7 +89,8 @@ class TensorBoard:
             self._writer = _summary_writer(self._where)
         for name, value in _numbers(metrics).items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        if hasattr(self._writer, "flush"):
+            self._writer.flush()
 
 
 class WeightsAndBiases:
@@ -131,12 +133,14 @@ def _plain(value: Any) -> Any:
     return None if is_float and not math.isfinite(value) else value
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinite for one that was cut off as the process ended."""
+def _is_later(line: str, run: str, step: int) -> bool:
+    """Whether a line is of the same run, at this step or a later one."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        values = json.loads(line)
+    except ValueError:
+        # It was cut off as the process ended.
+        return True
+    return values.get("run") == run and values["step"] >= step
 
 
 def _summary_writer(folder: Any) -> Any:

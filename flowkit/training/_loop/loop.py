@@ -219,7 +219,11 @@ class Loop:
     def _program(self, length: int | None) -> Callable[..., Any]:
         # Kept here because the key of `compiled` takes longer to hash than a small step.
         if length not in self._programs:
-            key = CompileKey(length, self._source.resident, self._source.batch_size)
+            key = CompileKey(
+                length,
+                self._source.resident,
+                self._source.batch_size,
+            )
             program = compiled(self._configuration, self._static, key)
             self._programs[length] = program
         return self._programs[length]

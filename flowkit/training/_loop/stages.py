@@ -33,6 +33,7 @@ from flowkit.training._step import (
     EMADecay,
     OneDevice,
     Optimizer,
+    Skipping,
     Trainable,
     WarmUpDecay,
 )
@@ -88,6 +89,7 @@ def fit_stages(
     *,
     ema_decay: EMADecay = WarmUpDecay(0.999),
     start_from_average: bool = True,
+    skipping: Skipping = Skipping(),
     parallel: AbstractPlacement = OneDevice(),
     mesh: Mesh | None = None,
     steps_per_call: int = 1,
@@ -128,7 +130,7 @@ def fit_stages(
       stages than those of the folder are a `ValueError`; so is another `num_steps` of a
       stage that was followed by a later one.
     - `callbacks`: of all stages.
-    - `ema_decay`, `parallel`, `mesh`, `steps_per_call`, `progress`: as in `fit`.
+    - `ema_decay`, `skipping`, `parallel`, `mesh`, `steps_per_call`, `progress`: as in `fit`.
     - `key`: random seed. Stage `i` of the folder, or of the list, draws from
       `fold_in(key, i)`.
 
@@ -141,11 +143,11 @@ def fit_stages(
         folder = checkpoints.directory
         first, model = _start(stages, model, folder, average=start_from_average)
 
-    shared: Any = {"parallel": as_placement(parallel, mesh), "progress": progress}
+    shared: Any = {"ema_decay": ema_decay, "skipping": skipping}
+    shared |= {"parallel": as_placement(parallel, mesh), "progress": progress}
     results = {}
     for number, stage in enumerate(stages, start=first):
         data, size = _data_of(stage, model, batches, batch_size)
-        saved = None if checkpoints is None else checkpoints.within(stage.name)
         result = fit(
             stage.loss,
             model,
@@ -155,8 +157,7 @@ def fit_stages(
             trainable=stage.trainable,
             steps_per_call=stage.steps_per_call or steps_per_call,
             batch_size=size,
-            ema_decay=ema_decay,
-            checkpoints=saved,
+            checkpoints=checkpoints and checkpoints.within(stage.name),
             callbacks=[*callbacks, *stage.callbacks],
             key=jr.fold_in(key, number),
             **shared,

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from flowkit._types import PRNGKey
+from flowkit.training._loop.batches import length
 from flowkit.training._loop.callbacks import Stop
 from flowkit.training._loop.fit import Diverged, fit
 from flowkit.training._step import owned, positive, Skipping, TrainState
@@ -43,7 +44,7 @@ def held_out_loss(
     - `key`: random seed of noise and times.
     """
     data = owned(data, "data")
-    lengths = {len(leaf) for leaf in jax.tree.leaves(data)}
+    lengths = {length(leaf) for leaf in jax.tree.leaves(data)}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(
             "`data` is a pytree of arrays, which must share their first axis, the "
@@ -137,7 +138,8 @@ def find_learning_rate(
     options |= {"skipping": Skipping(most_in_a_row=1)}
     try:
         schedule = optax.exponential_decay(least, 1, math.exp(growth))
-        result = fit(loss, model, batches, optimizer=optimizer(schedule), **options)
+        options |= {"optimizer": optimizer(schedule)}
+        result = fit(loss, model, batches, **options)
     except Diverged as error:
         result = error.result
     losses = result.history["loss"].values

@@ -1,6 +1,7 @@
 r"""Where a training lives: which device holds what, and who does which work.
 
-With $n$ devices and $P$ bytes of weights, a step moves over each link, in every placement,
+With $n$ devices and $P$ bytes of weights, a step of flowkit's losses moves over each link, in
+every placement,
 
 $$2 \frac{n - 1}{n} P$$
 

@@ -71,7 +71,6 @@ def check_divisible(size: int, mesh: Mesh) -> None:
     devices = mesh.shape["data"]
     if size == 0 or size % devices:
         raise ValueError(
-            f"`batches` gives batches of {size} examples, which {devices} devices "
-            f"cannot share equally; use a batch size that is a multiple of {devices} "
-            "and drop the remainder."
+            f"{devices} devices cannot share a batch of {size} examples equally; make "
+            f"`batch_size`, or the batches of `batches`, a multiple of {devices}."
         )

@@ -23,7 +23,7 @@ class Skipping(eqx.Module):
 
     - `max_grad_norm`: a step whose gradient is longer is skipped too. Clipping by Optax
       shortens it instead.
-    - `most_in_a_row`: `fit` raises `fk.training.Diverged` after so many skipped steps in a
+    - `most_in_a_row`: `fit` raises `fk.training.Diverged` after that many skipped steps in a
       row, when it next looks at the metrics; `None` never stops.
     """
 

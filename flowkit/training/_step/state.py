@@ -51,7 +51,9 @@ class TrainState(eqx.Module):
         return narrowed(self.average, self.model)
 
 
-def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
+def trainable_mask(
+    model: PyTree[Any], trainable: Trainable, name: str = "trainable"
+) -> PyTree[bool]:
     """Which leaves of `model` are trained.
 
     These are the floating-point arrays, within `trainable(model)` if that is given, but for
@@ -61,8 +63,8 @@ def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
         mask = _floating(model)
         what = "`model` has"
     else:
-        mask = _selected(model, trainable(model))
-        what = "`trainable` selects"
+        mask = _selected(model, trainable(model), name)
+        what = f"`{name}` selects"
     if not any(jax.tree.leaves(mask)):
         raise ValueError(
             f"{what} no floating-point array, so there is nothing to train."
@@ -70,14 +72,14 @@ def trainable_mask(model: PyTree[Any], trainable: Trainable) -> PyTree[bool]:
     return mask
 
 
-def _selected(model: PyTree[Any], parts: Any) -> PyTree[bool]:
+def _selected(model: PyTree[Any], parts: Any, name: str) -> PyTree[bool]:
     # Leaves are told apart by identity: any arrangement of the model's own leaves
     # says what to train.
     chosen = {id(leaf) for leaf in jax.tree.leaves(parts) if eqx.is_array(leaf)}
     strangers = chosen - {id(leaf) for leaf in jax.tree.leaves(model)}
     if strangers:
         raise ValueError(
-            "`trainable` must return parts of the model it is given, got "
+            f"`{name}` must return parts of the model it is given, got "
             f"{len(strangers)} other array(s); for example `lambda model: "
             "model.encoder` or `lambda model: (model.encoder, model.flow)`."
         )
