@@ -235,22 +235,37 @@ def test_linear_is_the_affine_map_with_weights_of_lecun():
     )  # pyright: ignore
 
 
-def test_layer_norm_values_and_derivatives():
-    norm = nn.LayerNorm(7)
-    h = jr.normal(KEY, (5, 7)) * 3 + 2
+def plain_norm(h, axes, epsilon):
+    mean = h.mean(axes, keepdims=True)
+    return (h - mean) / jnp.sqrt(h.var(axes, keepdims=True) + epsilon)
 
-    def plain(h):
-        return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(
-            h.var(-1, keepdims=True) + 1e-6
-        )
+
+def plain_group_norm(h):
+    """Two groups of two channels."""
+    groups = h.reshape(3, 3, 2, 2)
+    return plain_norm(groups, (0, 1, 3), 1e-5).reshape(h.shape)
+
+
+@pytest.mark.parametrize(
+    ("norm", "plain", "shape"),
+    [
+        (nn.LayerNorm(7), lambda h: plain_norm(h, -1, 1e-6), (5, 7)),
+        (nn.GroupNorm(4, 2), plain_group_norm, (3, 3, 4)),
+    ],
+    ids=["layer", "group"],
+)
+def test_values_and_derivatives_of_norms(norm, plain, shape):
+    h = jr.normal(KEY, shape) * 3 + 2
 
     def all_of(fn):
-        return jax.jit(lambda h: (fn(h), jax.jacfwd(fn)(h), jax.jacrev(fn)(h)))
+        curvature = jax.hessian(lambda h: jnp.sum(fn(h) ** 3))
+        derivatives = (jax.jacfwd(fn), jax.jacrev(fn), curvature)
+        return jax.jit(lambda h: (fn(h), *(of(h) for of in derivatives)))
 
     actual = all_of(norm)
     for value, expected in zip(actual(h), all_of(plain)(h), strict=True):
         np.testing.assert_allclose(value, expected, atol=1e-5)
-    assert all(np.all(np.isfinite(value)) for value in actual(jnp.full((5, 7), 4.0)))
+    assert all(np.all(np.isfinite(value)) for value in actual(jnp.full(shape, 4.0)))
 
 
 @pytest.mark.parametrize(

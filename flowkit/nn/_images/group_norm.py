@@ -3,13 +3,13 @@
 import operator
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray
-from flowkit.nn._layers.arrays import in_sum_dtype, per_feature
+from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.initial import ones, zeros
+from flowkit.nn._layers.normalized import normalized
 
 
 class GroupNorm(eqx.Module):
@@ -40,12 +40,7 @@ class GroupNorm(eqx.Module):
         self.num_groups = num_groups
 
     def __call__(self, h: Float[AnyArray, "h w size"]) -> Float[Array, "h w size"]:
-        dtype = jnp.asarray(h).dtype
-        # Squares of half precision overflow from 256 on.
-        rows = in_sum_dtype(h)
-        rows = rows - self._mean_of_groups(rows)
-        variance = self._mean_of_groups(rows * rows)
-        rows = (rows * jax.lax.rsqrt(variance + 1e-5)).astype(dtype)
+        rows = normalized(h, self._mean_of_groups, 1e-5)
         return rows * per_feature(self.scale, rows) + per_feature(self.shift, rows)
 
     def _mean_of_groups(

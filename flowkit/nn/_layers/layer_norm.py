@@ -6,25 +6,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray
-from flowkit.nn._layers.arrays import in_sum_dtype, per_feature
+from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.initial import ones, zeros
+from flowkit.nn._layers.normalized import normalized
 
 
 def normalize(
-    h: Float[AnyArray, "*leading size"], epsilon: float = 1e-6
+    h: Float[AnyArray, "*leading size"],
 ) -> Float[Array, "*leading size"]:
-    """Subtract the mean of the last axis and divide by `sqrt(variance + epsilon)`."""
-    # Squares of half precision overflow from 256 on.
-    dtype = jnp.asarray(h).dtype
-    h = in_sum_dtype(h)
+    """Subtract the mean of the last axis and divide by `sqrt(variance + 1e-6)`."""
+    return normalized(h, _mean_of_last_axis, 1e-6)
 
-    # The mean as a matrix product: the same number, but XLA does not fuse its transpose,
-    # which saves a tenth to a quarter of a training step in blocks on a CPU.
+
+def _mean_of_last_axis(h: Array) -> Array:
+    if jax.default_backend() != "cpu":
+        return jnp.mean(h, axis=-1, keepdims=True)
+    # A CPU is faster with a matrix product, which XLA does not fuse with its surroundings.
     mean_of = jnp.full((h.shape[-1], 1), 1 / h.shape[-1], h.dtype)
-    h = h - jnp.matmul(h, mean_of, precision=jax.lax.Precision.HIGHEST)
-
-    variance = jnp.mean(h * h, axis=-1, keepdims=True)
-    return (h * jax.lax.rsqrt(variance + epsilon)).astype(dtype)
+    return jnp.matmul(h, mean_of, precision=jax.lax.Precision.HIGHEST)
 
 
 class LayerNorm(eqx.Module):
