@@ -45,7 +45,6 @@ NUM_PROBES = 8
 NUM_TESTS = 64
 """Test functions of the continuity equation."""
 
-
 ROWS_AT_A_TIME = 256
 """Rows of data in the memory of a network."""
 
