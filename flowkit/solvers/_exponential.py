@@ -44,7 +44,8 @@ class Exponential(dfx.AbstractSolver):
     more.
 
     It is for grids: `num_steps=n`, or `diffrax.StepTo`; between their times it interpolates by
-    lines. Networks of the velocity have no linear part to gain from: see `fk.solvers.AdamsBashforth`.
+    lines. Networks of the velocity have no linear part to gain from: see
+    `fk.solvers.AdamsBashforth`.
 
     **Arguments:**
 
