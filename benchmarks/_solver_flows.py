@@ -174,9 +174,11 @@ class Recipe(NamedTuple):
 
     make: Callable[[jax.Array, Trainer], Made]
     num_samples: int = 1024
-    num_noises: int = 256
-    num_iterations: int = 1000
-    """Noises of a step of Adam that fits a solver, and the number of these steps."""
+    num_noises: int = 1024
+    num_iterations: int = 30
+    """Noises that a solver is fitted on, and the most steps of the fit."""
+    batch_size: int | None = None
+    """How many of these noises are in memory at a time."""
     ends: Callable[[np.ndarray], np.ndarray] | None = None
     """The ends in closed form, if they are known."""
 
@@ -184,19 +186,19 @@ class Recipe(NamedTuple):
 FLOWS: dict[str, Recipe] = {
     "Gaussian": Recipe(gaussian, ends=gaussian_ends),
     "mixture, 2-D": Recipe(mixture(2)),
-    "mixture, 16-D": Recipe(mixture(16), 256, 128, 500),
-    "mixture, 128-D": Recipe(mixture(128), 32, 32, 200),
+    "mixture, 16-D": Recipe(mixture(16), 256, 512),
+    "mixture, 128-D": Recipe(mixture(128), 32, 128),
     "checkerboard": Recipe(checkerboard),
     "moons": Recipe(moons),
-    "clouds": Recipe(clouds, 64, 32, 200),
-    "images": Recipe(images, 32, 16, 200),
+    "clouds": Recipe(clouds, 64, 64, 20, 8),
+    "images": Recipe(images, 32, 64, 20, 8),
 }
 """The flows of the table."""
 
 
 def own(make: Callable[[jax.Array], Made]) -> Recipe:
     """The recipe of a user's function of a key."""
-    return Recipe(lambda key, train: make(key), 256, 128, 500)
+    return Recipe(lambda key, train: make(key), 256, 512)
 
 
 class Case(NamedTuple):

@@ -35,6 +35,9 @@ SOLVERS: dict[str, dfx.AbstractSolver] = {
 BATCHED = ("Tsit5", "Dopri5")
 """The adaptive solvers that are run with every batching."""
 
+GRIDS: dict[str, tuple[int, ...]] = {"Midpoint": (4, 8), "RK4": (6,), "Tsit5": (4, 10)}
+"""The solvers whose grids are chosen and fitted, with their numbers of steps."""
+
 NUM_STEPS = tuple(2**k for k in range(10))
 
 LOCKSTEP = "lockstep"
@@ -157,48 +160,79 @@ def methods(
         for batching, how in batchings.items():
             yield adaptive(name, solvers[name], budget.tolerances, batching, how)
 
-    yield from fitted(case, budget, key=key)
-
-
-def fitted(case: Case, budget: Budget, *, key: jax.Array) -> Iterator[Method]:
-    """Solvers and grids that are fitted to the flow, on other noise than its starts."""
-    recipe = case.recipe
-    shape = case.starts.shape[1:]
     grid_key, steps_key = jr.split(key)
-    # Twice the noise that a step of Adam takes.
-    options: Any = {
-        "num_noises": 2 * recipe.num_noises,
-        "batch_size": recipe.num_noises,
-    }
+    for name in GRIDS:
+        yield chosen(case, name)
+        yield fitted_grids(case, name, key=grid_key)
+    yield fitted_steps(case, budget, key=steps_key)
 
-    midpoint = dfx.Midpoint()
-    grids = {}
-    learned = {}
-    for number in budget.fitted_evaluations:
+
+def fixed_grids(num_steps: int, end: float) -> dict[str, jax.Array]:
+    """Nine grids of so many steps, from short steps near the noise to short ones near the data."""
+    grids = {"uniform": fk.solvers.power_grid(num_steps, 1.0, end=end)}
+    for shift in (1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0):
+        grid = fk.solvers.shifted_grid(num_steps, shift, end=end)
+        grids[f"shift {shift:.2g}"] = grid
+    grids["quadratic"] = fk.solvers.power_grid(num_steps, end=end)
+    grids["EDM"] = fk.solvers.edm_grid(num_steps, end=end)
+    return grids
+
+
+def chosen(case: Case, name: str) -> Method:
+    """The best of the fixed grids for each number of steps, by its error in the table."""
+    end = getattr(case.flow, "t_end", 1.0)
+    settings = {}
+    for number in GRIDS[name]:
+        errors = {}
+        for grid in fixed_grids(number, end).values():
+            options = on_grid(name, grid)
+            errors[case.error(case.sample(**options).values)] = options
+        settings[number] = errors[min(errors)]
+    return Method(name, "best fixed grid", settings)
+
+
+def fitted_grids(case: Case, name: str, *, key: jax.Array) -> Method:
+    """Grids that are fitted to the flow, on other noise than its starts."""
+    settings = {}
+    for number in GRIDS[name]:
         times = fk.solvers.fit_grid(
             case.flow,
-            shape,
-            num_steps=number // 2,
-            solver=midpoint,
-            num_iterations=max(1, recipe.num_iterations // 2),
-            key=grid_key,
-            **options,
+            case.starts.shape[1:],
+            num_steps=number,
+            solver=SOLVERS[name],
+            **fit_options(case),
+            key=key,
         )
-        grid = dfx.StepTo(times)
-        grids[number // 2] = {"solver": midpoint, "stepsize_controller": grid}
+        settings[number] = on_grid(name, times)
+    return Method(name, "fitted grid", settings)
 
+
+def fitted_steps(case: Case, budget: Budget, *, key: jax.Array) -> Method:
+    """Solvers that are fitted to the flow, on other noise than its starts."""
+    settings = {}
+    for number in budget.fitted_evaluations:
         steps = fk.solvers.fit_steps(
             case.flow,
-            shape,
+            case.starts.shape[1:],
             num_evaluations=number,
-            num_iterations=recipe.num_iterations,
-            key=steps_key,
-            **options,
+            **fit_options(case),
+            key=key,
         )
-        learned[number] = {"solver": steps}
+        settings[number] = {"solver": steps}
+    return Method("fit_steps", "fitted steps", settings)
 
-    yield Method("Midpoint", "fitted grid", grids)
-    yield Method("fit_steps", "fitted steps", learned)
+
+def fit_options(case: Case) -> dict[str, Any]:
+    recipe = case.recipe
+    return {
+        "num_noises": recipe.num_noises,
+        "num_iterations": recipe.num_iterations,
+        "batch_size": recipe.batch_size,
+    }
+
+
+def on_grid(name: str, times: jax.Array) -> dict[str, Any]:
+    return {"solver": SOLVERS[name], "stepsize_controller": dfx.StepTo(times)}
 
 
 def measure(case: Case, method: Method, budget: Budget) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,8 @@ from numpy.polynomial import Polynomial
 import flowkit as fk
 from flowkit.solvers import AdamsBashforth, fit_grid, fit_steps, LearnedSteps
 from flowkit.solvers._adams_bashforth import lagrange_weights
-from flowkit.solvers._fit_grid import walk
 from flowkit.solvers._fit_steps import _weights
-from flowkit.solvers._fitting import Budget, minimize, task_of, times_of
+from flowkit.solvers._fitting import Budget, minimize, task_of
 
 from .oracles import compilations, mixture_1d, mixture_2d, mixture_map
 
@@ -93,7 +92,7 @@ def error_of(flow, x0, ends, **options):
 
 def test_fitted_grids_are_better_on_other_noise():
     flow = fk.exact_flow(mixture_1d())
-    times = fit_grid(flow, (1,), num_steps=6, num_iterations=200, key=jr.key(0))
+    times = fit_grid(flow, (1,), num_steps=6, key=jr.key(0))
     assert times.shape == (7,)
     assert (times[0], times[-1]) == (0, 1)
     assert np.all(np.diff(times) > 0)
@@ -109,7 +108,7 @@ def test_fitted_grids_are_better_on_other_noise():
 @pytest.fixture(scope="module")
 def learned():
     flow = fk.exact_flow(mixture_1d())
-    return fit_steps(flow, (1,), num_evaluations=6, num_iterations=800, key=jr.key(0))
+    return fit_steps(flow, (1,), num_evaluations=6, num_noises=256, key=jr.key(0))
 
 
 def test_learned_steps_are_better_on_other_noise(learned):
@@ -150,7 +149,7 @@ def test_flows_that_end_early_and_have_conditions():
     network = lambda t, x, cond: jnp.broadcast_to(cond, x.shape)
     flow = fk.Flow(network, prediction=fk.Target())
     cond = jnp.linspace(-1, 1, 8)
-    options = {"cond": cond, "num_noises": 8, "num_iterations": 20}
+    options = {"cond": cond, "num_noises": 8, "num_iterations": 3}
     times = fit_grid(flow, (2,), num_steps=3, key=jr.key(0), **options)
     assert float(times[-1]) == pytest.approx(flow.t_end)
     steps = fit_steps(flow, (2,), num_evaluations=3, key=jr.key(0), **options)
@@ -158,13 +157,6 @@ def test_flows_that_end_early_and_have_conditions():
         flow, (2,), num_samples=8, solver=steps, cond=cond, key=jr.key(1)
     )
     np.testing.assert_allclose(samples.values, np.stack([cond, cond], 1), atol=1e-6)
-
-
-def test_few_noises_at_a_time():
-    flow = fk.exact_flow(mixture_1d())
-    options = {"num_noises": 64, "num_iterations": 30, "key": jr.key(0)}
-    times = fit_grid(flow, (1,), num_steps=4, batch_size=16, **options)
-    assert not np.allclose(np.diff(times), 0.25, atol=1e-3)
 
 
 def test_misuse(learned, key):
@@ -188,16 +180,25 @@ def test_misuse(learned, key):
             fit_steps(flow, (1,), key=key, **{name: 0})
 
 
-def test_a_fit_is_never_worse_than_its_start():
-    """Steps that are far too long lead away from a grid that is nearly right."""
-    flow = fk.exact_flow(fk.Normal(1.0, 0.5))
+@pytest.mark.parametrize(
+    "mixture", [mixture_1d, mixture_2d], ids=["reverse", "forward"]
+)
+def test_a_linear_fit_is_that_of_numpy(mixture):
+    """Factors of the start and of the first velocity that lead nearest to the end.
+
+    Ten noises are in memory at a time. The derivative is taken in the cheaper mode.
+    """
+    flow = fk.exact_flow(mixture())
+    shape = mixture().means.shape[1:]
     options = {"cond": None, "cond_axes": None, "source": fk.Normal()}
-    task = task_of(flow, (1,), 64, **options, key=jr.key(0))
+    task = task_of(flow, shape, 64, **options, key=jr.key(0))
 
-    def walk_of(logits):
-        return lambda *start: walk(dfx.Midpoint(), times_of(logits), *start)
+    def walk_of(factors):
+        return lambda v, x, cond: factors[0] * x + factors[1] * v(0.0, x, cond)
 
-    start = jnp.zeros(6)
-    found = minimize(task, walk_of, start, Budget(20, 64, 3.0), key=jr.key(1))
-    before, after = (task.log_error(walk_of(logits)) for logits in (start, found))
-    assert after <= before
+    found = minimize(task, walk_of, jnp.eye(2), Budget(20, 10))
+    start = np.asarray(task.starts)
+    velocity = np.asarray(jax.vmap(lambda x: flow(0.0, x, None))(start))
+    columns = np.stack([start.ravel(), velocity.ravel()], axis=1)
+    expected = np.linalg.lstsq(columns, np.ravel(task.ends))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)

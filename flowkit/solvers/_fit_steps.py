@@ -1,10 +1,11 @@
 """The times and coefficients of a solver with few evaluations, fitted to one flow."""
 
+import functools as ft
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -25,10 +26,9 @@ def fit_steps(
     cond: Cond = None,
     cond_axes: int | None = 0,
     source: AbstractDistribution = Normal(),
-    num_noises: int = 512,
-    num_iterations: int = 3000,
+    num_noises: int = 1024,
+    num_iterations: int = 30,
     batch_size: int | None = None,
-    learning_rate: float = 3e-3,
     key: PRNGKey,
 ) -> LearnedSteps:
     r"""A solver of a few evaluations whose times and coefficients suit one flow.
@@ -38,8 +38,9 @@ def fit_steps(
     samples = fk.sample(flow, (2,), num_samples=1000, solver=steps, key=key)
     ```
 
-    The times are fitted with the two-step Adams-Bashforth method first. From there
-    $\log \mathrm{rms}(x_n - x(1))$ is minimized over the times and over all coefficients of
+    The times are fitted with the two-step Adams-Bashforth method first. From there the method
+    of Levenberg and Marquardt minimizes the squared distance between $x_n$ and the end
+    $x(1)$ of an accurate solve over the times and over all coefficients of
 
     $$x_{k+1} = a_k\, x_0 + \sum_{j \le k} b_{kj}\, v_j.$$
 
@@ -51,9 +52,11 @@ def fit_steps(
     - `flow`, `shape`, `cond`, `cond_axes`, `source`: as in `fk.sample`; `cond` has a row for
       each of the `num_noises`.
     - `num_evaluations`: how often the velocity is evaluated for a sample.
-    - `num_noises`: how many noises the solver is fitted on.
-    - `num_iterations`, `batch_size`, `learning_rate`: of Adam. `batch_size` noises are taken
-      at a time, by default all of them; take fewer for images.
+    - `num_noises`: how many noises the solver is fitted on. It has $n (n + 5) / 2$ numbers;
+      noises with many times as many entries keep it from fitting these noises alone.
+    - `num_iterations`: at most so many steps of the method.
+    - `batch_size`: how many noises are in memory at a time, by default all of them; take
+      fewer for images.
     - `key`: the key of the noises.
 
     **Returns:** a `LearnedSteps`, for `fk.sample(..., solver=)`.
@@ -62,23 +65,24 @@ def fit_steps(
     2310.19075); Bespoke Non-Stationary Solvers, 2024 (arXiv 2403.01329).
     """
     number = as_size("num_evaluations", num_evaluations)
-    budget = budget_of(num_iterations, batch_size, learning_rate, num_noises)
-    noise_key, grid_key, fit_key = jr.split(key, 3)
+    budget = budget_of(num_iterations, batch_size, num_noises)
     options: Any = {"cond": cond, "cond_axes": cond_axes, "source": source}
-    task = task_of(flow, shape, num_noises, **options, key=noise_key)
+    task = task_of(flow, shape, num_noises, **options, key=key)
 
-    short = budget.part(1 / 6, rate=10)
-    logits = grid_logits(task, AdamsBashforth(), number, short, key=grid_key)
+    logits = grid_logits(task, AdamsBashforth(), number, budget)
     weights = _weights(np.asarray(times_of(logits, task.t_end), float))
-    start = (logits, jnp.ones(number), jnp.asarray(weights))
+    below = np.tril_indices(number)
+    start = (logits, jnp.ones(number), jnp.asarray(weights[below]))
 
-    def walk_of(params):
-        logits, scales, weights = params
-        times = times_of(logits, task.t_end)
-        return lambda *start: _walk(times, scales, weights, *start)
+    def steps_of(params):
+        logits, scales, values = params
+        square = jnp.zeros_like(weights).at[below].set(values)
+        return times_of(logits, task.t_end), scales, square
 
-    logits, scales, weights = minimize(task, walk_of, start, budget, key=fit_key)
-    return LearnedSteps(times_of(logits), scales, jnp.tril(weights))
+    walk_of = lambda params: ft.partial(_walk, *steps_of(params))
+    starts = jax.tree.map(lambda leaf: leaf[None], start)
+    times, scales, square = steps_of(minimize(task, walk_of, starts, budget))
+    return LearnedSteps(times / task.t_end, scales, square)
 
 
 def _walk(

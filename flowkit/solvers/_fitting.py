@@ -1,7 +1,5 @@
-"""What fitting a sampler takes: noises, where the flow carries them, and an optimizer."""
+"""What fitting a sampler takes: noises, where the flow carries them, and least squares."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +7,8 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
-import optax
+import optimistix as optx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from flowkit._checks import as_size
@@ -23,6 +21,9 @@ from flowkit._solve.sample import as_batch
 from flowkit._types import Cond, PRNGKey, VelocityField
 
 
+_SMALLEST = 1e-3  # of the mean increment, the least one
+
+
 class Task(eqx.Module):
     """Noises of a flow, and where an accurate solve carries them."""
 
@@ -33,24 +34,17 @@ class Task(eqx.Module):
     t_end: float = eqx.field(static=True)
     cond_axes: int | None = eqx.field(static=True)
 
-    def rows(self, key: PRNGKey, size: int) -> "Task":
-        """Some of the noises, all of them if there are as many."""
-        if size == len(self.starts):
-            return self
-        chosen = jr.choice(key, len(self.starts), (size,), replace=False)
-        take = lambda leaf: leaf[chosen]
-        cond = self.cond if self.cond_axes is None else jax.tree.map(take, self.cond)
-        return dataclasses.replace(
-            self, starts=take(self.starts), ends=take(self.ends), cond=cond
-        )
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        """What differs between noises: their starts, ends and conditions."""
+        rows = (self.starts, self.ends)
+        return rows if self.cond_axes is None else (*rows, self.cond)
 
-    def log_error(self, walk: Callable) -> Float[Array, ""]:
-        """The logarithm of the root mean square of `walk(velocity, start, cond)` at the end."""
-        axes = (0, self.cond_axes)
-        one = lambda start, cond: walk(self.velocity, start, cond)
-        found = eqx.filter_vmap(one, in_axes=axes)(self.starts, self.cond)
-        # The size of the error varies by orders of magnitude while it falls.
-        return 0.5 * jnp.log(jnp.mean((found - self.ends) ** 2))
+    def miss(self, walk: Callable, row: tuple[Any, ...]) -> Float[Array, " entries"]:
+        """How far `walk(velocity, start, cond)` ends from where it should."""
+        start, end, *cond = row
+        found = walk(self.velocity, start, *(cond or [self.cond]))
+        return jnp.ravel(found - end)
 
 
 def task_of(
@@ -84,80 +78,93 @@ def _ends(velocity, starts, cond, cond_axes):
 
 
 class Budget(NamedTuple):
-    """How long Adam runs, on how many noises at a time, at which first rate."""
+    """How many steps are taken, with how many noises in memory at a time."""
 
     num_iterations: int
     batch_size: int
-    learning_rate: float
-
-    def part(self, share: float, rate: float) -> "Budget":
-        """A share of the iterations, with a multiple of the rate."""
-        num_iterations = math.ceil(share * self.num_iterations)
-        return Budget(num_iterations, self.batch_size, rate * self.learning_rate)
 
 
-def budget_of(
-    num_iterations: int, batch_size: int | None, learning_rate: float, num_noises: int
-) -> Budget:
+def budget_of(num_iterations: int, batch_size: int | None, num_noises: int) -> Budget:
     """The checked budget; without a batch size it is all noises."""
     size = num_noises if batch_size is None else as_size("batch_size", batch_size)
-    num_iterations = as_size("num_iterations", num_iterations)
-    return Budget(num_iterations, min(size, num_noises), learning_rate)
+    return Budget(as_size("num_iterations", num_iterations), min(size, num_noises))
 
 
 def minimize(
     task: Task,
     walk_of: Callable[[PyTree[Array]], Callable],
-    params: PyTree[Array],
+    starts: PyTree[Array],
     budget: Budget,
-    *,
-    key: PRNGKey,
 ) -> PyTree[Array]:
-    """Adam with cosine decay on the logarithm of the error at the end.
+    """The method of Levenberg and Marquardt for the squared distances at the end.
 
-    Where the error is small already, Adam's steps are too long for it at first. So the best
-    of the first, the last, and the luckiest parameters on the way are returned, by their
-    error on all noises.
+    It goes on from the best of several parameters, and returns the best on its way.
 
-    **Arguments:** `walk_of(params)` is a function `(velocity, start, cond) -> end`.
+    **Arguments:**
+
+    - `walk_of(params)`: a function `(velocity, start, cond) -> end`.
+    - `starts`: the parameters to choose from, in rows.
     """
-    schedule = optax.cosine_decay_schedule(budget.learning_rate, budget.num_iterations)
-    keys = jr.split(key, budget.num_iterations)
-    return _minimize(
-        task, walk_of, params, optax.adam(schedule), keys, budget.batch_size
-    )
+    return _minimize(task, walk_of, starts, budget)
 
 
 @eqx.filter_jit
-def _minimize(task, walk_of, params, optimizer, keys, batch_size):
-    arrays, static = eqx.partition(task, eqx.is_array)
+def _minimize(task, walk_of, starts, budget):
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], starts))
+    flat_starts = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
+    misses = _misses_of(task, lambda flat: walk_of(unravel(flat)), budget.batch_size)
 
-    def step(carry, key):
-        params, state, best, least = carry
-        rows = eqx.combine(arrays, static).rows(key, batch_size)
-        loss = lambda params: rows.log_error(walk_of(params))
-        error, gradient = jax.value_and_grad(loss)(params)
-        choose = lambda old, new: jnp.where(error < least, new, old)
-        best = jax.tree.map(choose, best, params)
-        # Optax takes powers of numbers by integers, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimizer.update(gradient, state)
-        params = optax.apply_updates(params, updates)
-        return (params, state, best, jnp.minimum(error, least)), None
+    errors = jax.lax.map(lambda flat: jnp.linalg.norm(misses(flat)), flat_starts)
+    best = jnp.nanargmin(errors)
+    # In units of the first error: the damping begins at 1, which would be much for less.
+    scaled = lambda flat, unit: misses(flat) / unit
 
-    infinity = jnp.asarray(jnp.inf, task.starts.dtype)
-    carry = (params, optimizer.init(params), params, infinity)
-    (last, _, best, _), _ = jax.lax.scan(step, carry, keys)
+    levenberg = optx.LevenbergMarquardt(rtol=1e-3, atol=1e-6)
+    # Optimistix multiplies numbers by integers, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        solution = optx.least_squares(
+            scaled,
+            optx.BestSoFarLeastSquares(levenberg),
+            flat_starts[best],
+            errors[best],
+            max_steps=budget.num_iterations,
+            throw=False,
+        )
+    return unravel(solution.value)
 
-    candidates = (params, best, last)
-    errors = [task.log_error(walk_of(one)) for one in candidates]
-    chosen = jnp.nanargmin(jnp.stack(errors))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[chosen], *candidates)
+
+def _misses_of(task: Task, walk_of: Callable, batch_size: int) -> Callable:
+    """All distances at the end, `(noises, entries)`, as a function of flat parameters."""
+    miss = lambda flat, row: task.miss(walk_of(flat), row)
+
+    def over_rows(fn):
+        return jax.lax.map(fn, task.rows, batch_size=batch_size)
+
+    @jax.custom_jvp
+    def misses(flat):
+        return over_rows(lambda row: miss(flat, row))
+
+    # No noise has a part in the distance of another one. So the matrix of derivatives is
+    # taken noise by noise: backward at some two walks for each entry, or forward at one
+    # and a half for each parameter.
+    @misses.defjvp
+    def derivative(primals, tangents):
+        (flat,) = primals
+        backward = 4 * task.ends[0].size < 3 * flat.size
+        jacobian = (jax.jacrev if backward else jax.jacfwd)(miss)
+        value_and_jacobian = lambda row: (miss(flat, row), jacobian(flat, row))
+        values, matrix = over_rows(value_and_jacobian)
+        return values, matrix @ tangents[0]
+
+    return misses
 
 
 def times_of(logits: Float[Array, " n"], t_end: Any = 1.0) -> Float[Array, " n_and_1"]:
     """Increasing times from 0 to `t_end`, whose increments are a softmax."""
-    ends = jnp.cumsum(jax.nn.softmax(logits))
+    # No increment vanishes, however far a step of the fit goes.
+    number = len(logits)
+    shares = (1 - _SMALLEST) * jax.nn.softmax(logits) + _SMALLEST / number
+    ends = jnp.cumsum(shares)
     times = jnp.concatenate([jnp.zeros_like(ends[:1]), ends])
     # Both ends are exact.
     return t_end * times.at[-1].set(1.0)
