@@ -59,3 +59,13 @@ def test_the_time_of_a_ratio(name):
 def test_a_field_without_a_path_is_refused():
     with pytest.raises(ValueError, match="`flow` must be a `fk.Flow`"):
         fk.on_path(lambda t, x, cond: x, fk.CosinePath())
+
+
+@pytest.mark.parametrize("paths", [(0.2, 0.0), (0.0, 0.2)])
+def test_another_end_is_refused(paths):
+    trained, path = (fk.LinearPath(sigma_min=sigma) for sigma in paths)
+    flow = fk.exact_flow(mixture_2d(), trained)
+    with pytest.raises(
+        ValueError, match="`path` ends with 0.* of noise for one of data"
+    ):
+        fk.on_path(flow, path)

@@ -24,7 +24,7 @@ from flowkit._flow.flow import Flow
 from flowkit._flow.paths import AbstractPath, as_time
 from flowkit._flow.predictions import Noise, Target
 from flowkit._flow.standardized import Standardized
-from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
+from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
 
 
 def on_path(flow: Any, path: AbstractPath) -> Any:
@@ -44,7 +44,8 @@ def on_path(flow: Any, path: AbstractPath) -> Any:
 
     - `flow`: a `fk.Flow`, or a `fk.Standardized` one.
     - `path`: the path to see it along. Both must begin in noise alone: `VariancePreservingPath`
-        does up to its $\\alpha_0$ of 0.0066.
+        does up to its $\\alpha_0$ of 0.0066. Both must end with the same ratio of noise and
+        data, which is 0 unless `sigma_min` is given.
 
     **Returns:** a flow with the same prediction.
     """
@@ -55,7 +56,19 @@ def on_path(flow: Any, path: AbstractPath) -> Any:
         raise ValueError(
             f"`flow` must be a `fk.Flow`, which knows its path, got {type(flow).__name__}."
         )
+    _check_ends(flow.path, path)
     return Flow(_OnPath(flow, path), path, flow.prediction)
+
+
+def _check_ends(trained: AbstractPath, path: AbstractPath) -> None:
+    """Where one path ends in more noise than the other, its samples are others."""
+    ends = [each.coefficients(jnp.ones(())) for each in (trained, path)]
+    ratios = [end.sigma / end.alpha for end in ends]
+    if not is_traced(ratios) and abs(ratios[0] - ratios[1]) > 1e-5:
+        raise ValueError(
+            f"`path` ends with {float(ratios[1]):.3g} of noise for one of data, and the path of "
+            f"`flow` with {float(ratios[0]):.3g}; only paths with equal ends have the same samples."
+        )
 
 
 class _OnPath(eqx.Module):
