@@ -105,6 +105,29 @@ def test_integer_labels_say_which_one_stands_for_none(key):
         np.testing.assert_allclose(got, expected.values, atol=1e-4)
 
 
+def field(t, x, cond):
+    """The coordinates that are asked for, and the mean of what was observed, 0 for nothing."""
+    known = jnp.where(cond.mask[:, None], cond.values, 0)
+    return cond.query_coords + jnp.mean(known, axis=0)[None]
+
+
+@pytest.mark.parametrize("null", [None, fk.nn.Observed.as_null])
+def test_fields_without_a_condition_are_asked_at_the_same_coordinates(null, key):
+    queries, coords, values = jr.uniform(key, (3, 40, 5, 2))
+    cond = fk.nn.Observed(queries, coords, values, jnp.ones((40, 5), bool))
+    dropped = fk.drop_condition(cond, 0.5, null=null, key=key)
+    gone = ~np.asarray(dropped.mask)
+    np.testing.assert_array_equal(gone.all(axis=1), gone.any(axis=1))
+    assert 5 < gone[:, 0].sum() < 35
+    for name in ("query_coords", "coords", "values"):
+        np.testing.assert_array_equal(getattr(dropped, name), getattr(cond, name))
+
+    one = jax.tree.map(lambda leaf: leaf[0], cond)
+    guided = fk.guided(fk.Flow(field), 3.0, null=null)(0.5, queries[0], one)
+    expected = queries[0] + 3.0 * jnp.mean(values[0], axis=0)[None]
+    np.testing.assert_allclose(guided, expected, rtol=1e-5)
+
+
 def test_a_flow_with_units_is_guided_inside_them():
     flow, cond = fk.Standardized(fk.Flow(shifted), 10.0, 2.0), jnp.array([1.0, -0.5])
     options = {"num_samples": 3, "cond_axes": None, "x0": jnp.ones((3, 2))}
@@ -125,6 +148,11 @@ def test_wrong_use(key):
         fk.drop_condition(jnp.ones((3, 2)), 1.5, key=key)
     with pytest.raises(ValueError, match="`cond` holds no arrays"):
         fk.drop_condition(None, key=key)
+    with pytest.raises(ValueError, match="`null` is missing: `cond` holds booleans"):
+        fk.drop_condition(jnp.ones((3, 2), bool), key=key)
+    seen = fk.nn.Observed(*jnp.ones((3, 4, 5, 2)))
+    with pytest.raises(ValueError, match="`mask` is missing"):
+        fk.drop_condition(seen, key=key)
 
 
 def test_a_weaker_model_is_led_away_from(key):

@@ -53,7 +53,7 @@ class Guidance(eqx.Module):
     - `scale`: $\omega$.
     - `mix`: $\kappa$, below 1.
     - `dropout`: the probability that a condition is dropped.
-    - `null`: the condition of one example that stands for none, zeros by default.
+    - `null`: the condition that stands for none, as in `fk.guided`.
 
     **Reference:** Geng et al., Mean Flows for One-step Generative Modeling, 2025 (arXiv
     2505.13447), appendix.
@@ -288,7 +288,7 @@ def _check_guidance(guidance: Guidance | None, cond: Cond) -> None:
         return
     if not jax.tree.leaves(cond):
         raise ValueError("`guidance` needs `cond`, the condition that it strengthens.")
-    if guidance.null is None:
+    if guidance.null is None or callable(guidance.null):
         return
 
     of_example = jax.tree.map(lambda leaf: leaf.shape[1:], cond)

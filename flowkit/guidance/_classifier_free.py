@@ -45,14 +45,15 @@ def guided(
         weights do not say whether it was, and a network that has never seen `null` makes
         something up, which guidance amplifies: `fk.certify` finds that out, see below.
     - `scale`: $\omega$.
-    - `null`: the condition of one example that stands for none, $\varnothing$; zeros by default.
-        Integer labels need it, since 0 is a class.
+    - `null`: the condition of one example that stands for none, $\varnothing$, or a function
+        that makes it of the condition. By default zeros, and `fk.nn.Observed.as_null` for an
+        `fk.nn.Observed`. Integers and booleans need it, since 0 is a class.
     - `interval`: the first and the last time at which the scale holds; it is 1 elsewhere. Guidance
         in the middle alone keeps more variety.
 
     **Raises:** `ValueError` for an interval outside [0, 1] and for a head other than
     `fk.PointHead()`, whose output is not a value that could be extrapolated; at the first
-    evaluation, for a missing condition and for integer labels without `null`.
+    evaluation, for a missing condition, and for integers and booleans without `null`.
 
     Under `null` a flow must have the velocity of all data, whatever their conditions, which
     can be looked at before it is guided:
@@ -138,21 +139,42 @@ def scale_within(
 
 
 def null_of(cond: Cond, null: Cond) -> Cond:
-    """The condition that stands for none, in the type of `cond`."""
-    if null is not None:
-        return jax.tree.map(
-            lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), null, cond
-        )
+    """The condition that stands for none, in the type and the shape of `cond`."""
+    if callable(null):
+        null = null(cond)
+    elif null is None:
+        null = jax.tree.map(_default_null, cond, is_leaf=_knows_none)
+    return jax.tree.map(_like, null, cond)
 
-    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(cond)]
+
+def _like(leaf: Any, like: Any) -> Array:
+    array = jnp.asarray(leaf, jnp.result_type(like))
+    return jnp.broadcast_to(array, jnp.shape(like))
+
+
+def _knows_none(part: Any) -> bool:
+    return hasattr(part, "as_null")
+
+
+def _default_null(part: Any) -> Any:
+    # Where a field is asked for belongs to the question: zeros would ask for a corner.
+    if _knows_none(part):
+        return part.as_null()
+
+    dtype = jnp.result_type(part)
     # Zero is a class like any other where classes are numbered.
-    if any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
+    if jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             "`null` is missing: `cond` holds integers, for which 0 is a label; give the label "
             "that stands for no condition, such as the number of classes, and let the network "
             "embed one label more."
         )
-    return jax.tree.map(jnp.zeros_like, cond)
+    if jnp.issubdtype(dtype, jnp.bool_):
+        raise ValueError(
+            "`null` is missing: `cond` holds booleans, for which false is a value like true; "
+            "give the condition that stands for none, or a function that makes it of `cond`."
+        )
+    return jnp.zeros_like(part)
 
 
 def drop_condition(
@@ -171,8 +193,10 @@ def drop_condition(
 
     - `cond`: a pytree of arrays with one leading axis, the batch. Its rows are replaced as a whole.
     - `probability`: the probability that one is left out. A tenth is usual.
-    - `null`: the condition of one example that stands for none; zeros by default, which no one-hot
-        label is. Integer labels need it, since 0 is a class.
+    - `null`: the condition of one example that stands for none, or a function that makes it of
+        the condition of one example. By default zeros, which no one-hot label is, and for an
+        `fk.nn.Observed` the same without observations; it needs a mask. Integers and booleans
+        need it, since 0 is a class.
     - `key`: the random seed.
 
     **Reference:** Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (arXiv 2207.12598).
@@ -187,10 +211,9 @@ def drop_condition(
     num = leaves[0].shape[0]
     check_rows("cond", cond, num, "example")
     dropped = jr.bernoulli(key, probability, (num,))
-    first = jax.tree.map(lambda leaf: leaf[0], cond)
 
-    def replace(rows, none):
-        where = jnp.reshape(dropped, (num,) + (1,) * (rows.ndim - 1))
-        return jnp.where(where, jnp.broadcast_to(none, rows.shape), rows)
+    def replace(dropped, example):
+        choose = lambda leaf, none: jnp.where(dropped, none, leaf)
+        return jax.tree.map(choose, example, null_of(example, null))
 
-    return jax.tree.map(replace, cond, null_of(first, null))
+    return jax.vmap(replace)(dropped, cond)

@@ -56,6 +56,18 @@ class Observed(eqx.Module):
         _check_range("query_coords", self.query_coords, True)
         _check_range("coords", self.coords, valid)
 
+    def as_null(self) -> "Observed":
+        """The same queries, with nothing observed: what `fk.guided` takes for no condition.
+
+        **Raises:** `ValueError` without a mask.
+        """
+        if self.mask is None:
+            raise ValueError(
+                "`mask` is missing: observations are left out by a mask that is false; "
+                "give one of `True` to the `fk.nn.Observed`, with one entry for each."
+            )
+        return eqx.tree_at(lambda seen: seen.mask, self, jnp.zeros_like(self.mask))
+
 
 def check_rows_fit(cond: Observed) -> None:
     """Raises unless coordinates, values and mask describe the same observations."""
