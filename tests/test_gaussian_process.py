@@ -148,3 +148,13 @@ def test_misuse():
         GaussianProcess(0.0)
     with pytest.raises(ValueError, match="`h` must be"):
         PROCESS.draw_image(0, 4, 1, key=jr.key(0))
+
+
+@pytest.mark.parametrize("name", ["mean", "sample", "sample_image"])
+def test_nothing_observed_is_refused(name, problem):
+    coords, values, queries = problem
+    method = getattr(PROCESS, name)
+    where = (4, 4) if name == "sample_image" else (queries,)
+    keys = {} if name == "mean" else {"key": jr.key(0)}
+    with pytest.raises(ValueError, match='`coords` is empty.*start="noise"'):
+        method(coords[:0], values[:0], *where, **keys)

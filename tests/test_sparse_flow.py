@@ -268,6 +268,30 @@ def test_coverage_of_intervals(tmp_path):
     assert numbers["coverage_90"] == 1
 
 
+def test_report_without_hidden_pixels(tmp_path):
+    ratios = {"input_ratio": 1.0, "output_ratio": 0.0}
+    pixels = fk.data.sparse_pixels(IMAGES, **ratios, key=jr.key(0))
+    report = fk.pipelines.SparseFlowReport(
+        IMAGES, pixels, batch_size=4, keep_observed=False
+    )
+    options = {"num_samples": 19, "num_steps": 1}
+    numbers = report.write(constant(0.5), tmp_path, **options, key=jr.key(0))
+    assert numbers["mae"] == pytest.approx(np.mean(np.abs(IMAGES - 0.5)), rel=1e-5)
+    assert not {"crps", "coverage_90"} & set(numbers)
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {"reconstruction", "samples"}
+
+
+def test_flows_from_a_process_need_an_observation():
+    ratios = {"input_ratio": 0.0, "output_ratio": 0.5}
+    pixels = fk.data.sparse_pixels(IMAGES, **ratios, key=jr.key(0))
+    model = fk.pipelines.SparseFlow(fk.Flow(still), fk.inverse.GaussianProcess(0.3))
+    with pytest.raises(ValueError, match='`coords` is empty.*start="noise"'):
+        model.loss(IMAGES, pixels, key=jr.key(0))
+    noise = fk.pipelines.SparseFlow(fk.Flow(still))
+    assert np.isfinite(noise.loss(IMAGES, pixels, key=jr.key(0)))
+
+
 def test_errors_of_output_pixels_while_training(tmp_path):
     report = fk.pipelines.SparseFlowReport(IMAGES, PIXELS, batch_size=2)
     numbers = report.monitor(constant(0.5), num_steps=1, key=jr.key(0))

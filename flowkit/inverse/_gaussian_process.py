@@ -38,13 +38,16 @@ class GaussianProcess(eqx.Module):
     from the posterior: a source for a flow that is closer to the data than noise is. Use it
     in training as `coupling=fk.Paired(x0)`, and in sampling as `fk.sample(..., x0=x0)`.
     Everything is for one image, can be compiled and vmapped, and costs the cube of the
-    number of observations.
+    number of observations. Without any, the mean and the scale are unknown.
 
     **Arguments:**
 
     - `length_scale`: $\ell$, in the units of the coordinates. Means depend little on it.
     - `nugget`: the variance of noise, in units of the variance of the process. It also
       keeps the arithmetic in float32 stable, so it must be positive.
+
+    **Raises:** `ValueError` for options that are not positive; in its methods, where
+    nothing was observed.
 
     **Reference:** Rasmussen, Williams, Gaussian Processes for Machine Learning, 2006,
     chapters 2 and 4.
@@ -72,6 +75,7 @@ class GaussianProcess(eqx.Module):
         - `coords`, `values`: where values were observed, and which.
         - `query_coords`: where values are wanted.
         """
+        _check_observed(coords)
         solved = self._solve(coords, _with_ones(values))
         return self._krige(coords, query_coords, values, solved)[0]
 
@@ -98,6 +102,7 @@ class GaussianProcess(eqx.Module):
         **Reference:** Wilson et al., Efficiently Sampling Functions from Gaussian Process
         Posteriors, 2020 (arXiv 2002.09309).
         """
+        _check_observed(coords)
         together = jnp.concatenate([jnp.asarray(coords), jnp.asarray(query_coords)])
         normal = jr.normal(key, (len(together), values.shape[1]), together.dtype)
         draw = self._factor(together) @ normal
@@ -125,6 +130,7 @@ class GaussianProcess(eqx.Module):
 
         **Returns:** the draw and the mean.
         """
+        _check_observed(coords)
         draw_key, noise_key = jr.split(key)
         draw = self.draw_image(h, w, values.shape[1], key=draw_key)
         columns = jnp.round(jnp.asarray(coords)[:, 0] * (w - 1)).astype(int)
@@ -211,6 +217,14 @@ class GaussianProcess(eqx.Module):
         across = self._covariance(queries, coords)
         missing = across @ solved[:, values.shape[1] + 1 :]
         return mean + scale[None] * (at_queries - missing), mean
+
+
+def _check_observed(coords: AnyArray) -> None:
+    if not len(coords):
+        raise ValueError(
+            "`coords` is empty: the process needs an observation for its mean and scale. "
+            'Start a flow from noise instead, `SparseFlowConfig(start="noise")`.'
+        )
 
 
 def _hartley(x: Float[Array, "*c k l"], h: int, w: int) -> Float[Array, "*c h w"]:

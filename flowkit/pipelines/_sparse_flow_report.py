@@ -106,7 +106,8 @@ class SparseFlowReport(eqx.Module):
         `mse`, `mae`, `psnr` and `ssim` are of one sample, on the whole image;
         `psnr_of_mean` and `ssim_of_mean` of the mean of all samples. `crps` and
         `coverage_90`, how often the truth lies in a central interval of 90 %, are of the
-        hidden pixels, and need 2 and 19 samples. Windows of `ssim` are uniform, 7 x 7.
+        hidden pixels, and need 2 and 19 samples. Without hidden pixels, these two and their
+        pictures are left out. Windows of `ssim` are uniform, 7 x 7.
 
         **Arguments:**
 
@@ -227,6 +228,9 @@ class SparseFlowReport(eqx.Module):
         if len(samples) > 1:
             figure(*shown, drawn, low=0.0, path=Path(folder) / "samples.png")
 
+        # The number of observed pixels is that of all images.
+        if mask.all():
+            return
         mean = np.mean(drawn, axis=1)
         name = Path(folder) / "errors.png"
         hidden = ~mask[rows]
@@ -302,7 +306,10 @@ def _enlarged(images: np.ndarray, side: int) -> np.ndarray:
 def _scores(
     images: np.ndarray, mask: np.ndarray, samples: np.ndarray
 ) -> dict[str, np.ndarray | None]:
-    """The scores of `SparseFlowReport.write`; `None` for those that need more samples."""
+    """The scores of `SparseFlowReport.write`.
+
+    `None` for those that need more samples, or hidden pixels.
+    """
     first = samples[0]
     error = np.abs(first - images)
     scores: dict[str, Any] = {
@@ -320,8 +327,11 @@ def _scores(
     mean = np.mean(samples, axis=0)
     scores["psnr_of_mean"] = jax.vmap(metrics.psnr)(mean, images) if several else None
     scores["ssim_of_mean"] = _ssim(mean, images) if several else None
-    scores["crps"] = metrics.crps(hidden, truth) if several else None
-    scores["coverage_90"] = None
+    scores |= {"crps": None, "coverage_90": None}
+    if not len(truth):
+        return scores
+    if several:
+        scores["crps"] = metrics.crps(hidden, truth)
     if num_samples >= _FEWEST:
         scores["coverage_90"] = metrics.interval_coverage(hidden, truth, _LEVEL)
     return scores
