@@ -59,6 +59,20 @@ def check_data(name: str, x: Any, mask: Any = None) -> None:
     _check_finite(name, x, mask)
 
 
+def check_units(name: str, images: Any) -> None:
+    """Raises for known images of 0 to 255."""
+    if is_traced(images):
+        return
+    low = np.min(images, initial=0)
+    high = np.max(images, initial=0)
+    # Not for samples that diverged, which leave [-1, 1] in both directions.
+    if low >= -1 and 10 < high < np.inf:
+        raise ValueError(
+            f"`{name}` must be in [0, 1] or [-1, 1], got {low:g} to {high:g}; divide images "
+            "of 0 to 255 by 255."
+        )
+
+
 def check_example(name: str, x: Any, mask: Any = None) -> None:
     """Raises for an example without entries.
 

@@ -348,6 +348,14 @@ def test_classes_are_hidden_at_the_rate_asked_for():
     assert abs(loss - 0.3) < 5 * (0.3 * 0.7 / 4000) ** 0.5
 
 
+def test_images_of_bytes_and_other_checkpoints_are_refused(tmp_path):
+    batch = fk.data.LabeledImages(np.full((2, 4, 4, 1), 255, np.float32), None)
+    with pytest.raises(ValueError, match="`batch.images` must be.*by 255"):
+        pipelines.image_flow_loss(constant_flow(0.0), batch, key=jr.key(0))
+    with pytest.raises(ValueError, match="`checkpoint` must be.*got 'first'"):
+        pipelines.load_image_flow(tmp_path, checkpoint="first")
+
+
 def test_samples_need_their_labels():
     config = pipelines.ImageFlowConfig(channels=1, image_size=4)
     options = {"num_steps": 1, "key": jr.key(0)}

@@ -198,6 +198,7 @@ def test_pixel_flow_draws_channels_and_ends():
         (lambda: plotting.image_grid(TRUTH[:0]), "`images` is empty"),
         (lambda: plotting.image_grid(TRUTH[..., :2]), "channels last"),
         (lambda: plotting.image_grid(TRUTH, low=1), "`low` is 1"),
+        (lambda: plotting.image_grid(255 * TRUTH), "`images` must be.* by 255"),
         (lambda: plotting.image_grid(TRUTH, titles=["a"]), "`titles` must have one"),
         (lambda: plotting.image_grid(TRUTH, columns=0), "`columns` is 0"),
         (

@@ -103,6 +103,24 @@ def test_observed_pixels_become_an_image_and_a_mask(network):
     np.testing.assert_array_equal(out, shown)
 
 
+def test_masked_observations_have_no_influence():
+    """Padding may hold anything."""
+    coords, values = (np.asarray(leaf[0]) for leaf in PIXELS[:2])
+    pad = lambda rows: np.concatenate([rows, np.full_like(rows, np.nan)])
+    mask = np.arange(2 * len(coords)) < len(coords)
+    grid = fk.data.pixel_coords(8, 8)
+    seen = fk.nn.Observed(grid, coords, values)
+    padded = fk.nn.Observed(grid, pad(coords), pad(values), mask)
+
+    # The values and their mask; before them, the deviations.
+    network = WithMean(OnGrid(lambda t, x, cond: cond[..., 1:2] + cond[..., 2:], 8, 8))
+    mean = jnp.zeros((64, 1))
+    expected = network(0.5, mean, (seen, mean))
+    assert np.count_nonzero(expected) == len(coords)
+    found = network(0.5, mean, (padded, mean))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["state", "observed"])
 def test_networks_see_the_mean_of_a_process(name):
     """The second of the channels: the mean at the queries, the value where it is known.
@@ -308,6 +326,13 @@ def test_errors_of_output_pixels_while_training(tmp_path):
 def test_report_refuses_batches_that_are_too_large():
     with pytest.raises(ValueError, match="`batch_size` must be between 1 and the 4"):
         fk.pipelines.SparseFlowReport(IMAGES, PIXELS)
+
+
+def test_images_of_bytes_are_refused():
+    with pytest.raises(ValueError, match="`images` must be.*by 255"):
+        fk.pipelines.SparseFlowReport(255 * IMAGES, PIXELS, batch_size=2)
+    with pytest.raises(ValueError, match="`images` must be.*by 255"):
+        constant(0.5).loss(255 * IMAGES, PIXELS, key=jr.key(0))
 
 
 def count(config):

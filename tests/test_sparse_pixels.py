@@ -112,6 +112,12 @@ def test_bad_ratios_are_named(ratios, message, key):
         )
 
 
+def test_images_of_bytes_are_named(key):
+    images = np.full((1, 6, 10, 3), 255, np.float32)
+    with pytest.raises(ValueError, match="`images` must be.*got 0 to 255; divide"):
+        fk.data.sparse_pixels(images, key=key)
+
+
 def test_coordinates_are_those_of_the_same_square_at_any_resolution():
     coarse = np.asarray(fk.data.pixel_coords(3, 5)).reshape(3, 5, 2)
     assert np.allclose(coarse[1, 3], [3 / 4, 1 / 2])

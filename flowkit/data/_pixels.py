@@ -19,7 +19,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flowkit._checks import as_size
+from flowkit._checks import as_size, check_units
 from flowkit._types import AnyArray, is_traced, PRNGKey
 
 
@@ -62,7 +62,7 @@ def sparse_pixels(
 
     **Arguments:**
 
-    - `images`: `(b, h, w, c)`.
+    - `images`: `(b, h, w, c)`, in [0, 1] or [-1, 1].
     - `input_ratio`, `output_ratio`: fractions of all pixels in [0, 1], with a sum of at
         most 1. A ratio of 0 gives arrays whose axis of pixels is empty: no inputs for a
         model without conditions, no outputs where only inputs are wanted. With
@@ -71,8 +71,9 @@ def sparse_pixels(
     **Returns:** `SparsePixels` in the type of the images.
 
     **Raises:** `ValueError` if a ratio is outside [0, 1], if a positive one gives no pixel,
-    or if both together exceed the pixels of an image.
+    if both together exceed the pixels of an image, and for known images of 0 to 255.
     """
+    check_units("images", images)
     b, h, w, _ = images.shape
     num_inputs = _count("input_ratio", input_ratio, h * w)
     num_outputs = _count("output_ratio", output_ratio, h * w)

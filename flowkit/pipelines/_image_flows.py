@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 import flowkit as fk
 from flowkit import data, training
+from flowkit._checks import check_units
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.pipelines._folders import checkpoint_steps
 from flowkit.pipelines._image_flow_config import ImageFlowConfig
@@ -30,12 +31,13 @@ def image_flow_loss(
     **Arguments:**
 
     - `flow`: a flow of images, see `ImageFlowConfig`.
-    - `batch`: the images, with labels for a conditional flow.
+    - `batch`: the images, in [-1, 1], with labels for a conditional flow.
     - `num_classes`: the number of classes; 0 for a flow without a condition.
     - `class_dropout`: the probability that a label is replaced by `num_classes`, which
         stands for none.
     - `key`: the random seed.
     """
+    check_units("batch.images", batch.images)
     drop_key, key = jr.split(key)
     labels = None
     if num_classes > 0:
@@ -155,6 +157,7 @@ def load_image_flow(
         number of the epoch that it was saved after.
     - `ema`: the averaged weights, or those of the last step.
     """
+    epoch = _as_epoch(checkpoint)
     checkpoints = Path(folder) / "checkpoints"
     if not checkpoint_steps(checkpoints):
         raise FileNotFoundError(f"{folder} holds no checkpoints: train there first.")
@@ -165,18 +168,25 @@ def load_image_flow(
     step = None
     if checkpoint == "best":
         step = training.best_step(checkpoints)
-    elif checkpoint != "last":
-        step = _step_after(
-            int(checkpoint),
-            checkpoints,
-            options["steps_per_epoch"],
-        )
+    elif epoch is not None:
+        step = _step_after(epoch, checkpoints, options["steps_per_epoch"])
 
     def build(stored: Any) -> fk.Flow:
         return ImageFlowConfig.from_json(stored["model"]).build()
 
     flow = training.restore_model(checkpoints, build, step=step, ema=ema)
     return flow, options
+
+
+def _as_epoch(checkpoint: str | int) -> int | None:
+    if checkpoint in ("best", "last"):
+        return None
+    if not str(checkpoint).isdecimal():
+        raise ValueError(
+            '`checkpoint` must be "best", "last" or the number of an epoch, got '
+            f"{checkpoint!r}."
+        )
+    return int(checkpoint)
 
 
 def _step_after(epoch: int, checkpoints: Path, per_epoch: int) -> int:

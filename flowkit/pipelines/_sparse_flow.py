@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_units
 from flowkit._couplings import independent, Paired
 from flowkit._flow import Flow
 from flowkit._losses import flow_matching_loss
@@ -61,8 +62,9 @@ class SparseFlow(eqx.Module):
     ) -> Float[Array, ""]:
         """The flow-matching loss at the output pixels; with a `grid`, at all of them.
 
-        **Arguments:** the images, and pixels of each by `fk.data.sparse_pixels`.
+        **Arguments:** the images, in [0, 1], and pixels of each by `fk.data.sparse_pixels`.
         """
+        check_units("images", images)
         coords = jnp.asarray(pixels.output_coords)
         values = jnp.asarray(pixels.output_values)
         # A network of images sees the state of all pixels, so it is trained on all.
@@ -101,7 +103,8 @@ class SparseFlow(eqx.Module):
             `(b, m, 2)`. With a `grid` these must be all pixels, by `fk.data.pixel_coords`.
         - `mirrored`: start on the other side of the mean. The sample is as good as the one
             of the same key, and their errors cancel in part: half of the samples mirrored
-            have a mean that is nearer to the expected image.
+            have a mean that is nearer to the expected image. The two are not independent, so
+            pairs are for means, not for the CRPS or for intervals.
         - `options`: `solver`, `num_steps` and others, as in `fk.sample`.
         """
         seen = self._observed(coords, values, query_coords)

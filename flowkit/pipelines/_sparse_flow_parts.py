@@ -45,7 +45,7 @@ class WithMean(eqx.Module):
         deviation = x - mean
         # At the observed pixels nothing deviates.
         values = jnp.concatenate([jnp.zeros_like(seen.values), seen.values], axis=-1)
-        both = Observed(seen.query_coords, seen.coords, values)
+        both = Observed(seen.query_coords, seen.coords, values, seen.mask)
         state = jnp.concatenate([deviation / UNIT, mean], axis=-1)
         learned = call_network(self.network, t, state, both, key)[:, : x.shape[1]]
 
@@ -78,8 +78,13 @@ class OnGrid(eqx.Module):
         ones = jnp.ones_like(cond.values[:, :1])
         rows = jnp.concatenate([cond.values, ones], axis=-1)
 
-        image = jnp.zeros((self.height * self.width, rows.shape[1]), rows.dtype)
-        image = image.at[self.indices_of(cond.coords)].set(rows).reshape(*size, -1)
+        num_pixels = self.height * self.width
+        indices = self.indices_of(cond.coords)
+        # Masked rows may hold anything, so they go beyond the last pixel, and are dropped.
+        if cond.mask is not None:
+            indices = jnp.where(cond.mask, indices, num_pixels)
+        image = jnp.zeros((num_pixels, rows.shape[1]), rows.dtype)
+        image = image.at[indices].set(rows, mode="drop").reshape(*size, -1)
 
         state = jnp.reshape(x, (*size, -1))
         result = call_network(self.network, t, state, image, key)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowkit import metrics, plotting, training
+from flowkit._checks import check_units
 from flowkit._types import PRNGKey
 from flowkit.data import pixel_coords, pixel_mask, SparsePixels
 from flowkit.pipelines._sparse_flow import SparseFlow
@@ -49,6 +50,7 @@ class SparseFlowReport(eqx.Module):
     keep_observed: bool = True
 
     def __check_init__(self):
+        check_units("images", self.images)
         if not 1 <= self.batch_size <= len(self.images):
             raise ValueError(
                 f"`batch_size` must be between 1 and the {len(self.images)} `images`, got "

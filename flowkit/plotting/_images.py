@@ -9,6 +9,7 @@ from jaxtyping import Float
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from flowkit._checks import check_units
 from flowkit._types import AnyArray
 from flowkit.plotting._style import (
     finish,
@@ -115,6 +116,7 @@ def unit_values(name: str, images: Any, low: Number) -> np.ndarray:
         f"`{name}` has shape {values.shape}; images (h, w, c) with one or three channels "
         "can be drawn, channels last.",
     )
+    check_units(name, values)
     return (values - low) / (1 - low)
 
 
