@@ -454,6 +454,8 @@ def test_misuse_of_fields(name):
         net(0.3, STATE, None)
     with pytest.raises(ValueError, match=r"`x` must have shape \(m, 2\)"):
         net(0.3, STATE[:, :1], observed())
+    with pytest.raises(ValueError, match="`x` is empty"):
+        net(0.3, STATE[:0], observed(queries=QUERIES[:0]))
     with pytest.raises(ValueError, match="`query_coords` must have shape"):
         net(0.3, STATE[1:], observed())
     with pytest.raises(ValueError, match="`values` must have 2 channels"):

@@ -79,7 +79,9 @@ def whole_pictures(paths: list[Path], *, skip_damaged: bool) -> list[Path]:
         f"`folder`: {len(problems)} of the {len(paths)} files in {paths[0].parent} "
         f"cannot be used: {_listing(problems)}"
     )
-    if not skip_damaged or len(problems) == len(paths):
+    if len(problems) == len(paths):
+        raise ValueError(f"{message}; name a folder with pictures that can be read.")
+    if not skip_damaged:
         raise ValueError(f"{message}; remove them, or give `skip_damaged=True`.")
     warnings.warn(f"{message}; they are skipped.", stacklevel=3)
     return [path for path in paths if path not in problems]

@@ -140,6 +140,8 @@ def checked_state(x: AnyArray, value_size: int) -> Float[Array, "m c"]:
             f"`x` must have shape (m, {value_size}), the values at the query "
             f"coordinates, got {x.shape}."
         )
+    if not len(x):
+        raise ValueError("`x` is empty: give at least one row, and its `query_coords`.")
     return jnp.asarray(x)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 
+from flowkit._checks import as_size
 from flowkit.nn._images.parts import Parts, Stage
 
 
@@ -49,6 +50,9 @@ class SkipEveryBlock(AbstractLayout):
     """
 
     num_blocks: int = eqx.field(static=True, default=1, converter=operator.index)
+
+    def __check_init__(self):
+        as_size("num_blocks", self.num_blocks)
 
     def stages(
         self, parts: Parts, sizes: Sequence[int], attention_levels: Sequence[int]
@@ -100,6 +104,10 @@ class SkipEveryLevel(AbstractLayout):
 
     num_down: int = eqx.field(static=True, default=1, converter=operator.index)
     num_up: int = eqx.field(static=True, default=2, converter=operator.index)
+
+    def __check_init__(self):
+        as_size("num_down", self.num_down)
+        as_size("num_up", self.num_up)
 
     def stages(
         self, parts: Parts, sizes: Sequence[int], attention_levels: Sequence[int]

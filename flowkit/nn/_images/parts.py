@@ -13,7 +13,7 @@ from flowkit.nn._images.conv import Conv
 from flowkit.nn._images.group_norm import GroupNorm
 from flowkit.nn._layers.attention import Attention
 from flowkit.nn._layers.linear import Linear
-from flowkit.nn._layers.transformer import split_or_none
+from flowkit.nn._layers.transformer import check_rate, split_or_none
 
 
 # Sides and channels change from part to part, so their names would not agree.
@@ -71,6 +71,7 @@ class ResidualConvs(eqx.Module):
         dropout: float,
         key: PRNGKey,
     ):
+        check_rate("dropout", dropout)
         first_key, vector_key, second_key, shortcut_key = jr.split(key, 4)
         self.first_norm = GroupNorm(in_size, num_groups)
         self.first = Conv(in_size, out_size, key=first_key)

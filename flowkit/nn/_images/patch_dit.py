@@ -75,7 +75,7 @@ class PatchDiT(eqx.Module):
         key: PRNGKey,
         **block_options: Any,
     ):
-        _check_sizes(patch_size, width_size)
+        _check_sizes(patch_size, width_size, depth)
         time_key, cond_key, modulation_key, embedding_key, out_key, *keys = jr.split(
             key, depth + 5
         )
@@ -142,7 +142,9 @@ def positions(height: int, width: int, size: int) -> Float[np.ndarray, "n size"]
     return np.concatenate(parts, axis=1)
 
 
-def _check_sizes(patch_size: int, width_size: int) -> None:
+def _check_sizes(patch_size: int, width_size: int, depth: int) -> None:
+    if depth < 1:
+        raise ValueError(f"`depth` must be positive, got {depth}.")
     if patch_size < 1:
         raise ValueError(f"`patch_size` must be positive, got {patch_size}.")
     if width_size % 4:

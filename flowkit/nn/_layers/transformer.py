@@ -16,6 +16,12 @@ from flowkit.nn._layers.initial import full, normal
 from flowkit.nn._layers.layer_norm import LayerNorm
 
 
+def check_rate(name: str, rate: float) -> None:
+    """Raises unless this is a probability below 1."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"`{name}` is a probability below 1, got {rate}.")
+
+
 class Residual(eqx.Module):
     """`h + scale * update`; in training, parts of the update are dropped.
 
@@ -46,11 +52,8 @@ class Residual(eqx.Module):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
     ):
-        rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
-        for name, rate in rates.items():
-            if not 0 <= rate < 1:
-                raise ValueError(f"`{name}` is a probability below 1, got {rate}.")
-
+        check_rate("dropout", dropout)
+        check_rate("stochastic_depth", stochastic_depth)
         self.scale = None
         if layer_scale is not None:
             self.scale = full(width_size, layer_scale)
