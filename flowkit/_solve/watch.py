@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 _NOT_FINITE = (
     "the velocity is NaN or infinite on the way: look at the weights of the network (did "
-    "training diverge?) and at the condition; smaller or more steps do not help. (With a "
-    "controller of your own: its smallest step was reached.)"
+    "training diverge?) and at the condition (is a label out of range?); smaller or more "
+    "steps do not help. (With a controller of your own: its smallest step was reached.)"
 )
 
 _OUT_OF_STEPS = (

@@ -26,7 +26,8 @@ class ClassEmbedding(eqx.Module):
     """A learned vector for each class `0, 1, ..., num_classes - 1`, and one for "none".
 
     The label `num_classes` stands for "none": give it as `null=` to `fk.drop_condition`
-    and `fk.guided`. Vectors are drawn from `N(0, 1 / size)`.
+    and `fk.guided`. Vectors are drawn from `N(0, 1 / size)`. Any other label is a
+    `ValueError`; in a compiled program, such as a loss, its vector is NaN.
 
     **Arguments:**
 

@@ -115,7 +115,7 @@ class Recorder:
                     f"step {step}. Likely causes: NaN or infinity in "
                     "`batches`; a learning rate that is too large (lower it, or clip: "
                     "`optax.chain(optax.clip_by_global_norm(1.0), ...)`); an empty or "
-                    "fully masked set, or the square root of zero, in `loss`. "
+                    "fully masked set, a label out of range, or the root of zero, in `loss`. "
                     "`jax.config.update('jax_debug_nans', True)` finds the place. "
                     "Skipped steps do not change the weights, and checkpoints are "
                     "untouched."
