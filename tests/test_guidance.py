@@ -17,7 +17,7 @@ def shifted(t, x, cond):
     return fk.exact_flow(fk.Normal(mean, 0.5))(t, x)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.0, np.float32(1), jnp.array(3.0)])
 def test_a_shifted_gaussian_is_shifted_by_the_scale(scale, key):
     flow, cond = fk.guided(fk.Flow(shifted), scale), jnp.array([1.0, -0.5])
     for t in (0.0, 0.4, 1.0):
@@ -191,14 +191,14 @@ def test_units_stay_outside(key):
                 fk.Standardized(exact(0.6), 10.0, 2.0),
                 2.5,
             ),
-            fk.guidance.autoguided(exact(1.0), exact(0.6), 2.5),
+            fk.guidance.autoguided(exact(1.0), exact(0.6), np.float32(2.5)),
             None,
         ),
         "composed": (
             fk.guidance.composed(
                 fk.Standardized(fk.Flow(shifted), 10.0, 2.0), [1.5, -0.5]
             ),
-            fk.guidance.composed(fk.Flow(shifted), [1.5, -0.5]),
+            fk.guidance.composed(fk.Flow(shifted), np.array([1.5, -0.5])),
             jnp.array([[1.0, 2.0], [0.5, -1.0]]),
         ),
     }

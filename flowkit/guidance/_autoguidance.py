@@ -21,7 +21,7 @@ from flowkit.guidance._classifier_free import (
 def autoguided(
     flow: Flow | Standardized,
     weaker: Flow | Standardized,
-    scale: float,
+    scale: Scalar,
     *,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Flow | Standardized:

@@ -18,7 +18,7 @@ from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 
 def guided(
     flow: Flow | Standardized,
-    scale: float,
+    scale: Scalar,
     *,
     null: Cond = None,
     interval: tuple[float, float] = (0.0, 1.0),

@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 
 from flowkit._checks import check_rows
 from flowkit._flow import Flow, Standardized
-from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
+from flowkit._types import AnyArray, Cond, FloatArray, Mask, PRNGKey, Scalar
 from flowkit.guidance._classifier_free import check_head, null_of
 
 
 def composed(
     flow: Flow | Standardized,
-    scales: Sequence[float],
+    scales: Sequence[Scalar] | Float[AnyArray, " k"],
     *,
     null: Cond = None,
 ) -> Flow | Standardized:
