@@ -316,6 +316,7 @@ def test_misuse(linear, options, fragment, key):
         (lambda: inverse.Blur(np.ones((2, 3), np.float32)), "odd sides"),
         (lambda: inverse.gaussian_kernel(4, 1.0), "`size` must be odd"),
         (lambda: inverse.Composed(), "at least one"),
+        (lambda: inverse.Reconstruction(np.ones((1, 2)), None).std, "two samples"),
     ],
 )
 def test_misuse_of_options(build, fragment):

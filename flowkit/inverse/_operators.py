@@ -40,7 +40,8 @@ class AbstractOperator(eqx.Module):
 class PixelMask(AbstractOperator):
     """Some entries are observed, and the others are zero in the observation.
 
-    With none of them, samples are those of the flow without an observation.
+    With none of them, the samples of `DPS`, `RePaint` and `TwistedSMC` are those of the flow
+    without an observation, and those of `PiGDM` nearly so.
 
     **Arguments:** `mask`, which entries are observed: `(h, w)` for all channels of an image,
     or the shape of the example, such as `(d,)`.

@@ -88,7 +88,11 @@ class Reconstruction(NamedTuple):
 
     @property
     def std(self) -> Float[Array, "..."]:
-        """How sure the samples are of each entry."""
+        """How sure the samples are of each entry; it needs two of them."""
+        if len(self.values) < 2:
+            raise ValueError(
+                "`std` needs two samples: give a larger `num_samples` to `reconstruct`."
+            )
         return jnp.std(self.values, axis=0, ddof=1)
 
 
