@@ -42,7 +42,7 @@ def composed(
 
     - `flow`: a flow trained with conditions left out at times, see `fk.drop_condition`.
     - `scales`: $\omega_i$.
-    - `null`: the condition that stands for none; zeros by default. Integer labels need it.
+    - `null`: the condition that stands for none, as in `fk.guided`.
 
     **Raises:** `ValueError` for heads other than `fk.PointHead()`; at the first evaluation, for
     a condition without a row for each scale.
