@@ -207,16 +207,66 @@ def test_a_handler_of_somebody_else_stays(tmp_path):
     assert caught == [signal.SIGTERM]
 
 
-def test_an_interrupt_from_inside_the_data_keeps_the_last_checkpoint(tmp_path):
-    class Interrupting:
-        def __call__(self, i):
-            if i == 33:
-                raise KeyboardInterrupt
-            return DATA[8 * (i % 8) : 8 * (i % 8) + 8]
+class Failing:
+    """Batches of which one cannot be read at first."""
 
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, batches=grain.MapDataset.range(100).map(Interrupting()))
-    assert max(steps_in(tmp_path)) == 20
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, i):
+        if i == 33 and self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return DATA[8 * (i % 8) : 8 * (i % 8) + 8]
+
+
+@pytest.mark.parametrize(
+    ("error", "steps_per_call", "step"), [(KeyboardInterrupt, 1, 33), (OSError, 8, 32)]
+)
+def test_an_error_in_the_data_saves_what_was_reached(
+    error, steps_per_call, step, tmp_path
+):
+    """And how far it was read: batches that were taken in vain come again."""
+
+    def read(directory=None, error=None):
+        batches = grain.MapDataset.range(100).map(Failing(error))
+        return run(directory, batches=batches, steps_per_call=steps_per_call)
+
+    with pytest.raises(error):
+        read(tmp_path, error)
+    assert max(steps_in(tmp_path)) == step
+    assert_equal_runs(read(tmp_path), read())
+
+
+def test_an_error_in_a_callback_saves_what_was_reached(tmp_path):
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "first", stop=stop_at(0, fail))
+    assert not steps_in(tmp_path / "first")
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "later", stop=stop_at(30, fail))
+    assert max(steps_in(tmp_path / "later")) == 30
+    resumed = run(tmp_path / "later")
+    assert_same_leaves(resumed.ema, run().ema)
+
+
+def test_the_first_error_is_the_one_to_be_seen(tmp_path, monkeypatch):
+    """Even if the checkpoint cannot be written."""
+
+    def full(manager):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail():
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as error:
+        run(tmp_path, stop=stop_at(30, fail))
+    (note,) = error.value.__notes__
+    assert "What was reached is lost" in note
+    assert str(tmp_path) in note
 
 
 # What is kept

@@ -125,8 +125,8 @@ def test_stages_start_afresh():
     assert int(results["second"].state.step) == 8
 
 
-class Interrupted(Exception):
-    pass
+class Interrupted(BaseException):
+    """Like a process that is killed: before an `Exception` the step would be saved."""
 
 
 @pytest.mark.parametrize(("name", "step"), [("first", 7), ("second", 6)])

@@ -46,6 +46,10 @@ def test_lines_hold_the_history(tmp_path):
     assert [line["judged"] for line in found] == [20.0, 40.0, 60.0]
 
 
+class Killed(BaseException):
+    """Before an `Exception` the step would be saved."""
+
+
 def test_lines_of_a_resumed_run_follow_one_another(tmp_path):
     """The first run gets to step 6, but its last checkpoint is that of step 4."""
     path = tmp_path / "log.jsonl"
@@ -53,10 +57,10 @@ def test_lines_of_a_resumed_run_follow_one_another(tmp_path):
 
     def killed(state, step):
         if step == 6:
-            raise RuntimeError("killed")
+            raise Killed
 
     log = lambda: [tr.Every(1, tr.JsonLines(path))]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(Killed):
         train([*log(), tr.Every(1, killed)], num_steps=8, checkpoints=checkpoints)
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6]
     with path.open("a") as file:

@@ -25,8 +25,8 @@ class Checkpoints:
     **Arguments:**
 
     - `directory`: the folder; it is made if it does not exist.
-    - `every`: the number of steps between two checkpoints; the last step and an
-      interruption by Ctrl-C are saved too.
+    - `every`: the number of steps between two checkpoints; the last step is saved too,
+      and so is the one before an interruption by Ctrl-C, or an error in a callback.
     - `keep`: how many checkpoints stay; older ones are deleted after a newer one is
       complete.
     - `best`: the name of a series of the history, such as what a callback returns. The

@@ -171,14 +171,14 @@ class Saver:
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
-        with self._failures_reported():
-            self._manager.wait_until_finished()
+        # A save that has failed would be raised once more.
+        if not self._failed:
+            with self._failures_reported():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait until everything is on disk, and close the folder."""
-        if not self._failed:
-            self.wait()
-        # A save that has failed would be raised once more.
+        self.wait()
         with quiet(), contextlib.suppress(Exception):
             self._manager.close()
 

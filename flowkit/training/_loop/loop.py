@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowkit.training._checkpoints import Saver, Snapshot
+from flowkit.training._checkpoints import SaveFailed, Saver, Snapshot
 from flowkit.training._loop.batches import Resident, Stream
 from flowkit.training._loop.callbacks import call, Callback, passed
-from flowkit.training._loop.history import Recorder, Series
+from flowkit.training._loop.history import Recorder, Series, TooManySkipped
 from flowkit.training._loop.interrupts import Interruption
 from flowkit.training._step import (
     compiled,
@@ -81,6 +81,9 @@ class Loop:
         # Whether the batches have come to their end.
         self._ended = False
 
+        # How far the data were read for the steps that were made.
+        self._position = source.position()
+
         # Whether state, step, history and position in the data belong together.
         self._consistent = True
 
@@ -124,9 +127,19 @@ class Loop:
             self._save()
             interruption.raise_if_due()
         except KeyboardInterrupt:
-            # Other processes may be at another step.
-            if self._consistent and jax.process_count() == 1:
-                self._save()
+            self._save_reached()
+            raise
+        except (SaveFailed, TooManySkipped):
+            # The disk would fail again; skipped steps have changed nothing.
+            raise
+        except Exception as error:
+            # The first error is the one to be seen, even if saving fails too.
+            try:
+                self._save_reached()
+                if self._saver is not None:
+                    self._saver.wait()
+            except Exception as failure:
+                error.add_note(f"What was reached is lost: {failure}")
             raise
         finally:
             bar.close()
@@ -179,17 +192,20 @@ class Loop:
             rest = self._steps_per_call - self.step % self._steps_per_call
             length = min(rest, num_steps - self.step)
 
-        # Ctrl-C can come at any line. A batch that was taken but not used is lost, and
-        # arrays that were donated are gone, so nothing may be saved in between.
-        self._consistent = False
         batch, count = self._source.take(length)
         if count == 0:
             self._end(num_steps)
             return
         program = self._program(None if length is None else count)
+
+        # Ctrl-C can come at any line. Arrays that were donated are gone, so nothing may be
+        # saved in between.
+        self._consistent = False
         self._arrays, metrics = program(self._arrays, batch)
         self.step += count
         self._recorder.add_pending(self.step, metrics)
+        # Taken here: a read that fails later may have used up some batches.
+        self._position = self._source.position()
         self._consistent = True
         # Waits now and then: too many calls in flight deadlock several CPU devices.
         self._pace(metrics["loss"])
@@ -213,7 +229,6 @@ class Loop:
             f"training; {remedy}",
             stacklevel=2,
         )
-        self._consistent = True
         self._ended = True
 
     def _program(self, length: int | None) -> Callable[..., Any]:
@@ -250,11 +265,19 @@ class Loop:
         snapshot = Snapshot(
             self.copy(),
             self.history(),
-            self._source.position(),
+            self._position,
             self.seconds(),
             self._stopped_total,
         )
         self._saver.save(self.step, snapshot)
+
+    def _save_reached(self) -> None:
+        """Save after an error, if that makes sense."""
+        # Before the first step there is nothing to lose, and a checkpoint would tie the
+        # folder to a run that may be mistaken. Other processes may be at another step.
+        is_alone = jax.process_count() == 1
+        if self.step > 0 and self._consistent and is_alone:
+            self._save()
 
 
 @jax.jit
