@@ -330,10 +330,14 @@ def test_the_best_checkpoint_outlives_an_interruption(tmp_path):
 
 
 def test_misuse_of_the_best(tmp_path):
+    """It is found at the first checkpoint, which is written all the same."""
     with pytest.raises(ValueError, match=r"`best` is 'loos', .* 'judged'"):
         measured_run(tmp_path / "name", best="loos")
     with pytest.raises(ValueError, match=r"`best` is 'vector', .* shape \(2,\)"):
         measured_run(tmp_path / "shape", best="vector")
+    assert steps_in(tmp_path / "name") == steps_in(tmp_path / "shape") == [10]
+    measured_run(tmp_path / "name", num_steps=30)
+    assert tr.best_step(tmp_path / "name") == 20
     measured_run(tmp_path / "none", best=None, num_steps=20)
     with pytest.raises(ValueError, match=r"has a value to compare; train with"):
         tr.best_step(tmp_path / "none")

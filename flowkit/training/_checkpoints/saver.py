@@ -102,7 +102,8 @@ class Saver:
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Save in the background. The state must not be donated afterwards.
 
-        It waits for the save before, and raises `SaveFailed` if one of them fails.
+        It waits for the save before, and raises `SaveFailed` if one of them fails. A
+        mistake in `best` is a `ValueError`, after the checkpoint is written without it.
         """
         if step == self._last:
             return
@@ -127,7 +128,8 @@ class Saver:
         items["meta"] = ocp.args.JsonSave(meta)
         items["history"] = ocp.args.StandardSave(history)
 
-        metrics = self._metrics(step, snapshot.history)
+        mistake = self._mistake(step, snapshot.history)
+        metrics = None if mistake else self._metrics(step, snapshot.history)
         if not self._directory.exists():
             warnings.warn(
                 f"The folder {self._directory} was removed during the training, "
@@ -142,30 +144,39 @@ class Saver:
                 step, args=ocp.args.Composite(**items), metrics=metrics, force=True
             )
         self._last = step
+        if mistake:
+            raise ValueError(f"{mistake} Step {step} is saved: correct it and go on.")
+
+    def _mistake(
+        self, step: int, history: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    ) -> str | None:
+        """What is wrong with `best`."""
+        name = self._options.best
+        # An interruption may come before the callback was called at all.
+        if name is None or (name not in history and step < self.every):
+            return None
+        if name not in history:
+            return (
+                f"`best` is {name!r}, which is not in the history, only "
+                f"{sorted(history)}: let a callback `Every({self.every}, function)` "
+                "return it."
+            )
+        _, values = history[name]
+        if values.ndim != 1:
+            return (
+                f"`best` is {name!r}, whose values have shape {values.shape[1:]}; it "
+                "must be one number."
+            )
+        return None
 
     def _metrics(
         self, step: int, history: Mapping[str, tuple[np.ndarray, np.ndarray]]
     ) -> dict[str, float] | None:
         """What the best checkpoint is found by; `None` if there is no value at this step."""
         name = self._options.best
-        if name is None:
+        if name is None or name not in history:
             return None
-        if name not in history:
-            # An interruption may come before the callback was called at all.
-            if step < self.every:
-                return None
-            raise ValueError(
-                f"`best` is {name!r}, which is not in the history, only "
-                f"{sorted(history)}: let a callback `Every({self.every}, function)` "
-                "return it."
-            )
-
         steps, values = history[name]
-        if values.ndim != 1:
-            raise ValueError(
-                f"`best` is {name!r}, whose values have shape {values.shape[1:]}; it "
-                "must be one number."
-            )
         value = float(values[-1])
         return {BEST: value} if steps[-1] == step and np.isfinite(value) else None
 
