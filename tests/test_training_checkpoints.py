@@ -6,6 +6,7 @@ import functools as ft
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -438,6 +439,19 @@ def test_another_run_is_refused(options, message, tmp_path):
     assert steps_in(tmp_path) == [20, 40]
 
 
+def test_batches_of_another_kind_are_refused(tmp_path):
+    kinds: dict[str, dict[str, Any]] = {
+        "arrays": {"batches": DATA, "batch_size": 8},
+        "a grain dataset": {"batches": shuffled()},
+    }
+    for name, options in kinds.items():
+        run(tmp_path / name, num_steps=20, **options)
+    for name, other in zip(kinds, reversed(kinds.values()), strict=True):
+        with pytest.raises(ValueError, match=f"`batches` were {name} when"):
+            run(tmp_path / name, **other)
+        assert steps_in(tmp_path / name) == [20]
+
+
 def test_a_model_of_another_shape_without_config(tmp_path):
     fit(
         loss,
@@ -570,6 +584,28 @@ def test_an_option_that_a_later_release_adds_is_no_difference(velocity_run):
     assert_same_leaves(restored, result.ema)
 
 
+def test_libraries_that_have_changed_are_named(velocity_run):
+    """In errors about differences, and about damage."""
+    directory, _ = velocity_run
+    copy = directory.parent / "older"
+    shutil.copytree(directory, copy)
+    meta = copy / "2" / "meta" / "metadata"
+    stored = json.loads(meta.read_text())
+    assert stored["versions"]["flowkit"] == fk.__version__
+    stored["versions"] |= {"optax": "0.1.2"}
+    meta.write_text(json.dumps(stored))
+
+    there = re.escape(f"; written with optax 0.1.2 (here {optax.__version__})")
+    other = flow(fk.Target())
+    with pytest.raises(ValueError, match=f"{there}. Nothing was deleted"):
+        flow_run(copy, other, num_steps=3)
+    with pytest.raises(ValueError, match=f"{there}; build it"):
+        tr.restore_model(copy, lambda config: other)
+    truncate_arrays(copy, 2)
+    with pytest.raises(ValueError, match=f"{there}$"):
+        tr.restore_model(copy, lambda config: flow(), ema=False, step=2)
+
+
 # What 0.2.0 wrote
 
 
@@ -639,6 +675,33 @@ def test_a_run_that_a_callback_ended_is_complete(tmp_path):
     assert_equal_runs(run(tmp_path, callbacks=()), ended)
     longer = run(tmp_path, callbacks=(), num_steps=70)
     assert_equal_runs(longer, run(callbacks=(), num_steps=70))
+
+
+def test_early_stopping_begins_again_with_each_resumption(tmp_path):
+    """Ended after three calls without a new minimum, and then after three more."""
+    patient = tr.EarlyStopping(lambda state: 1.0, patience=3)
+    for num_steps, end in ((90, 30), (100, 70)):
+        result = run(tmp_path, callbacks=[tr.Every(10, patient)], num_steps=num_steps)
+        assert int(result.state.step) == end
+
+
+def test_a_run_whose_batches_ended_is_complete(tmp_path):
+    """The same command says so again, but calls and records nothing."""
+    seen = []
+
+    def last(state, step, metrics):
+        seen.append(step)
+        return {"last": metrics["loss"]}
+
+    options: dict[str, Any] = {
+        "batches": grain.MapDataset.range(15).map(Failing(None)).to_iter_dataset(),
+        "callbacks": [tr.Every(10, last)],
+    }
+    with pytest.warns(UserWarning, match="ended after 15 of 60"):
+        ended = run(tmp_path, **options)
+    with pytest.warns(UserWarning, match="ended after 15 of 60"):
+        assert_equal_runs(run(tmp_path, **options), ended)
+    assert seen == [10, 15]
 
 
 def test_half_precision_averages_are_kept_and_restored(tmp_path):

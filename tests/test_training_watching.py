@@ -69,6 +69,15 @@ def test_lines_of_a_resumed_run_follow_one_another(tmp_path):
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_lines_of_a_repeated_run_are_written_once(tmp_path):
+    """By the same object, as in a notebook."""
+    path = tmp_path / "log.jsonl"
+    log = tr.JsonLines(path)
+    for num_steps in (6, 4):
+        train([log], num_steps=num_steps)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4]
+
+
 def test_lines_of_an_earlier_stage_stay(tmp_path):
     """Those of a stage that is resumed do not, from the step on where it goes on."""
     path = tmp_path / "log.jsonl"

@@ -3,7 +3,8 @@ what `keep` retires.
 
 A checkpoint has the items `model`, `ema` and `training` (arrays, numbered in the order
 of their tree), `history` (arrays) and `meta` (JSON: the configuration, a description of
-all arrays and of the static part of the model, the position in the data).
+all arrays and of the static part of the model, the position in the data, the versions of
+libraries).
 """
 
 from flowkit.training._checkpoints.describe import (

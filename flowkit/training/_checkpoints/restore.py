@@ -23,6 +23,7 @@ from flowkit.training._checkpoints.storage import (
     read_arrays,
     read_meta,
 )
+from flowkit.training._checkpoints.versions import changed_versions
 
 
 # The last release that recorded nothing about the static part of a model.
@@ -140,7 +141,7 @@ def restore(
 
         name = "ema" if average else "model"
         skeleton = _skeleton(directory, build, meta, name)
-        with damage_reported():
+        with damage_reported(changed_versions(meta)):
             arrays = read_arrays(manager, step, {name: skeleton})
         return Restored(fill(skeleton, arrays[name]), step, meta)
 
@@ -213,7 +214,7 @@ def _skeleton(
     if differences:
         raise ValueError(
             f"`build` makes another model than the one in {directory}: "
-            f"{shortened(differences)}; build it as it was for training, and change it "
-            f"afterwards. The stored config is {meta['config']}."
+            f"{shortened(differences)}{changed_versions(meta)}; build it as it was for "
+            f"training, and change it afterwards. The stored config is {meta['config']}."
         )
     return skeleton

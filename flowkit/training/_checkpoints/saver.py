@@ -32,6 +32,7 @@ from flowkit.training._checkpoints.storage import (
     read_arrays,
     read_meta,
 )
+from flowkit.training._checkpoints.versions import changed_versions, versions
 from flowkit.training._step import TrainState
 
 
@@ -116,6 +117,7 @@ class Saver:
             "position": snapshot.position,
             "seconds": snapshot.seconds,
             "stopped": snapshot.stopped,
+            "versions": versions(),
         }
         # Numbers as names: those of metrics may hold what a path on disk may not.
         history = {}
@@ -222,7 +224,7 @@ class Saver:
             meta = read_meta(self._manager, step)
         self._check_same(meta, parts)
 
-        with damage_reported():
+        with damage_reported(changed_versions(meta)):
             arrays = read_arrays(self._manager, step, parts)
             history = _read_history(self._manager, step, meta["names"])
         return Snapshot(
@@ -244,9 +246,9 @@ class Saver:
         if differences:
             raise ValueError(
                 f"{self._directory} holds checkpoints of another run: "
-                f"{shortened(differences)}. Nothing was deleted: pass another "
-                "`directory` to `Checkpoints`, or build model, optimizer and config as "
-                "they were."
+                f"{shortened(differences)}{changed_versions(meta)}. Nothing was "
+                "deleted: pass another `directory` to `Checkpoints`, or build model, "
+                "optimizer and config as they were."
             )
         if "static" not in meta:
             warnings.warn(

@@ -25,13 +25,16 @@ class Damaged(Exception):
 
 
 @contextlib.contextmanager
-def damage_reported() -> Iterator[None]:
-    """Every error inside becomes `Damaged`: damaged files raise errors of every kind."""
+def damage_reported(changed: str = "") -> Iterator[None]:
+    """Every error inside becomes `Damaged`: damaged files raise errors of every kind.
+
+    `changed` says which libraries have changed since, as `changed_versions` does.
+    """
     try:
         yield
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise Damaged(reason) from error
+        raise Damaged(f"{reason}{changed}") from error
 
 
 def damaged_message(directory: Path, step: int, damage: Damaged) -> str:

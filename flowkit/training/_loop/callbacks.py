@@ -27,6 +27,9 @@ class Every(eqx.Module):
     what the untrained model does. With several steps per call it comes at the end of
     the call in which a multiple of `n` was reached. With `n` equal to `every` of the
     checkpoints, it comes just before each of them is written.
+
+    If the function is an object with a method `begin_run()`, `fit` calls that as a run
+    begins or is resumed, so that one object may serve several runs.
     """
 
     n: int = eqx.field(converter=operator.index)
@@ -87,14 +90,17 @@ class EarlyStopping:
         self._patience = positive("patience", patience)
         self._min_improvement = min_improvement
         self._name = name
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Forget the minimum; `fit` calls it."""
         self._minimum = float("inf")
         self._waited = 0
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float] | Stop:
-        # A new run: the same object may serve several.
+        # A callback that calls this one hides `begin_run` from `fit`.
         if step == 0:
-            self._minimum = float("inf")
-            self._waited = 0
+            self.begin_run()
 
         value = float(self._function(state))
         # NaN is never below the minimum, so it counts as no improvement.
@@ -126,10 +132,12 @@ def passed(before: int, now: int, every: int) -> bool:
 
 
 def as_callbacks(given: Sequence[Every | Callable[..., Any]]) -> list[Callback]:
-    """The callbacks of `fit`; plain functions are called after every call."""
+    """The callbacks of a run that begins; plain functions are called after every call."""
     callbacks = []
     for one in given:
         every = one if isinstance(one, Every) else Every(1, one)
+        if hasattr(every.function, "begin_run"):
+            every.function.begin_run()
         takes_metrics = _takes_metrics(every.function)
         callbacks.append(Callback(every.n, every.function, takes_metrics))
     return callbacks

@@ -153,7 +153,8 @@ def fit(
     - `steps_per_call`: how many steps one compiled call makes; above 1 it helps where a
       step takes less than a millisecond. Callbacks and checkpoints happen between calls.
     - `checkpoints`: save there, and resume from there. On a CPU a resumed run ends with
-      the same bits as one that never stopped.
+      the same bits as one that never stopped. Only callbacks with a memory, such as
+      `EarlyStopping`, begin again.
     - `callbacks`: `Every(n, function)`, or a function that is called after every call.
       `function(state, step)` returns `None`, or a dict that joins the history, or
       `Stop()` to end the training; with an argument `metrics` it is given those of the

@@ -23,9 +23,9 @@ class JsonLines:
     callbacks = [fk.training.Every(100, fk.training.JsonLines("run/log.jsonl"))]
     ```
 
-    A line holds the `step`, and the `run`: the key of the training, or of its stage. A resumed
-    run takes away what the file says about its own later steps. Numbers that are not finite
-    are `null`.
+    A line holds the `step`, and the `run`: the key of the training, or of its stage. A run
+    that is resumed or repeated takes away what the file says about its own later steps.
+    Numbers that are not finite are `null`.
 
     **Arguments:**
 
@@ -34,6 +34,10 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path).expanduser().absolute()
+        self._begun = False
+
+    def begin_run(self) -> None:
+        """Look again for lines that the run will write once more; `fit` calls it."""
         self._begun = False
 
     def __call__(

@@ -57,7 +57,6 @@ class Loop:
         self._saver = saver
         self._callbacks = callbacks
         self._steps_per_call = steps_per_call
-        self._calls: dict[int, int] = {}
         self._programs: dict[int | None, Callable[..., Any]] = {}
         self._pace = Pace()
 
@@ -70,6 +69,7 @@ class Loop:
         # further; another `num_steps` does.
         self._stopped_total: int | None = None
         self._seconds_before = 0.0
+        self._calls: dict[int, int] = {}
         history = self._resume()
         self._began = time.monotonic()
         self._recorder = Recorder(
@@ -92,8 +92,17 @@ class Loop:
         found = None if self._saver is None else self._saver.resume(self.state())
         if found is None:
             return {}
+        # Arrays have no position: which of them a step draws follows from its number.
+        if (found.position is None) != (self._source.position() is None):
+            before = "arrays" if found.position is None else "a grain dataset"
+            raise ValueError(
+                f"`batches` were {before} when this run was saved, so it cannot resume "
+                f"from any other; pass {before}, or another `directory` to `Checkpoints`."
+            )
         self._arrays, _ = partition(found.state)
         self.step = int(found.state.step)
+        # What was due at this step was called before it was saved.
+        self._calls = {id(one): self.step for one in self._callbacks}
         self._stopped_total = found.stopped
         self._seconds_before = found.seconds
         self._source.seek(found.position)
