@@ -890,6 +890,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "callback result": ({"callbacks": [lambda s, i: 3]}, "must return None or a dict"),
     "callback name": ({"callbacks": [lambda s, i: {"loss": 3}]}, "rename"),
+    "callback name of a metric": (
+        {"loss": noisy, "callbacks": [lambda s, i: {"size": 3.0}]},
+        r"\['size'\] are returned by a callback",
+    ),
+    "callback name of a metric, later": (
+        {"loss": noisy, "callbacks": [lambda s, i: {"size": 3.0} if i else None]},
+        r"\['size'\] are returned by a callback",
+    ),
     "callback shape": ({"callbacks": [lambda s, i: {"a": np.ones(i)}]}, "one shape"),
 }
 

@@ -47,15 +47,22 @@ class Recorder:
         self._pending: deque[tuple[int, Any]] = deque()
         self._most_skipped = most_skipped
         self._skipped = 0
+        self._metrics: set[str] = set()
+        self._reported: set[str] = set()
         self.loss: float | None = None
         self.last: dict[str, np.ndarray] = {}
 
     def add_pending(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Metrics on the device, of the call that ended at `step`."""
+        if not self._metrics:
+            self._metrics = set(metrics)
+            self._check_distinct()
         self._pending.append((step, metrics))
 
     def add(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Values on the host, each of one step."""
+        self._reported |= set(values)
+        self._check_distinct()
         for name, value in values.items():
             self._append(name, Series(np.array([step]), value[None]))
 
@@ -92,6 +99,14 @@ class Recorder:
                 # Joined once, so that the next call has less to join.
                 self._parts[name] = [Series(steps, values)]
         return {name: parts[0] for name, parts in self._parts.items()}
+
+    def _check_distinct(self):
+        both = sorted(self._metrics & self._reported)
+        if both:
+            raise ValueError(
+                f"`callbacks`: {both} are returned by a callback, and are metrics of "
+                "`loss`, too; rename one of them, or they would be one series."
+            )
 
     def _append(self, name, series):
         parts = self._parts.setdefault(name, [])
