@@ -439,6 +439,12 @@ def test_another_run_is_refused(options, message, tmp_path):
     assert steps_in(tmp_path) == [20, 40]
 
 
+def test_an_optimizer_with_the_same_arrays_goes_on(tmp_path):
+    run(tmp_path, num_steps=20)
+    resumed = run(tmp_path, num_steps=20, optimizer=optax.adamw(1e-1))
+    assert int(resumed.state.step) == 20
+
+
 def test_batches_of_another_kind_are_refused(tmp_path):
     kinds: dict[str, dict[str, Any]] = {
         "arrays": {"batches": DATA, "batch_size": 8},

@@ -17,10 +17,11 @@ class Checkpoints:
 
     If the folder holds checkpoints of this run, `fit` goes on from the last one: the
     same command resumes. A last checkpoint that is damaged is set aside with a warning,
-    and the one before it is used. Checkpoints of another model, optimizer or
-    configuration are a `ValueError`, and stay as they are. What a model is made of
-    counts too, not only its arrays: the prediction and the path of a flow, activations,
-    sizes and other options.
+    and the one before it is used. Checkpoints of another model or configuration are a
+    `ValueError`, and stay as they are; so are those of an optimizer whose state has
+    other arrays. What a model is made of counts too, not only its arrays: the prediction
+    and the path of a flow, activations, sizes and other options. What an optimizer is
+    made of is not compared: a run goes on with another learning rate.
 
     **Arguments:**
 
