@@ -38,6 +38,10 @@ from flowkit import training as tr
 DATA = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 
 
+def flow():
+    return fk.Flow(fk.nn.MLP(2, hidden_sizes=(32, 32), key=jr.key(0)))
+
+
 def loss(flow, batch, key):
     return fk.flow_matching_loss(flow, batch, key=key)
 
@@ -51,7 +55,7 @@ def watch(state, step):
 def fit(num_steps=20, seed=1):
     return tr.fit(
         loss,
-        fk.Flow(fk.nn.MLP(2, hidden_sizes=(32, 32), key=jr.key(0))),
+        flow(),
         fk.data.batches(DATA, 16),
         optimizer=optax.adam(1e-2),
         num_steps=num_steps,
@@ -71,14 +75,29 @@ def check_that_all_must_agree():
     assert NUM < 4 or "process 2 has another `num_steps`, `key`;" in str(error.value)
 
 
+@jax.jit
+def sum_of_sizes(leaves):
+    return sum(abs(leaf).sum() for leaf in leaves)
+
+
+def total(model):
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return float(sum_of_sizes(leaves))
+
+
+def check_that_each_can_restore(model):
+    """Every process reads the whole model, also one that was split over all of them."""
+    restored = tr.restore_model(FOLDER, lambda config: flow(), ema=False)
+    np.testing.assert_allclose(total(restored), total(model), rtol=1e-6)
+
+
 def main():
     if NUM > 1:
         check_that_all_must_agree()
     result = fit()
+    check_that_each_can_restore(result.model)
     losses = result.history["loss"].values.tolist()
-    total = jax.jit(lambda leaves: sum(abs(leaf).sum() for leaf in leaves))
-    leaves = jax.tree.leaves(eqx.filter(result.model, eqx.is_inexact_array))
-    print("losses", losses, "total", float(total(leaves)), flush=True)
+    print("losses", losses, "total", total(result.model), flush=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def restore_model(
 
     `build(config)` makes a model like the one that was trained, from the `config` that
     `Checkpoints` was given. It is only traced: nothing is computed or allocated, and
-    the arrays are read from disk.
+    the arrays are read from disk. Several processes call it together, and each gets the
+    whole model.
 
     **Arguments:**
 

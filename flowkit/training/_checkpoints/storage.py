@@ -109,7 +109,8 @@ def read_arrays(
     manager: ocp.CheckpointManager, step: int, parts: dict[str, Any]
 ) -> dict[str, list[Any]]:
     """The arrays of the items named in `parts`, with the types and places of those."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # The first of all devices belongs to the first process only.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf):
         sharding = leaf.sharding or here
