@@ -208,7 +208,9 @@ class FullySharded(_AbstractPartitioned):
                 jax.lax.with_sharding_constraint(leaf, self.sharding_of(leaf))
                 for leaf in arrays
             ]
-            return kept, metrics
+            # Left alone, a metric of each example stays split, and no process has all of it.
+            whole = jax.lax.with_sharding_constraint(metrics, replicated(self.mesh))
+            return kept, whole
 
         return jax.jit(placed, donate_argnums=0)
 
