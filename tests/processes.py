@@ -52,7 +52,7 @@ def watch(state, step):
         print("step", step, flush=True)
 
 
-def fit(num_steps=20, seed=1):
+def fit(num_steps=20, seed=1, placement=PLACEMENT):
     return tr.fit(
         loss,
         flow(),
@@ -60,12 +60,17 @@ def fit(num_steps=20, seed=1):
         optimizer=optax.adam(1e-2),
         num_steps=num_steps,
         steps_per_call=STEPS_PER_CALL,
-        parallel=getattr(tr, PLACEMENT)(),
+        parallel=getattr(tr, placement)(),
         checkpoints=tr.Checkpoints(FOLDER, every=8),
         callbacks=[watch],
         progress=False,
         key=jr.key(seed),
     )
+
+
+def check_that_none_trains_alone():
+    with pytest.raises(ValueError, match=r"`parallel=fk.training.Replicated\(\)`"):
+        fit(placement="OneDevice")
 
 
 def check_that_all_must_agree():
@@ -99,6 +104,7 @@ def check_that_each_has_all_metrics(rows):
 
 def main():
     if NUM > 1:
+        check_that_none_trains_alone()
         check_that_all_must_agree()
     result = fit()
     check_that_each_can_restore(result.model)

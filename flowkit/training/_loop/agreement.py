@@ -17,18 +17,25 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from flowkit.training._checkpoints import describe_arrays, describe_static
-from flowkit.training._step import Configuration, TrainState
+from flowkit.training._step import (
+    AbstractPlacement,
+    Configuration,
+    OneDevice,
+    TrainState,
+)
 
 
 def check_agreement(
     configuration: Configuration, state: TrainState, others: Mapping[str, Any]
 ) -> None:
-    """Raises on all processes if one of them has other arguments than the first one.
+    """Raises on all processes if they would not train one model together.
 
-    Arguments are those of which the configuration and the first state are made, and
+    They would not on one device each, nor if one of them has other arguments than the
+    first one. Arguments are those of which the configuration and the first state are made, and
     `others`. They are compared by structure, types, shapes and values; functions by their
     names.
     """
+    _check_shared(configuration.placement)
     # Without a mesh of all processes each of them may train something of its own.
     mesh = getattr(configuration.placement, "mesh", None)
     devices = [] if mesh is None else mesh.devices.flat
@@ -61,6 +68,16 @@ def check_agreement(
         raise ValueError(
             f"`fit`: {'; '.join(found)} than process 0. Run the same script on every "
             "process, with the same arguments and seeds; only batches may differ."
+        )
+
+
+def _check_shared(placement: AbstractPlacement) -> None:
+    processes = jax.process_count()
+    if processes > 1 and isinstance(placement, OneDevice):
+        raise ValueError(
+            "`parallel` is `OneDevice()`, the default, and each of the "
+            f"{processes} processes would train a model of its own; pass "
+            "`parallel=fk.training.Replicated()` or `FullySharded()`."
         )
 
 

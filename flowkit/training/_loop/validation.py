@@ -15,7 +15,14 @@ from flowkit._types import PRNGKey
 from flowkit.training._loop.batches import length
 from flowkit.training._loop.callbacks import Stop
 from flowkit.training._loop.fit import Diverged, fit
-from flowkit.training._step import owned, positive, Skipping, TrainState
+from flowkit.training._step import (
+    AbstractPlacement,
+    OneDevice,
+    owned,
+    positive,
+    Skipping,
+    TrainState,
+)
 
 
 def held_out_loss(
@@ -95,6 +102,7 @@ def find_learning_rate(
     most: float = 1.0,
     num_steps: int = 300,
     batch_size: int | None = None,
+    parallel: AbstractPlacement = OneDevice(),
     key: PRNGKey,
 ) -> LearningRates:
     r"""Trains for a few steps while the learning rate grows, until the loss does too.
@@ -110,7 +118,8 @@ def find_learning_rate(
 
     **Arguments:**
 
-    - `loss`, `model`, `batches`, `batch_size`: as in `fit`; the model is not changed.
+    - `loss`, `model`, `batches`, `batch_size`, `parallel`: as in `fit`; the model is not
+      changed.
     - `optimizer`: from a learning rate or a schedule to an optimizer.
     - `least`, `most`: the rates of the first and the last step.
     - `num_steps`: the number of steps.
@@ -135,7 +144,7 @@ def find_learning_rate(
 
     options: Any = {"batch_size": batch_size, "num_steps": num_steps, "key": key}
     options |= {"callbacks": [watch], "ema_decay": None, "progress": False}
-    options |= {"skipping": Skipping(most_in_a_row=1)}
+    options |= {"skipping": Skipping(most_in_a_row=1), "parallel": parallel}
     try:
         schedule = optax.exponential_decay(least, 1, math.exp(growth))
         options |= {"optimizer": optimizer(schedule)}

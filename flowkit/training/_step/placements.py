@@ -70,7 +70,11 @@ class AbstractPlacement(eqx.Module):
 
 
 class OneDevice(AbstractPlacement):
-    """Everything happens on one device, JAX's default: the default of `parallel=`."""
+    """Everything happens on one device, JAX's default: the default of `parallel=`.
+
+    `fit` refuses it on several processes, which would train a model each. If they are
+    meant to, pass `Replicated(data_mesh(jax.local_devices()))`.
+    """
 
     def place_state(self, leaves):
         return leaves
