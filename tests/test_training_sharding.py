@@ -11,6 +11,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 from flowkit import training as tr
 from flowkit.training._step import Pace
@@ -214,6 +215,18 @@ def test_batches_that_cannot_be_split(change, key):
             key=key,
             **options,
         )
+
+
+@pytest.mark.parametrize("placement", [tr.Replicated, tr.FullySharded])
+def test_meshes_with_explicit_axes(placement, key):
+    """The axes of `jax.make_mesh` are explicit by default."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    assert mesh != tr.data_mesh()
+    assert placement(mesh).mesh == tr.data_mesh()
+
+    batches = iter([tr.shard_batch(DATA[:8], mesh)])
+    result = fit(loss, model(), batches, num_steps=1, parallel=placement(mesh), key=key)
+    assert result.history["loss"].values > 0
 
 
 def test_wrong_meshes(key):

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from flowkit._devices import AXIS, divided, Division, sharded_axis, split_at
@@ -135,7 +135,9 @@ def _as_mesh(mesh: Any) -> Mesh:
             f"`mesh` must be a mesh, got {type(mesh).__name__}; "
             "`fk.training.data_mesh(devices)` makes one."
         )
-    return mesh
+    # Those of `jax.make_mesh` have explicit axes, for programs that state every sharding.
+    types = (AxisType.Auto,) * mesh.devices.ndim
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 class Replicated(_AbstractPartitioned):
