@@ -920,6 +920,22 @@ def test_wrong_use(change, message, key):
         )
 
 
+DIFFERENT = {
+    "optimizer": ({}, {"optimizer": optax.sgd(0.1)}, "`optimizer` or `trainable`"),
+    "frozen": ({"trainable": lambda m: m.bias}, {}, "`optimizer` or `trainable`"),
+    "average": ({"ema_decay": 0.9}, {}, "`ema_decay` was given to `init_state` only"),
+    "decay": ({}, {"ema_decay": 0.9}, "`ema_decay` was given to `make_step` only"),
+}
+
+
+@pytest.mark.parametrize(("made", "used", "message"), DIFFERENT.values(), ids=DIFFERENT)
+def test_a_state_that_was_made_for_another_step(made, used, message, key):
+    state = tr.init_state(line(), ADAM, **made, key=key)
+    step = tr.make_step(mse, **{"optimizer": ADAM} | used)
+    with pytest.raises(ValueError, match=message):
+        step(state, make_data())
+
+
 def test_wrong_use_of_the_rest(key):
     with pytest.raises(ValueError, match="`n` must be at least 1"):
         tr.Every(0, lambda state, step: None)

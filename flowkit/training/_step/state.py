@@ -142,6 +142,25 @@ def init_state(
     return TrainState(model, average, opt_state, step, _copy(key))
 
 
+def check_state(
+    state: TrainState, params: PyTree[Any], optimizer: Optimizer, ema_decay: EMADecay
+) -> None:
+    """Raises for a state that `init_state` has made for another step.
+
+    `params` are the arrays of its model that the step trains.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        expected = jax.eval_shape(optimizer.init, params)
+    if jax.tree.structure(state.opt_state) != jax.tree.structure(expected):
+        raise ValueError(
+            "`optimizer` or `trainable` of `make_step` is another one than that of "
+            "`init_state`; pass the same to both."
+        )
+    if (state.average is None) != (ema_decay is None):
+        where = "make_step" if state.average is None else "init_state"
+        raise ValueError(f"`ema_decay` was given to `{where}` only; pass it to both.")
+
+
 def _copy(leaf: Any) -> Any:
     if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jnp.array(jr.key_data(leaf), copy=True)

@@ -40,7 +40,12 @@ from flowkit.training._step.placements import (
     OneDevice,
 )
 from flowkit.training._step.skipping import Skipping
-from flowkit.training._step.state import Trainable, trainable_mask, TrainState
+from flowkit.training._step.state import (
+    check_state,
+    Trainable,
+    trainable_mask,
+    TrainState,
+)
 
 
 METRICS = ("loss", "grad_norm", "skipped")
@@ -118,6 +123,8 @@ def update(
     # Only what is trained is differentiated: the rest is a constant of the loss.
     mask = trainable_mask(state.model, configuration.trainable.value)
     params, frozen = eqx.partition(state.model, mask)
+    optimizer = as_transformation(configuration.optimizer.value)
+    check_state(state, params, optimizer, configuration.ema_decay.value)
 
     def objective(params):
         model = eqx.combine(params, frozen)
@@ -130,7 +137,6 @@ def update(
     # Optax mixes dtypes (a float decay to the power of an integer count), which strict
     # promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = as_transformation(configuration.optimizer.value)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, params, value=loss
         )
@@ -287,7 +293,8 @@ def make_step(
 ) -> Step:
     """A jitted `step(state, batch) -> (state, metrics)`, for a training loop of your own.
 
-    The state comes from `init_state`. It is **donated**: use the one that comes back.
+    The state comes from `init_state`, with the same `optimizer` and `trainable`, and with
+    `ema_decay` if it is given here. It is **donated**: use the one that comes back.
     Metrics are arrays on the device: `loss`, `grad_norm` (before any clipping),
     `skipped`, and what the loss reports. NumPy arrays in `batch` are copied, so the
     memory they lie in may be refilled after the call.
