@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import flowkit as fk
-from flowkit.solvers import RefilledSlots, SharedStep
+from flowkit.solvers import Lockstep, OverDevices, RefilledSlots, SharedStep
 
 from .oracles import mixture_1d, mixture_map
 
@@ -41,7 +42,7 @@ def test_samples_are_those_of_the_flow(batching):
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 def test_slots_take_the_steps_of_lockstep(solver):
     """Rejected ones, and the evaluations of first-same-as-last methods, too."""
-    lockstep = draw(fk.solvers.Lockstep(), solver=solver, **COARSE)
+    lockstep = draw(Lockstep(), solver=solver, **COARSE)
     refilled = draw(RefilledSlots(5), solver=solver, **COARSE)
     np.testing.assert_allclose(refilled.values, lockstep.values, rtol=1e-5)
     assert np.sum(lockstep.stats.rejected) > 0
@@ -53,7 +54,7 @@ def test_slots_take_the_steps_of_lockstep(solver):
 @pytest.mark.parametrize("batching", [SharedStep(), RefilledSlots(5)], ids=str)
 def test_grids_go_through_all(batching):
     grid = {"solver": dfx.Midpoint(), "num_steps": 6}
-    expected = draw(fk.solvers.Lockstep(), **grid)
+    expected = draw(Lockstep(), **grid)
     found = draw(batching, **grid)
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
     np.testing.assert_array_equal(found.stats.evaluations, np.full(24, 12))
@@ -62,7 +63,7 @@ def test_grids_go_through_all(batching):
 def test_a_shared_step_is_that_of_the_batch():
     stats = draw(SharedStep(), **COARSE).stats
     assert len(np.unique(stats.accepted)) == 1
-    slowest = np.max(draw(fk.solvers.Lockstep(), **COARSE).stats.accepted)
+    slowest = np.max(draw(Lockstep(), **COARSE).stats.accepted)
     assert stats.accepted[0] <= slowest
 
 
@@ -122,3 +123,53 @@ def test_misuse():
         RefilledSlots(0)
     with pytest.raises(ValueError, match="`num_slots` is 25, for 24 samples"):
         draw(RefilledSlots(25))
+
+
+def test_devices_solve_their_parts_of_a_batch():
+    expected = draw(Lockstep(), **COARSE)
+    found = draw(OverDevices(fk.training.data_mesh()), **COARSE)
+    assert found.values.sharding.spec == PartitionSpec("data")
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
+    np.testing.assert_array_equal(found.stats.evaluations, expected.stats.evaluations)
+
+
+def test_slots_of_several_devices():
+    everywhere = OverDevices(fk.training.data_mesh(), RefilledSlots(5))
+    grid = {"solver": dfx.Midpoint(), "num_steps": 6}
+    expected = draw(Lockstep(), **grid)
+    found = draw(everywhere, **grid)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
+
+
+def test_log_probs_over_devices():
+    flow = fk.exact_flow(mixture_1d())
+    options = {
+        "num_samples": 6,
+        "key": jr.key(0),
+        "num_steps": 8,
+        "solver": dfx.Midpoint(),
+    }
+    expected = fk.sample_and_log_prob(flow, (1,), **options)
+    everywhere = OverDevices(fk.training.data_mesh())
+    found = fk.sample_and_log_prob(flow, (1,), batching=everywhere, **options)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5)
+
+
+def test_derivatives_over_devices():
+    """The end is linear in the start, so its derivative along the start is the end."""
+    everywhere = OverDevices(fk.training.data_mesh())
+    grid = {"solver": dfx.Midpoint(), "num_steps": 6, "adjoint": dfx.DirectAdjoint()}
+    end = lambda x0: draw(everywhere, x0=x0, **grid).values
+    x0 = jr.normal(jr.key(1), (24, 2))
+    values, pull = jax.vjp(end, x0)
+    (gradient,) = pull(jnp.ones_like(values))
+    np.testing.assert_allclose(gradient * x0, values, rtol=1e-5)
+
+
+def test_misuse_over_devices():
+    everywhere = OverDevices(fk.training.data_mesh())
+    options = {"cond": 1.0, "cond_axes": None, "key": jr.key(0), "batching": everywhere}
+    with pytest.raises(ValueError, match="2 devices, which do not divide a batch of 3"):
+        fk.sample(turning, (2,), num_samples=3, **options)
+    with pytest.raises(ValueError, match='`mesh` must have the axis "data" alone'):
+        OverDevices(jax.make_mesh((2,), ("model",)))

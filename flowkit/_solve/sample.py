@@ -85,7 +85,8 @@ def sample(
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in
         `fk.integrate`.
     - `batching`: how the samples share the device: `fk.solvers.Lockstep()`,
-        `fk.solvers.SharedStep()` or `fk.solvers.RefilledSlots(num_slots)`.
+        `fk.solvers.SharedStep()` or `fk.solvers.RefilledSlots(num_slots)`; over several
+        devices, each with its part, `fk.solvers.OverDevices(mesh)`.
 
     **Returns:** `fk.Samples(values, stats)`, `values` of shape `(num_samples, *shape)`.
     """

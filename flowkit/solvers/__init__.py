@@ -33,6 +33,7 @@ from flowkit.solvers._grids import (
     shifted_grid as shifted_grid,
 )
 from flowkit.solvers._learned_steps import LearnedSteps as LearnedSteps
+from flowkit.solvers._over_devices import OverDevices as OverDevices
 from flowkit.solvers._refilled_slots import RefilledSlots as RefilledSlots
 from flowkit.solvers._rk4 import RK4 as RK4
 from flowkit.solvers._shared_step import SharedStep as SharedStep

@@ -1,0 +1,64 @@
+"""A batch that is solved by several devices."""
+
+import equinox as eqx
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from flowkit._devices import AXIS, divided, Division, over_devices
+from flowkit._solve.batching import AbstractBatching, Lockstep, Rows, Stats
+from flowkit._solve.options import Solve
+
+
+class OverDevices(AbstractBatching):
+    """Each device of a mesh solves its part of the batch, and waits for no other one.
+
+    ```python
+    everywhere = fk.solvers.OverDevices(fk.training.data_mesh())
+    samples = fk.sample(flow, (2,), num_samples=4096, batching=everywhere, key=key)
+    ```
+
+    Samples are those of one device, up to rounding; with `SharedStep` each device has a step
+    size of its own. The result is spread over the devices, see `samples.values.sharding`. An
+    error counts samples from the first one of its device. For gradients give
+    `adjoint=diffrax.DirectAdjoint()`: the checkpoints of the default one cannot be made here.
+
+    **Arguments:**
+
+    - `mesh`: devices with the axis `"data"`, as of `fk.training.data_mesh`. They must divide the
+        number of samples.
+    - `batching`: how the samples of one device share it.
+    """
+
+    mesh: Mesh = eqx.field(static=True)
+    batching: AbstractBatching = Lockstep()
+
+    def __check_init__(self):
+        if self.mesh.axis_names != (AXIS,):
+            raise ValueError(
+                f'`mesh` must have the axis "{AXIS}" alone, got {self.mesh.axis_names}; '
+                "`fk.training.data_mesh()` makes one."
+            )
+
+    def solve(
+        self, rows: Rows, times: tuple[Array, Array], options: Solve
+    ) -> tuple[PyTree[Array], Stats]:
+        number = self.mesh.size
+        if len(rows) % number:
+            raise ValueError(
+                f"`batching` is over {number} devices, which do not divide a batch of "
+                f"{len(rows)}; ask for a multiple."
+            )
+
+        is_shared = rows.cond_axes is None
+        shared = (rows.velocity_of, rows.cond if is_shared else None, times)
+        examples = (rows.starts, None if is_shared else rows.cond, rows.extra)
+
+        def per_device(shared, examples):
+            velocity_of, common, times = shared
+            starts, own, extra = examples
+            cond = common if is_shared else own
+            part = Rows(velocity_of, starts, cond, extra, rows.cond_axes)
+            return self.batching.solve(part, times, options)
+
+        with divided(Division(number, self.mesh)):
+            return over_devices(per_device, shared, examples)
