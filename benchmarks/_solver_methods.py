@@ -167,15 +167,14 @@ def methods(
     yield fitted_steps(case, budget, key=steps_key)
 
 
-def fixed_grids(num_steps: int, end: float) -> dict[str, jax.Array]:
-    """Nine grids of so many steps, from short steps near the noise to short ones near the data."""
-    grids = {"uniform": fk.solvers.power_grid(num_steps, 1.0, end=end)}
-    for shift in (1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0):
-        grid = fk.solvers.shifted_grid(num_steps, shift, end=end)
-        grids[f"shift {shift:.2g}"] = grid
-    grids["quadratic"] = fk.solvers.power_grid(num_steps, end=end)
-    grids["EDM"] = fk.solvers.edm_grid(num_steps, end=end)
-    return grids
+def fixed_grids(num_steps: int, end: float) -> list[jax.Array]:
+    """Nine grids: seven shifted ones, of which one is uniform, a quadratic one, and EDM's."""
+    shifts = (1 / 3, 1 / 2, 2 / 3, 1.0, 3 / 2, 2.0, 3.0)
+    return [
+        *(fk.solvers.shifted_grid(num_steps, shift, end=end) for shift in shifts),
+        fk.solvers.power_grid(num_steps, end=end),
+        fk.solvers.edm_grid(num_steps, end=end),
+    ]
 
 
 def chosen(case: Case, name: str) -> Method:
@@ -184,7 +183,7 @@ def chosen(case: Case, name: str) -> Method:
     settings = {}
     for number in GRIDS[name]:
         errors = {}
-        for grid in fixed_grids(number, end).values():
+        for grid in fixed_grids(number, end):
             options = on_grid(name, grid)
             errors[case.error(case.sample(**options).values)] = options
         settings[number] = errors[min(errors)]

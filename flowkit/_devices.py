@@ -21,7 +21,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 
@@ -50,6 +50,12 @@ class Division:
 
         # Whether anything was divided so far.
         self.used = False
+
+
+def with_auto_axes(mesh: Mesh) -> Mesh:
+    """Those of `jax.make_mesh` are explicit, for programs that state every sharding."""
+    types = (AxisType.Auto,) * mesh.devices.ndim
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 _division: Any = jax.make_user_context(None)

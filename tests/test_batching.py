@@ -136,11 +136,26 @@ def test_devices_solve_their_parts_of_a_batch():
 
 
 def test_slots_of_several_devices():
-    everywhere = OverDevices(fk.training.data_mesh(), RefilledSlots(5))
+    """Of a mesh with explicit axes, as JAX makes them."""
+    everywhere = OverDevices(jax.make_mesh((2,), ("data",)), RefilledSlots(5))
     grid = {"solver": dfx.Midpoint(), "num_steps": 6}
     expected = draw(Lockstep(), **grid)
     found = draw(everywhere, **grid)
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
+
+
+def test_masks_over_devices():
+    """Each row keeps its own: the solution is x exp(the number of valid points)."""
+
+    def growing(t, x, cond, mask=None):
+        return x * jnp.sum(mask, dtype=x.dtype)
+
+    mask = jnp.arange(4) < jnp.array([1, 2, 3, 4])[:, None]
+    everywhere = OverDevices(fk.training.data_mesh())
+    options = {"num_samples": 4, "x0": jnp.ones((4, 4, 1)), "mask": mask} | FINE
+    values = fk.sample(growing, (4, 1), batching=everywhere, **options).values
+    expected = np.where(mask, np.exp(np.arange(1, 5))[:, None], 0)
+    np.testing.assert_allclose(values[..., 0], expected, rtol=1e-4)
 
 
 def test_log_probs_over_devices():

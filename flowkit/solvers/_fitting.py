@@ -90,6 +90,7 @@ def budget_of(num_iterations: int, batch_size: int | None, num_noises: int) -> B
     return Budget(as_size("num_iterations", num_iterations), min(size, num_noises))
 
 
+@eqx.filter_jit
 def minimize(
     task: Task,
     walk_of: Callable[[PyTree[Array]], Callable],
@@ -105,11 +106,6 @@ def minimize(
     - `walk_of(params)`: a function `(velocity, start, cond) -> end`.
     - `starts`: the parameters to choose from, in rows.
     """
-    return _minimize(task, walk_of, starts, budget)
-
-
-@eqx.filter_jit
-def _minimize(task, walk_of, starts, budget):
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], starts))
     flat_starts = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
     misses = _misses_of(task, lambda flat: walk_of(unravel(flat)), budget.batch_size)

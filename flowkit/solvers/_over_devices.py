@@ -4,7 +4,13 @@ import equinox as eqx
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from flowkit._devices import AXIS, divided, Division, over_devices
+from flowkit._devices import (
+    AXIS,
+    divided,
+    Division,
+    over_devices,
+    with_auto_axes,
+)
 from flowkit._solve.batching import AbstractBatching, Lockstep, Rows, Stats
 from flowkit._solve.options import Solve
 
@@ -29,7 +35,7 @@ class OverDevices(AbstractBatching):
     - `batching`: how the samples of one device share it.
     """
 
-    mesh: Mesh = eqx.field(static=True)
+    mesh: Mesh = eqx.field(static=True, converter=with_auto_axes)
     batching: AbstractBatching = Lockstep()
 
     def __check_init__(self):

@@ -19,10 +19,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from flowkit._devices import AXIS, divided, Division, sharded_axis, split_at
+from flowkit._devices import (
+    AXIS,
+    divided,
+    Division,
+    sharded_axis,
+    split_at,
+    with_auto_axes,
+)
 from flowkit.training._step.sharding import (
     check_divisible,
     check_mesh,
@@ -135,9 +142,7 @@ def _as_mesh(mesh: Any) -> Mesh:
             f"`mesh` must be a mesh, got {type(mesh).__name__}; "
             "`fk.training.data_mesh(devices)` makes one."
         )
-    # Those of `jax.make_mesh` have explicit axes, for programs that state every sharding.
-    types = (AxisType.Auto,) * mesh.devices.ndim
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+    return with_auto_axes(mesh)
 
 
 class Replicated(_AbstractPartitioned):
