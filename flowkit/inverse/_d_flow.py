@@ -64,7 +64,8 @@ class DFlow(AbstractMethod):
         return one_by_one(self._sample, problem, num_samples, key)
 
     def _sample(self, problem: Problem, key: PRNGKey) -> Float[Array, "..."]:
-        adjoint = dfx.RecursiveCheckpointAdjoint()
+        # Every state of so short a solve is kept, so that no step is taken twice.
+        adjoint = dfx.RecursiveCheckpointAdjoint(checkpoints=self.num_steps)
         options = resolve(self.solver, self.num_steps, None, 4096, adjoint, True)
 
         def flow(x0):
