@@ -106,8 +106,6 @@ def check(config: Config) -> None:
         of_model = config.model.without_effect()
         idle |= {f"model.{name}": reason for name, reason in of_model.items()}
         idle["model.shape"] = "it is that of the images"
-        if config.model.network == "unet":
-            idle["evaluation.resolution"] = "a U-Net knows images of one size"
     if config.command == "train":
         reason = "`train` draws no whole images"
         idle |= {f"evaluation.{name}": reason for name in AT_THE_END}

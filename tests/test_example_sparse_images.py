@@ -170,7 +170,6 @@ train --evaluation.final-steps 9: --evaluation.final-steps has no effect
 train --evaluation.num-samples 9: --evaluation.num-samples has no effect
 train --evaluation.no-keep-observed: --evaluation.keep-observed has no effect
 train --evaluation.resolution 9: --evaluation.resolution has no effect
-all --model.network unet --evaluation.resolution 9: a U-Net knows images of one size
 evaluate --training.keep 9: --training.keep has no effect
 evaluate --seed 9: --seed has no effect here: the run in the output folder has its own
 train --seed x: invalid literal for int

@@ -233,19 +233,45 @@ def test_networks_of_images_answer_for_whole_images():
     seen = (PIXELS.input_coords, PIXELS.input_values)
     with pytest.raises(ValueError, match="`query_coords` are 16 points.*8 x 8 pixels"):
         constant(0.5, (8, 8)).sample(*seen, coords, key=jr.key(0))
-    report = fk.pipelines.SparseFlowReport(IMAGES, PIXELS, batch_size=2)
-    with pytest.raises(ValueError, match="`resolution` needs a network of coordinates"):
-        report.write(constant(0.5, (8, 8)), "nowhere", resolution=4, key=jr.key(0))
+
+
+class Known(eqx.Module):
+    """A process that knows the first image, whatever was observed."""
+
+    def sample_image(self, coords, values, h, w, *, key):
+        image = jnp.asarray(IMAGES[0]).reshape(64, 1)
+        return image, image
+
+
+@pytest.mark.parametrize("grid", [None, (8, 8)])
+def test_images_of_another_size(grid):
+    """Twice as many intervals: every other pixel is one of the image's own.
+
+    Between those lies what kriging makes of them. A network of coordinates needs none.
+    """
+    model = fk.pipelines.SparseFlow(fk.Flow(still), Known(), grid)
+    if grid is None:
+        model = constant(0.25)
+    seen = (PIXELS.input_coords, PIXELS.input_values)
+    options = {"num_steps": 1, "key": jr.key(0)}
+    found = np.asarray(model.sample_image(*seen, 15, 15, **options))
+    if grid is None:
+        np.testing.assert_array_equal(found, np.full((4, 15, 15, 1), 0.25))
+        return
+
+    # The process takes its pixels for noisy, by a hundredth of its scale.
+    np.testing.assert_allclose(found[2, ::2, ::2], IMAGES[0], atol=3e-3)
+    pixels = (fk.data.pixel_coords(8, 8), IMAGES[0].reshape(64, 1))
+    queries = fk.data.pixel_coords(15, 15)
+    between = fk.inverse.GaussianProcess(0.3).mean(*pixels, queries)
+    expected = np.clip(between, 0, 1).reshape(15, 15, 1)
+    np.testing.assert_allclose(found[2], expected, atol=1e-5)
+    own = model.sample_image(*seen, 8, 8, **options)
+    np.testing.assert_array_equal(own[1], IMAGES[0])
 
 
 def test_output_pixels_of_a_whole_image():
-    """A process that knows the image: the output pixels are those of the image."""
-
-    class Known(eqx.Module):
-        def sample_image(self, coords, values, h, w, *, key):
-            image = jnp.asarray(IMAGES[0]).reshape(64, 1)
-            return image, image
-
+    """The process knows the image: the output pixels are those of the image."""
     one = fk.data.SparsePixels(*(leaf[:1] for leaf in PIXELS))
     model = fk.pipelines.SparseFlow(fk.Flow(still), Known(), (8, 8))
     found = model.predict(one, num_steps=1, key=jr.key(0))

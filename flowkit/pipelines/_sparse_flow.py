@@ -17,14 +17,18 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_units
+from flowkit._checks import as_size, check_units
 from flowkit._couplings import independent, Paired
 from flowkit._flow import Flow
 from flowkit._losses import flow_matching_loss
 from flowkit._solve import integrate, sample
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.data import pixel_coords, SparsePixels
+from flowkit.inverse import GaussianProcess
 from flowkit.nn import Observed
+
+
+_BETWEEN_PIXELS = GaussianProcess(0.3)
 
 
 class SparseFlow(eqx.Module):
@@ -124,6 +128,36 @@ class SparseFlow(eqx.Module):
         # What a solver with few steps overshoots is no intensity.
         return jnp.clip(drawn.values, 0, 1)
 
+    def sample_image(
+        self,
+        coords: Float[AnyArray, "b n 2"],
+        values: Float[AnyArray, "b n c"],
+        h: int,
+        w: int,
+        *,
+        key: PRNGKey,
+        **options: Any,
+    ) -> Float[Array, "b {h} {w} c"]:
+        """One sample of each image, of any size.
+
+        A network that answers at any coordinates is asked for those of all pixels. One with
+        a `grid` makes the image of its own size. What is wanted between those pixels is the
+        mean of a `fk.inverse.GaussianProcess` given them, which is smooth.
+
+        **Arguments:**
+
+        - `coords`, `values`: the observed pixels.
+        - `h`, `w`: the size of the images.
+        - `options`: as in `sample`.
+        """
+        h, w = as_size("h", h), as_size("w", w)
+        own = self.grid or (h, w)
+        options = {"key": key} | options
+        found = self.sample(coords, values, pixel_coords(*own), **options)
+        if own != (h, w):
+            found = _between(found, own, (h, w))
+        return found.reshape(len(found), h, w, -1)
+
     @eqx.filter_jit
     def trajectories(
         self,
@@ -200,3 +234,18 @@ class SparseFlow(eqx.Module):
 
         starts, means = jax.vmap(draw)(seen, jr.split(key, number))
         return starts, (seen, means)
+
+
+@eqx.filter_jit
+def _between(
+    values: Float[Array, "b n c"], own: tuple[int, int], wanted: tuple[int, int]
+) -> Float[Array, "b m c"]:
+    """Images of another size, from all pixels of their own."""
+    coords = pixel_coords(*own)
+    queries = pixel_coords(*wanted)
+
+    def interpolate(values):
+        return _BETWEEN_PIXELS.mean(coords, values, queries)
+
+    # One after another: each needs the squares of the numbers of pixels.
+    return jnp.clip(jax.lax.map(interpolate, values), 0, 1)

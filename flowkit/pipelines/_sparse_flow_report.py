@@ -116,15 +116,9 @@ class SparseFlowReport(eqx.Module):
         - `num_batches`: the maximum number of batches of images.
         - `num_samples`: samples of each image.
         - `num_steps`: solver steps.
-        - `resolution`: pixels of a side of images that are drawn at another resolution.
-
-        **Raises:** `ValueError` for a resolution if the network is one of images.
+        - `resolution`: pixels of a side of images that are drawn at another resolution,
+            by `SparseFlow.sample_image`.
         """
-        if resolution is not None and model.grid is not None:
-            raise ValueError(
-                "`resolution` needs a network of coordinates, such as `fk.nn.PixelField`; "
-                f"this one knows images of {model.grid[0]} x {model.grid[1]} pixels."
-            )
         sample_key, path_key, side_key = jr.split(key, 3)
         tracker = metrics.Tracker()
         for i in range(self._number(num_batches)):
@@ -278,8 +272,7 @@ class SparseFlowReport(eqx.Module):
         rows = slice(0, _NUM_ROWS)
         seen = (pixels.input_coords[rows], pixels.input_values[rows])
         options = {"solver": self.solver, "num_steps": num_steps}
-        found = model.sample(*seen, pixel_coords(side, side), **options, key=key)
-        found = np.asarray(found).reshape(-1, side, side, images.shape[-1])
+        found = np.asarray(model.sample_image(*seen, side, side, **options, key=key))
 
         # Pixels that are not numbers are drawn in the color of what was not observed.
         mask = self._mask(pixels)[rows]
