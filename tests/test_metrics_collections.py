@@ -8,6 +8,8 @@ from scipy.spatial.distance import jensenshannon
 
 import flowkit.metrics as metrics
 
+from .oracles import compilations
+
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -310,3 +312,62 @@ def test_scores_of_equal_clouds():
 def test_wrong_use(call, message):
     with pytest.raises(ValueError, match=message):
         call(normal(0, 4, 5, 2), normal(1, 4, 5, 2))
+
+
+# ---- what a transformation must not hide
+
+
+def matrices(bad):
+    clouds = np.abs(normal(0, 3, 4, 4))
+    clouds[1, 2, 3] = bad
+    return clouds
+
+
+@pytest.mark.parametrize("bad", [1.0, np.nan])
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda d: metrics.one_nna(*d),
+        lambda d: metrics.coverage(d[1]),
+        lambda d: metrics.jsd(d, d),
+        lambda d: metrics.interval_coverage(d, d[0], 0.4),
+        lambda d: metrics.rank_histogram(d, d[0]),
+    ],
+    ids=["1-NNA", "coverage", "JSD", "intervals", "ranks"],
+)
+def test_nan_stays_nan_where_values_are_not_known(score, bad):
+    """Comparisons would take NaN for a number."""
+    values = jax.jit(score)(matrices(bad))
+    assert np.isnan(values).any() == np.isnan(bad)
+
+
+def test_other_limits_compile_nothing():
+    x = normal(0, 2, 5, 2)
+    metrics.jsd(x, x, limits=(-1.0, 1.0))
+    with compilations() as events:
+        metrics.jsd(x, x, limits=(-2.0, 3.0)).block_until_ready()
+    assert not events
+
+
+def test_a_distance_is_one_number():
+    with pytest.raises(ValueError, match="`distance` must return one number.*Bounds"):
+        metrics.pairwise(metrics.emd_bounds, normal(0, 2, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda x: metrics.frechet_distance(x, x, jnp.ravel),
+            "`x` and `y` must be known",
+        ),
+        (
+            lambda x: metrics.simulation_based_calibration(x, x[0]).p_values,
+            "`samples` and `truth` must be known",
+        ),
+        (lambda x: metrics.Tracker().add(mse=x).means()["mse"], "`mse` must be known"),
+    ],
+)
+def test_what_is_counted_on_the_host_says_so(call, message):
+    with pytest.raises(ValueError, match=message):
+        jax.jit(call)(normal(0, 4, 3, 2))

@@ -226,3 +226,24 @@ def test_strict_settings():
         warnings.simplefilter("error")
         for call in calls:
             assert np.isfinite(jax.tree.leaves(call())[0]).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 5e6])
+def test_float64_far_from_zero_is_not_rounded_silently(offset):
+    """Float32 rounds 5e6 to halves: distances there are not those of the points."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 20, 2))
+    expected = exact_assignment(x, y, 2)
+    call = lambda: metrics.w2(x + offset, y + offset)
+    if offset:
+        with pytest.warns(UserWarning, match="differs by .* Subtract the same offset"):
+            assert abs(call() - expected) > 1e-3
+        return
+    assert call() == pytest.approx(expected, rel=1e-5)
+
+
+def test_half_precision_comes_back_in_float32():
+    log_probs = jnp.asarray([-1000.0], jnp.float16)
+    bits = metrics.bits_per_dimension(log_probs, 7, bin_width=1 / 128)
+    assert bits.dtype == jnp.float32
+    assert bits[0] == pytest.approx(1000 / (7 * np.log(2)) + 7, rel=1e-6)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from flowkit._checks import as_size
 from flowkit._types import FloatArray
+from flowkit.metrics._inputs import working_dtype
 
 
 def bits_per_dimension(
@@ -36,4 +37,5 @@ def bits_per_dimension(
     size = as_size("size", size)
     if not bin_width > 0:
         raise ValueError(f"`bin_width` must be positive, got {bin_width}.")
-    return -jnp.asarray(log_prob) / (size * math.log(2)) - math.log2(bin_width)
+    log_prob = jnp.asarray(log_prob, working_dtype(log_prob))
+    return -log_prob / (size * math.log(2)) - math.log2(bin_width)

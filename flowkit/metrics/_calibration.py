@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray
-from flowkit.metrics._inputs import check_values, working_dtype
+from flowkit.metrics._inputs import check_values, nan_if_any, working_dtype
 
 
 def crps(
@@ -127,13 +127,17 @@ def _crps(samples, truth):
 def rank_bounds(
     samples: Float[AnyArray, " n *shape"], truth: Float[AnyArray, " *shape"]
 ) -> tuple[Float[Array, " *shape"], Float[Array, " *shape"]]:
-    """The lowest and the highest rank that the truth may have; they differ by ties."""
+    """The lowest and the highest rank that the truth may have; they differ by ties.
+
+    NaN among the samples or in the truth, which has no rank, makes them NaN.
+    """
     dtype = working_dtype(samples)
     samples = jnp.asarray(samples, dtype)
     truth = jnp.asarray(truth, dtype)[None]
+    missing = jnp.any(jnp.isnan(samples - truth), axis=0)
     lowest = jnp.sum(samples < truth, axis=0, dtype=dtype)
     highest = jnp.sum(samples <= truth, axis=0, dtype=dtype)
-    return lowest, highest
+    return jnp.where(missing, jnp.nan, lowest), jnp.where(missing, jnp.nan, highest)
 
 
 @eqx.filter_jit
@@ -157,4 +161,5 @@ def _rank_histogram(samples, truth):
     ranks = ranks.reshape(-1, *[1] * lowest.ndim)
     possible = (lowest[None] <= ranks) & (ranks <= highest[None])
     shares = jnp.where(possible, share[None], 0)
-    return jnp.sum(shares.reshape(len(ranks), -1), axis=1)
+    counts = jnp.sum(shares.reshape(len(ranks), -1), axis=1)
+    return nan_if_any(counts, lowest)

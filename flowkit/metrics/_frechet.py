@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import as_size
-from flowkit._types import AnyArray
+from flowkit._types import AnyArray, is_traced
 from flowkit.metrics._gaussian import gaussian_w2
-from flowkit.metrics._inputs import check_values
+from flowkit.metrics._inputs import check_values, working_dtype
 
 
 def frechet_distance(
@@ -53,6 +53,11 @@ def frechet_distance(
     **Reference:** Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to
     a Local Nash Equilibrium* (2017), arXiv 1706.08500.
     """
+    if is_traced(x, y):
+        raise ValueError(
+            "`x` and `y` must be known, since their moments are summed in float64 on the "
+            "host: call `frechet_distance` outside of `jax.jit` and `jax.vmap`."
+        )
     size = as_size("block", block)
     for name, examples in (("x", x), ("y", y)):
         check_values(name, examples)
@@ -63,7 +68,8 @@ def frechet_distance(
 
     mean_x, cov_x = _moments(x, features, size)
     mean_y, cov_y = _moments(y, features, size)
-    return gaussian_w2(mean_x, cov_x, mean_y, cov_y) ** 2
+    distance = gaussian_w2(mean_x, cov_x, mean_y, cov_y)
+    return (distance**2).astype(working_dtype(x))
 
 
 def _moments(

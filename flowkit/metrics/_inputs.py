@@ -5,6 +5,7 @@ no influence, whatever they hold. Everything is computed and returned in the typ
 first set, but half precision in float32: it would overflow, or lose the digits of a sum.
 """
 
+import warnings
 from typing import Any, TypeAlias
 
 import jax
@@ -17,6 +18,9 @@ from flowkit._types import AnyArray, FloatArray, is_traced, Mask, sum_dtype
 
 
 AnyMask: TypeAlias = Bool[AnyArray, "..."] | None
+
+_LEAST_DIGITS = 1e-3
+"""The part of their spread by which values may be rounded without a warning."""
 
 
 def check_values(name: str, x: FloatArray, mask: AnyMask = None) -> None:
@@ -39,6 +43,24 @@ def check_values(name: str, x: FloatArray, mask: AnyMask = None) -> None:
     if not np.isfinite(values).all():
         raise ValueError(
             f"`{name}` holds values that are not finite; drop those points or mask them."
+        )
+    _warn_of_rounding(name, values)
+
+
+def _warn_of_rounding(name: str, values: np.ndarray) -> None:
+    """Warns where values in float64 differ by less than float32 can tell apart."""
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    if dtype == values.dtype or values.ndim == 0:
+        return
+
+    rounding = np.max(np.abs(values)) * float(jnp.finfo(dtype).eps)
+    spread = np.max(np.ptp(values, axis=0))
+    if rounding > _LEAST_DIGITS * spread > 0:
+        warnings.warn(
+            f"`{name}` differs by {spread:.2g}, but so far from zero {dtype} rounds by "
+            f"{rounding:.1g}. Subtract the same offset from both arguments, or use "
+            "float64 (`jax.config.update('jax_enable_x64', True)`).",
+            stacklevel=4,
         )
 
 
@@ -88,6 +110,12 @@ def prepare_pair(
     x, mask_x = prepare(x, mask_x, dtype)
     y, mask_y = prepare(y, mask_y, dtype)
     return x, y, mask_x, mask_y
+
+
+def nan_if_any(value: Float[Array, "..."], *inputs: Array) -> Float[Array, "..."]:
+    """NaN if an input has one: comparisons take NaN for a number, and hide it."""
+    missing = [jnp.any(jnp.isnan(x)) for x in inputs]
+    return jnp.where(jnp.any(jnp.stack(missing)), jnp.nan, value)
 
 
 def fill(x: Float[Array, "n d"], mask: Mask | None) -> Float[Array, "n d"]:

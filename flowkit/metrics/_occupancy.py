@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flowkit._types import AnyArray, Number
-from flowkit.metrics._inputs import check_values, working_dtype
+from flowkit._types import AnyArray, Number, numbers_as_arrays
+from flowkit.metrics._inputs import check_values, nan_if_any, working_dtype
 
 
 MAX_CELLS = 2**24
@@ -62,6 +62,7 @@ def jsd(
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"`limits` is {limits}; the lower limit comes first.")
 
+    limits = numbers_as_arrays(limits)
     return _jsd(samples, reference, num_cells, limits, mask_samples, mask_reference)
 
 
@@ -75,7 +76,8 @@ def _jsd(samples, reference, num_cells, limits, mask_samples, mask_reference):
     p = _occupancy(samples, mask_samples, low, width, num_cells)
     q = _occupancy(reference, mask_reference, low, width, num_cells)
     middle = (p + q) / 2
-    return jnp.sum(_kl_terms(p, middle) + _kl_terms(q, middle)) / 2
+    divergence = jnp.sum(_kl_terms(p, middle) + _kl_terms(q, middle)) / 2
+    return nan_if_any(divergence, p, q)
 
 
 def _grid(points, mask, limits):
@@ -110,7 +112,8 @@ def _occupancy(points, mask, low, width, num_cells):
     num_all = num_cells ** cells.shape[1]
     # In integers: a float32 sum of ones stops growing at `2**24`.
     counts = jax.ops.segment_sum(valid.astype(jnp.int32), index, num_all)
-    return counts.astype(points.dtype) / jnp.sum(counts).astype(points.dtype)
+    fractions = counts.astype(points.dtype) / jnp.sum(counts).astype(points.dtype)
+    return nan_if_any(fractions, scaled)
 
 
 def _kl_terms(p, middle):

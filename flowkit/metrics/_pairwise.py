@@ -80,6 +80,15 @@ def _check_matrix(matrix) -> None:
         )
 
 
+def _number(value: Any) -> Array:
+    if eqx.is_array_like(value) and jnp.ndim(value) == 0:
+        return jnp.asarray(value)
+    raise ValueError(
+        "`distance` must return one number for two clouds, such as "
+        f"`lambda x, y: emd_bounds(x, y).upper`; got {type(value).__name__}."
+    )
+
+
 @eqx.filter_jit
 def _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size):
     within = ys is None
@@ -97,7 +106,7 @@ def _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size):
             masks["mask_x"] = jnp.asarray(mask_xs)[i]
         if mask_ys is not None:
             masks["mask_y"] = jnp.asarray(mask_ys)[j]
-        return distance(xs[i], ys[j], **masks)
+        return _number(distance(xs[i], ys[j], **masks))
 
     values = lax.map(one, pairs, batch_size=block_size)
     if not within:

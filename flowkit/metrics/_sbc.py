@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import as_size
-from flowkit._types import AnyArray
+from flowkit._types import AnyArray, is_traced
 from flowkit.metrics._calibration import rank_bounds, rank_histogram
 from flowkit.metrics._inputs import check_values
 
@@ -81,6 +81,11 @@ def simulation_based_calibration(
     **Reference:** Talts, Betancourt, Simpson, Vehtari & Gelman, *Validating Bayesian
     Inference Algorithms with Simulation-Based Calibration* (2018), arXiv 1804.06788.
     """
+    if is_traced(samples, truth):
+        raise ValueError(
+            "`samples` and `truth` must be known: call `simulation_based_calibration` "
+            "outside of `jax.jit` and `jax.vmap`."
+        )
     check_values("samples", samples)
     check_values("truth", truth)
     num_ranks = len(samples) + 1

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._types import AnyArray, is_traced
-from flowkit.metrics._inputs import working_dtype
+from flowkit.metrics._inputs import nan_if_any, working_dtype
 
 
 def one_nna(
@@ -93,7 +93,8 @@ def _one_nna(d_xx, d_xy, d_yy):
     d_xy = jnp.asarray(d_xy, dtype)
     of_samples = _hits(jnp.asarray(d_xx, dtype), jnp.min(d_xy, axis=1))
     of_references = _hits(jnp.asarray(d_yy, dtype), jnp.min(d_xy, axis=0))
-    return jnp.mean(jnp.concatenate([of_samples, of_references]))
+    accuracy = jnp.mean(jnp.concatenate([of_samples, of_references]))
+    return nan_if_any(accuracy, d_xx, d_xy, d_yy)
 
 
 def _hits(d_same, to_other):
@@ -114,4 +115,4 @@ def _mmd(d_xy):
 def _coverage(d_xy):
     nearest = jnp.argmin(jnp.asarray(d_xy), axis=1)
     covered = jnp.zeros(d_xy.shape[1], working_dtype(d_xy)).at[nearest].set(1)
-    return jnp.mean(covered)
+    return nan_if_any(jnp.mean(covered), d_xy)

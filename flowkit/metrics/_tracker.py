@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Real
 
-from flowkit._types import AnyArray, Number
+from flowkit._types import AnyArray, is_traced, Number
 
 
 Values: TypeAlias = Real[AnyArray, "..."] | Number | None
@@ -44,6 +44,11 @@ class Tracker(NamedTuple):
         for name, value in values.items():
             if value is None:
                 continue
+            if is_traced(value):
+                raise ValueError(
+                    f"`{name}` must be known: return it from the compiled function, and "
+                    "add it outside."
+                )
             # On the host, so that no array of a device is kept alive.
             flat = np.asarray(value).astype(np.float64).reshape(-1)
             joined[name] = (*joined.get(name, ()), flat)
