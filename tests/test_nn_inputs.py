@@ -204,3 +204,25 @@ def test_times_are_not_rounded_to_half_precision():
     x = np.zeros(1, np.float32)
     half = mlp(0.7, x.astype(jnp.bfloat16)).astype(np.float32)
     np.testing.assert_allclose(half, mlp(0.7, x), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "build"),
+    [
+        ("depth", lambda: nn.AdaLNMLP(2, 4, depth=0, key=KEY)),
+        ("depth", lambda: nn.DiT(2, 4, depth=0, key=KEY)),
+        ("depth", lambda: nn.CrossAttentionCRN(2, 4, depth=0, key=KEY)),
+        ("depth", lambda: nn.CrossAttentionEncoder(2, 4, depth=0, key=KEY)),
+        ("num_latents", lambda: nn.CrossAttentionEncoder(2, 4, num_latents=0, key=KEY)),
+        ("num_slots", lambda: nn.SlotAttention(2, 4, num_slots=0, key=KEY)),
+        ("num_seeds", lambda: nn.PMA(4, num_seeds=0, key=KEY)),
+        ("num_inducing", lambda: nn.ISAB(4, num_inducing=0, key=KEY)),
+        ("num_steps", lambda: nn.Set2Set(4, num_steps=0, key=KEY)),
+        ("key_size", lambda: nn.AttentionPool(4, key_size=0, key=KEY)),
+        ("depth", lambda: nn.PixelField(depth=0, key=KEY)),
+        ("num_latents", lambda: nn.PerceiverIO(2, 1, num_latents=0, key=KEY)),
+    ],
+)
+def test_sizes_of_zero_are_named(size, build):
+    with pytest.raises(ValueError, match=f"`{size}` must be at least 1, got 0"):
+        eqx.filter_eval_shape(build)

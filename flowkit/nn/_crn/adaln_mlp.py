@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size
 from flowkit._masks import zero_masked
 from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._crn.base import (
@@ -83,6 +84,7 @@ class AdaLNMLP(AbstractCRN):
         residual: bool = True,
         key: PRNGKey,
     ):
+        depth = as_size("depth", depth)
         if time_embedding is None:
             time_embedding = SinusoidalTime(32)
         conditioning_key, modulation_key, embedding_key, out_key, *keys = jr.split(

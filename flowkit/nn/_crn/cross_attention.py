@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size
 from flowkit._masks import zero_masked
 from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._crn.base import (
@@ -89,10 +90,8 @@ class CrossAttentionCRN(AbstractCRN):
         key: PRNGKey,
         **block_options: Any,
     ):
-        if num_tokens < 1:
-            raise ValueError(
-                f"`num_tokens` must be at least 1 for each latent, got {num_tokens}."
-            )
+        num_tokens = as_size("num_tokens", num_tokens)
+        depth = as_size("depth", depth)
         if time_embedding is None:
             time_embedding = SinusoidalTime(32)
         conditioning_key, tokens_key, embedding_key, out_key, *keys = jr.split(

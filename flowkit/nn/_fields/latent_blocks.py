@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
+from flowkit._checks import as_size
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.nn._layers.attention import Attention
 from flowkit.nn._layers.feed_forward import FeedForward
@@ -100,6 +101,8 @@ class LatentReader(eqx.Module):
         key: PRNGKey,
         **block_options: Any,
     ):
+        depth = as_size("depth", depth)
+        num_latents = as_size("num_latents", num_latents)
         latents_key, *keys = jr.split(key, depth + 1)
         self.latents = learned_rows(num_latents, width_size, key=latents_key)
         self.blocks = tuple(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
+from flowkit._checks import as_size
 from flowkit._types import AnyArray, Mask, PRNGKey
 from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.attention import Attention
@@ -209,6 +210,7 @@ class ISAB(eqx.Module):
         key: PRNGKey,
         **block_options: Any,
     ):
+        num_inducing = as_size("num_inducing", num_inducing)
         inducing_key, gather_key, spread_key = jr.split(key, 3)
         self.inducing = learned_rows(num_inducing, width_size, key=inducing_key)
         self.gather = AttentionBlock(

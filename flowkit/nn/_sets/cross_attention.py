@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size
 from flowkit._types import AnyArray, Mask, Points, PRNGKey
 from flowkit.nn._layers.features import AbstractFeatures
 from flowkit.nn._layers.layer_norm import LayerNorm
@@ -64,6 +65,8 @@ class CrossAttentionEncoder(AbstractEncoder):
         key: PRNGKey,
         **block_options: Any,
     ):
+        depth = as_size("depth", depth)
+        num_latents = as_size("num_latents", num_latents)
         embedding_key, latents_key, out_key, *keys = jr.split(key, 2 * depth + 3)
         # A pair of blocks shares its rate.
         rates = depth_rates(stochastic_depth, depth)
