@@ -430,6 +430,16 @@ def test_any_number_of_steps_is_the_same_map(key):
         np.testing.assert_allclose(back, noise, atol=1e-3)
 
 
+def test_steps_and_grids_may_be_arrays():
+    """The map is `x -> x + (t - s) x`, whose ends depend on the grid."""
+    average = lambda s, t, x, cond: x
+    encode = lambda **options: fs.encode(average, np.ones(1, np.float32), **options)
+    times = (0, 0.25, 1)
+    np.testing.assert_allclose(encode(num_steps=np.int64(2)), [0.25])
+    for grid in (jnp.array(times), np.array(times), list(np.array(times)), times):
+        np.testing.assert_allclose(encode(grid=grid), [0.25 * 0.75])
+
+
 def test_renoising_keeps_the_law(key):
     num = 20_000
     values = fs.sample(

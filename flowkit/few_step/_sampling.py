@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
-from flowkit._checks import as_shape, check_example, check_sampling
+from flowkit._checks import as_shape, as_size, check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import LinearPath
 from flowkit._masks import zero_masked
@@ -22,6 +22,7 @@ from flowkit._types import (
     Mask,
     numbers_as_arrays,
     PRNGKey,
+    Scalar,
 )
 from flowkit.few_step._flow_map import expanded_interval, FlowMap, jump
 
@@ -33,7 +34,7 @@ def sample(
     num_samples: int,
     key: PRNGKey,
     num_steps: int = 1,
-    grid: Sequence[float] | None = None,
+    grid: Sequence[Scalar] | Float[AnyArray, " m"] | None = None,
     renoise: bool = False,
     cond: Cond = None,
     cond_axes: int | None = 0,
@@ -136,7 +137,7 @@ def encode(
     cond: Cond = None,
     *,
     num_steps: int = 1,
-    grid: Sequence[float] | None = None,
+    grid: Sequence[Scalar] | Float[AnyArray, " m"] | None = None,
     mask: Mask | None = None,
 ) -> Float[Array, "..."]:
     """The noise of one example, by jumps from 1 to 0.
@@ -184,10 +185,11 @@ def _jumps_to_the_end_only(flow_map: Callable) -> bool:
     return isinstance(flow_map, FlowMap) and flow_map.times is expanded_interval
 
 
-def _grid(num_steps: int, grid: Sequence[float] | None) -> tuple[float, ...]:
+def _grid(
+    num_steps: int, grid: Sequence[Scalar] | Float[AnyArray, " m"] | None
+) -> tuple[float, ...]:
     """The times of the jumps, from 0 to 1."""
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    num_steps = as_size("num_steps", num_steps)
     if grid is None:
         return tuple(i / num_steps for i in range(num_steps + 1))
 
