@@ -177,6 +177,8 @@ def test_solves_that_fail_are_nan():
             r"got shapes \[\(3, 2\), \(4, 2\)\]",
         ),
         ({"solver": dfx.Euler()}, "no error estimate"),
+        ({"num_probes": 4}, "`num_probes` must be at least 1, and needs a `key`"),
+        ({"num_probes": 0, "key": jr.key(0)}, "`num_probes` must be at least 1"),
     ],
 )
 def test_wrong_use(options, fragment):

@@ -67,8 +67,8 @@ def numpyro(
 
     **Returns:** a `numpyro.distributions.TransformedDistribution`.
 
-    **Raises:** `ValueError` if `cond` has no such leading axes; `ImportError` if NumPyro is not
-    there.
+    **Raises:** `ValueError` if `cond` has no such leading axes, and for `num_probes` without a
+    `key`; `ImportError` if NumPyro is not there.
     """
     try:
         from flowkit.interop._flow_distribution import flow_distribution, Solves
@@ -79,6 +79,11 @@ def numpyro(
 
     # Before the first call, where they would be found in the middle of a model.
     resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, False)
+    if num_probes is not None and (num_probes < 1 or key is None):
+        raise ValueError(
+            f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}."
+        )
+
     options = {
         "solver": solver,
         "num_steps": num_steps,
