@@ -479,6 +479,36 @@ def test_second_call_compiles_nothing(key):
     assert not events
 
 
+def test_options_may_be_arrays_which_compile_once(key):
+    """They have the values of plain numbers, traced as well."""
+    network = lambda times, x, cond: x * times[0] + cond
+    flow_map, x1, cond = fs.FlowMap(network), jnp.ones((8, 2)), jnp.ones((8, 1))
+
+    def loss(equal, power, constant, scale, mix, dropout):
+        return fs.mean_flow_loss(
+            flow_map,
+            x1,
+            cond,
+            key=key,
+            pairs=fs.TimePairs(equal=equal),
+            weight=fs.AdaptiveWeight(power, constant),
+            guidance=fs.Guidance(scale, mix, dropout, null=jnp.zeros(1)),
+        )
+
+    arrays = lambda *options: [jnp.array(option) for option in options]
+    loss(*arrays(0.5, 1.0, 0.01, 2.0, 0.3, 0.5))
+    options = (0.25, 0.5, 0.1, 1.5, 0.2, 0.25)
+    inputs = arrays(*options)
+    with compilations() as events:
+        value = loss(*inputs)
+    assert not events
+
+    np.testing.assert_allclose(value, loss(*options), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(loss)(*options), value, rtol=1e-5)
+    # Whole numbers too.
+    assert np.isfinite(loss(1, 2, 1, 2, 0, 0))
+
+
 def test_conditions_and_masks_in_sampling(key):
     network = lambda times, x, cond, mask: x * 0 + cond
     mask = np.array([[True, False], [True, True]])

@@ -28,8 +28,8 @@ class AdaptiveWeight(eqx.Module):
     **Reference:** Geng et al., Consistency Models Made Easy, 2024 (arXiv 2406.14548).
     """
 
-    power: float = 1.0
-    constant: float = 1e-3
+    power: Scalar = 1.0
+    constant: Scalar = 1e-3
     summed: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
@@ -46,7 +46,9 @@ class AdaptiveWeight(eqx.Module):
     ) -> Float[Array, ""]:
         """The weighted error, given the mean square of the valid entries and their number."""
         error = error * num_entries if self.summed else error
-        return error / jax.lax.stop_gradient((error + self.constant) ** self.power)
+        power = jnp.asarray(self.power, error.dtype)
+        constant = jnp.asarray(self.constant, error.dtype)
+        return error / jax.lax.stop_gradient((error + constant) ** power)
 
 
 def mean_square(value: Array, target: Array, mask: Array | None) -> Float[Array, ""]:

@@ -19,7 +19,7 @@ from flowkit._blocks import AutomaticBlock, Block, check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._losses import Batch, check_batch, Draw, Example
-from flowkit._types import AnyArray, Cond, is_traced, PRNGKey
+from flowkit._types import AnyArray, Cond, is_traced, PRNGKey, Scalar
 from flowkit.few_step._adaptive_weight import AdaptiveWeight, mean_square, weighted
 from flowkit.few_step._draw import (
     check_all_pairs,
@@ -59,9 +59,9 @@ class Guidance(eqx.Module):
     2505.13447), appendix.
     """
 
-    scale: float = 1.0
-    mix: float = 0.5
-    dropout: float = 0.1
+    scale: Scalar = 1.0
+    mix: Scalar = 0.5
+    dropout: Scalar = 0.1
     null: Any = None
 
     def __check_init__(self):
@@ -118,8 +118,9 @@ def _guided(
 
     with_condition = flow_map(s, s, x, example.cond, **keywords)
     without = flow_map(s, s, x, null, **keywords)
-    rest = 1 - guidance.scale - guidance.mix
-    guided = guidance.scale * v + guidance.mix * with_condition + rest * without
+    scale = jnp.asarray(guidance.scale, v.dtype)
+    mix = jnp.asarray(guidance.mix, v.dtype)
+    guided = scale * v + mix * with_condition + (1 - scale - mix) * without
 
     velocity = jax.lax.stop_gradient(jnp.where(dropped, v, guided))
     drop = lambda row, none: jnp.where(dropped, none, row)
@@ -145,7 +146,8 @@ def _loss(
     examples = draw_with_times(flow_map, batch, draw, dkey, pairs_of)
     if error.guidance is not None:
         num = batch.x1.shape[0]
-        dropped = jr.bernoulli(gkey, error.guidance.dropout, (num,))
+        dropout = jnp.asarray(error.guidance.dropout, float)
+        dropped = jr.bernoulli(gkey, dropout, (num,))
         examples = examples._replace(extra=dropped)
     loss, _ = mean_over_batch(error, flow_map, examples, block=block)
     return loss

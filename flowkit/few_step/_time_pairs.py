@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._losses import draw_times, uniform
-from flowkit._types import is_traced, PRNGKey
+from flowkit._types import is_traced, PRNGKey, Scalar
 
 
 class TimePairs(eqx.Module):
@@ -28,7 +28,7 @@ class TimePairs(eqx.Module):
 
     first: Callable
     second: Callable
-    equal: float
+    equal: Scalar
     ordered: bool = eqx.field(static=True)
 
     def __init__(
@@ -36,7 +36,7 @@ class TimePairs(eqx.Module):
         first: Callable = uniform,
         second: Callable | None = None,
         *,
-        equal: float = 0.75,
+        equal: Scalar = 0.75,
         ordered: bool = True,
     ):
         if not is_traced(equal) and not 0 <= equal <= 1:
@@ -58,7 +58,8 @@ class TimePairs(eqx.Module):
             earlier = jnp.minimum(s, t)
             t = jnp.maximum(s, t)
             s = earlier
-        return s, jnp.where(jr.bernoulli(equal_key, self.equal, (num,)), s, t)
+        equal = jr.bernoulli(equal_key, jnp.asarray(self.equal, dtype), (num,))
+        return s, jnp.where(equal, s, t)
 
 
 def draw_pairs(
