@@ -569,6 +569,18 @@ def test_explained_velocity_far_from_the_origin(key):
     np.testing.assert_allclose(reports[1].r2, reports[0].r2, atol=2e-3)
 
 
+def test_explained_velocity_in_half_precision(key):
+    """A sum of bfloat16 numbers ends at 256 of its terms, one of float16 at 2048."""
+    exact = fk.exact_flow(fk.Normal(1.3, 0.5))
+    x1 = fk.Normal(1.3, 0.5).sample((20_000, 1), key=key)
+    expected = fk.explained_velocity(exact, x1, key=key)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        report = fk.explained_velocity(exact, x1.astype(dtype), key=key)
+        # The draws are the same, rounded.
+        np.testing.assert_allclose(report.r2, expected.r2, atol=0.01)
+        np.testing.assert_allclose(report.total, expected.total, atol=1e-3)
+
+
 def test_explained_velocity_of_single_examples(key):
     report = fk.explained_velocity(
         fk.Flow(network()), jr.normal(key, (8, 2)), key=key, bins=20

@@ -13,7 +13,7 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import bare, Flow, standardize, Standardized, Velocity
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import stratified
-from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
+from flowkit._types import AnyArray, Cond, PRNGKey, sum_dtype, VelocityField
 
 
 class ExplainedVelocity(NamedTuple):
@@ -102,10 +102,15 @@ def _per_bin(values: Array, index: Array, bins: int) -> Array:
     return jax.ops.segment_sum(values, index, num_segments=bins)
 
 
+def _wide(x: Array) -> Array:
+    """In at least float32, since half precision cannot sum over a bin."""
+    return x.astype(sum_dtype(x.dtype))
+
+
 def _target(flow: Flow, example: Example) -> tuple[Array, Array]:
     """The conditional velocity of an example, and which of its entries are valid."""
-    c = flow.path.coefficients(example.t)
-    target = Velocity().evaluate(c, example.x0, example.x1)
+    c = flow.path.coefficients(_wide(example.t))
+    target = Velocity().evaluate(c, _wide(example.x0), _wide(example.x1))
     if example.mask is None:
         return target, jnp.ones(target.shape, bool)
 
@@ -129,12 +134,12 @@ def _squares(
     x_t = flow.path.interpolate(example.t, example.x0, example.x1)
     velocity = flow(example.t, x_t, example.cond, example.mask)
 
-    error = _square_sum(velocity - target, valid)
+    error = _square_sum(_wide(velocity) - target, valid)
     variance = _square_sum(target - jnp.broadcast_to(mean, target.shape), valid)
     if floor is None:
         return error, variance
 
-    exact = _square_sum(floor(example.t, x_t, example.cond) - target, valid)
+    exact = _square_sum(_wide(floor(example.t, x_t, example.cond)) - target, valid)
     return error - exact, variance - exact
 
 
