@@ -69,6 +69,21 @@ def test_losses_take_data_as_they_are(key):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
+def test_a_perfect_flow_with_itself_as_the_floor(flow, key):
+    x1 = jr.normal(key, (2000, 2)) * EXACT.std() + EXACT.mean()
+    report = fk.explained_velocity(flow, x1, key=key, bins=2, floor=flow)
+    np.testing.assert_allclose(report.r2, 1, atol=1e-5)
+
+    # The units of the data are not those in which the flow runs.
+    exact = fk.exact_flow(fk.Normal(EXACT.mean(), EXACT.std()))
+    other = fk.Standardized(flow.flow, MEAN, 2 * STD)
+    for wrong in (exact, other):
+        with pytest.raises(ValueError, match="`floor` .*`mean` and `std` of `flow`"):
+            fk.explained_velocity(flow, x1, key=key, floor=wrong)
+    with pytest.raises(ValueError, match="`floor` is a `fk.Standardized`"):
+        fk.explained_velocity(flow.flow, x1, key=key, floor=flow)
+
+
 def test_training_leaves_the_units_alone(key):
     """Weight decay would shrink them, even where their gradient is zero."""
     flow = fk.Standardized(fk.Flow(fk.nn.MLP(2, hidden_sizes=(8,), key=key)), MEAN, STD)

@@ -13,7 +13,14 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import bare, Flow, standardize, Standardized, Velocity
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import stratified
-from flowkit._types import AnyArray, Cond, PRNGKey, sum_dtype, VelocityField
+from flowkit._types import (
+    AnyArray,
+    Cond,
+    is_traced,
+    PRNGKey,
+    sum_dtype,
+    VelocityField,
+)
 
 
 class ExplainedVelocity(NamedTuple):
@@ -56,9 +63,16 @@ def explained_velocity(
     - `flow`, `x1`, `cond`, `source`, `coupling`, `mask`: as in `fk.flow_matching_loss`.
     - `bins`: the number of equal time bins.
     - `floor`: the exact velocity field, for instance `fk.exact_flow(...)`; called
-      `(t, x, cond)`, without the mask.
+      `(t, x, cond)`, without the mask. For a `fk.Standardized` flow it is a
+      `fk.Standardized` one, too: the exact flow of the standardized data, with the same
+      `mean` and `std`.
+
+    **Raises:** `ValueError` for batches that do not fit together, and for a `floor` in
+    other units than `flow`.
     """
     check_batch(x1, cond, mask)
+    if floor is not None:
+        _check_units(floor, flow)
     x1 = standardize(flow, x1)
     inner: Flow = bare(flow)
     bins = operator.index(bins)
@@ -66,7 +80,32 @@ def explained_velocity(
         raise ValueError(f"`bins` must be at least 1, got {bins}.")
     batch = Batch(x1, cond, mask)
     draw = Draw(source, coupling, stratified)
+    floor = None if floor is None else bare(floor)
     return _explained_velocity(inner, batch, draw, key, bins, floor)
+
+
+def _check_units(floor: VelocityField, flow: Flow | Standardized) -> None:
+    """Raises for a floor whose coordinates are not those in which the flow runs."""
+    if not isinstance(flow, Standardized):
+        if isinstance(floor, Standardized):
+            raise ValueError(
+                "`floor` is a `fk.Standardized`, but `flow` is not; give the exact velocity "
+                "field of the data as they are."
+            )
+        return
+
+    advice = (
+        "; give `fk.Standardized(exact, mean, std)` with the exact flow of the standardized "
+        "data and the `mean` and `std` of `flow`."
+    )
+    if not isinstance(floor, Standardized):
+        # The noise of the flow has unit scale in its own coordinates, so its exact velocity
+        # is not that of `fk.exact_flow` of the data in other units.
+        raise ValueError(f"`floor` must be a `fk.Standardized`, as `flow` is{advice}")
+
+    units = [(each.shift, each.scale) for each in (flow, floor)]
+    if not is_traced(units) and not eqx.tree_equal(*units, rtol=1e-5):
+        raise ValueError(f"`floor` has another `mean` or `std` than `flow`{advice}")
 
 
 @eqx.filter_jit
