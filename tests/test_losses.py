@@ -581,6 +581,25 @@ def test_explained_velocity_in_half_precision(key):
         np.testing.assert_allclose(report.total, expected.total, atol=1e-3)
 
 
+def test_explained_velocity_has_the_weights_of_the_loss(key):
+    """Errors and variance follow from losses of constants, quadratic in the constant."""
+    weights = jnp.linspace(0, 3, 64)
+    coupling = lambda x0, x1, cond, *, key: fk.Pairing(weights=weights)
+    x1 = jr.normal(key, (64, 1)) * jnp.linspace(1, 4, 64)[:, None]
+    shared = {"key": key, "coupling": coupling}
+
+    constant = lambda c: fk.Flow(lambda t, x, cond: 0 * x + c)
+    losses = [
+        fk.flow_matching_loss(constant(c), x1, times=fk.stratified, **shared)
+        for c in (0.0, 1.0)
+    ]
+    weight = weights.mean()
+    mean = 0.5 * (losses[0] - losses[1] + weight) / weight
+    variance = losses[0] - weight * mean**2
+    report = fk.explained_velocity(constant(1.0), x1, bins=1, **shared)
+    np.testing.assert_allclose(report.total, 1 - losses[1] / variance, rtol=1e-3)
+
+
 def test_explained_velocity_of_single_examples(key):
     report = fk.explained_velocity(
         fk.Flow(network()), jr.normal(key, (8, 2)), key=key, bins=20

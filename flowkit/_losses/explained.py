@@ -49,7 +49,7 @@ def explained_velocity(
 
     With $v_c$ the conditional velocities of a bin, $\bar v_c$ their mean for each
     coordinate (the last axis), and all sums running over its examples and valid
-    entries,
+    entries, with the weights of the coupling,
 
     $$R^2 = 1 - \frac{\sum \|v_\theta - v_c\|^2 - F}{\sum \|v_c - \bar v_c\|^2 - F}.$$
 
@@ -124,20 +124,23 @@ def _explained_velocity(
     # The means first, then the squares around them: a difference of squares would lose all
     # digits far from the origin.
     sums, counts = jax.vmap(lambda example: _sums(flow, example))(examples)
-    counts = jnp.maximum(_per_bin(counts, index, bins), 1)
-    means = _per_bin(sums, index, bins) / counts
+    per_bin = lambda values: _per_bin(values, examples.weight, index, bins)
+    counts = per_bin(counts)
+    means = per_bin(sums) / jnp.where(counts > 0, counts, 1)
 
     squares = lambda example, mean: _squares(flow, floor, example, mean)
     errors, variances = jax.vmap(squares)(examples, means[index])
-    errors = _per_bin(errors, index, bins)
-    variances = _per_bin(variances, index, bins)
+    errors = per_bin(errors)
+    variances = per_bin(variances)
 
     times = (jnp.arange(bins, dtype=errors.dtype) + 0.5) / bins
     total = _explained(jnp.sum(errors), jnp.sum(variances))
     return ExplainedVelocity(times, _explained(errors, variances), total)
 
 
-def _per_bin(values: Array, index: Array, bins: int) -> Array:
+def _per_bin(values: Array, weights: Array | None, index: Array, bins: int) -> Array:
+    if weights is not None:
+        values = jax.vmap(jnp.multiply)(_wide(weights), values)
     return jax.ops.segment_sum(values, index, num_segments=bins)
 
 
