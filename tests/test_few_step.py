@@ -644,6 +644,19 @@ def test_networks_with_embeddings_of_one_time():
             flow_map(0.0, 1.0, jnp.ones(2))
 
 
+def test_units_are_refused(key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
+    teacher = fk.Standardized(fk.exact_flow(fk.Normal()), 10.0, 3.0)
+    for loss in (fs.facm_loss, fs.consistency_loss):
+        with pytest.raises(ValueError, match="`teacher` must not be a `fk.Stand"):
+            loss(flow_map, x1, key=key, teacher=teacher)
+    standardized = fk.Standardized(flow_map, 10.0, 3.0)
+    with pytest.raises(ValueError, match="`flow_map` must not be a `fk.Stand"):
+        fs.sample(standardized, (2,), num_samples=1, key=key)
+    with pytest.raises(ValueError, match="`flow_map` must not be a `fk.Stand"):
+        fs.encode(standardized, x1[0])
+
+
 def test_options_out_of_range(key):
     flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
     for name in ("clamp", "relaxation"):

@@ -37,6 +37,7 @@ from flowkit._flow.predictions import (
 )
 from flowkit._flow.standardized import (
     bare as bare,
+    check_bare as check_bare,
     log_scale as log_scale,
     standardize as standardize,
     Standardized as Standardized,

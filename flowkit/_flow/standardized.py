@@ -104,6 +104,15 @@ def _check_moments(mean: Any, std: Any) -> None:
         )
 
 
+def check_bare(name: str, field: Any) -> None:
+    """Raises for a `Standardized` where its units would be left out."""
+    if isinstance(field, Standardized):
+        raise ValueError(
+            f"`{name}` must not be a `fk.Standardized`, since flow maps have no units: give its "
+            "`flow` with standardized data, and convert the samples back yourself."
+        )
+
+
 def bare(flow: VelocityField) -> Any:
     """The flow over standardized data."""
     return flow.flow if isinstance(flow, Standardized) else flow

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from flowkit._blocks import AutomaticBlock, Block, check_block, mean_over_batch
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
+from flowkit._flow import check_bare
 from flowkit._losses import Batch, check_batch, Draw, Example, uniform
 from flowkit._masks import has_parameter, masked_mean
 from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
@@ -192,7 +193,8 @@ def facm_loss(
     - `cosine`: whether to add $1 - \cos(u, v)$ over the last axis to the anchor.
     - `late_weight`: whether $\beta$ is the cosine, or 1.
     - `teacher`: a velocity field that replaces the velocity of the pair, for distillation;
-      called `(t, x, cond)`, and with `mask=` if it takes one.
+      called `(t, x, cond)`, and with `mask=` if it takes one. It sees the data of the map:
+      of a `fk.Standardized` give its `flow`, and standardized data.
 
     **Returns:** the loss, and `{"consistency": ..., "anchor": ...}`, whose sum it is.
 
@@ -201,6 +203,7 @@ def facm_loss(
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
+    check_bare("teacher", teacher)
     for name, value in (("clamp", clamp), ("relaxation", relaxation)):
         if value is not None and not value > 0:
             raise ValueError(
@@ -245,6 +248,7 @@ def consistency_loss(
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
+    check_bare("teacher", teacher)
     loss, _ = _loss(
         flow_map,
         Batch(x1, cond, mask),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import as_shape, as_size, check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import LinearPath
+from flowkit._flow import check_bare, LinearPath
 from flowkit._masks import zero_masked
 from flowkit._types import (
     AnyArray,
@@ -69,6 +69,7 @@ def sample(
     shape = as_shape(shape)
     num_samples = operator.index(num_samples)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
+    check_bare("flow_map", flow_map)
     times = _grid(num_steps, grid)
     if _jumps_to_the_end_only(flow_map) and len(times) > 2 and not renoise:
         raise ValueError(
@@ -153,6 +154,7 @@ def encode(
     """
     x = jnp.asarray(x1)
     check_example("x1", x, mask)
+    check_bare("flow_map", flow_map)
     if _jumps_to_the_end_only(flow_map):
         raise ValueError(
             "`flow_map` has `times=expanded_interval` and cannot encode; build it with "
