@@ -73,6 +73,11 @@ def test_interpolate_takes_numpy_and_keeps_the_dtype():
     [
         (lambda: fk.LinearPath(sigma_min=1.0), "`sigma_min`"),
         (lambda: fk.PolynomialPath(0), "`degree`"),
+        (lambda: fk.VariancePreservingPath(1e-4, 0.02), "add up to at least 12"),
+        (
+            lambda: fk.VariancePreservingPath(-0.1),
+            "`beta_min` and `beta_max` must be finite",
+        ),
         (lambda: fk.AffinePath(lambda t: 1 - t, lambda t: t), "t = 0 is noise"),
         (
             lambda: fk.AffinePath(lambda t: t, lambda t: jnp.sqrt(1 - t)),

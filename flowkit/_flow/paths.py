@@ -16,6 +16,7 @@ with $b_t = \tfrac12 (1-t)^2 (\beta_1 - \beta_0) + (1-t) \beta_0$.
 """
 
 import abc
+import math
 import operator
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -182,11 +183,33 @@ class VariancePreservingPath(AbstractPath):
 
     **Reference:** Song et al., Score-Based Generative Modeling through SDEs (2021),
     arXiv 2011.13456.
+
+    **Arguments:**
+
+    - `beta_min`, `beta_max`: $\beta$ at $t = 1$, in the data, and at $t = 0$, in the noise.
+
+    **Raises:** `ValueError` for a negative $\beta$, and for a path that does not start in
+    noise, $\alpha_0 > 0.05$.
     """
 
     beta_min: Number = 0.1
     beta_max: Number = 20.0
     t_end: ClassVar[float] = 1 - 1e-3
+
+    def __check_init__(self):
+        if not all(0 <= beta < math.inf for beta in (self.beta_min, self.beta_max)):
+            raise ValueError(
+                "`beta_min` and `beta_max` must be finite and not negative, got "
+                f"{self.beta_min} and {self.beta_max}."
+            )
+        alpha = math.exp(self._log_alpha(0.0))
+        # As close to noise as an `AffinePath` has to be.
+        if alpha > 0.05:
+            raise ValueError(
+                "`beta_min` and `beta_max` must add up to at least 12, so that t = 0 is noise; "
+                f"with {self.beta_min} and {self.beta_max} it has {alpha:.3g} of the data. "
+                "They are those of continuous time: betas of a chain of n steps times n."
+            )
 
     def _log_alpha(self, t):
         return (
