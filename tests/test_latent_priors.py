@@ -93,6 +93,17 @@ class ExactConditional(eqx.Module):
         return cond + (t - (1 - t)) / (t**2 + (1 - t) ** 2) * (x - t * cond)
 
 
+def test_latents_of_another_size_are_refused(key):
+    prior = FlowPrior(fk.exact_flow(fk.Normal()), 1)
+    latents = jnp.ones((2, 3, 4))
+    with pytest.raises(ValueError, match=r"`x` must be \(..., k, 1\)"):
+        prior.log_prob(latents)
+    with pytest.raises(ValueError, match="`shape` must be"):
+        prior.sample(latents.shape, key=key)
+    with pytest.raises(ValueError, match="`latents` must be"):
+        prior_loss(prior, latents, key=key)
+
+
 def test_conditional_flow_prior_against_its_density(key):
     """With the exact network: N(m + s cond, s^2) in every row; leading axes of latents
     and condition agree."""

@@ -37,7 +37,7 @@ class FlowPrior(AbstractDistribution):
       prior conditional. A network that is equivariant under permutations of the `k` rows
       makes the prior independent of their order, which sets of slots need; a `fk.nn.MLP`
       over all entries is not equivariant.
-    - `size`: `c`.
+    - `size`: `c`, the last axis of the latents; any other is a `ValueError`.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: options
       of sampling and densities, as in `fk.sample`.
     """
@@ -93,6 +93,7 @@ class FlowPrior(AbstractDistribution):
 
         The arrays in `cond` have the same leading axes.
         """
+        _check_size("shape", shape, self)
         rows = shape[:-2]
         event = shape[-2:]
         samples = sample(
@@ -115,6 +116,7 @@ class FlowPrior(AbstractDistribution):
         The trace is exact. The arrays in `cond` have the same leading axes.
         """
         x = jnp.asarray(x)
+        _check_size("x", x.shape, self)
         rows = jnp.reshape(x, (-1, *x.shape[-2:]))
         rows = (rows - self.mean[None, None]) / jnp.exp(self.log_std)[None, None]
 
@@ -166,6 +168,7 @@ def prior_loss(
     if not isinstance(prior, FlowPrior):
         return -prior.log_prob(latents, **prior_keywords(prior, cond)) / latents.size
 
+    _check_size("latents", latents.shape, prior)
     std = jnp.exp(prior.log_std)
     moments = -Normal(prior.mean, std).log_prob(latents) / latents.size
 
@@ -175,6 +178,16 @@ def prior_loss(
     targets = (prior.flow.prediction,)
     loss = flow_matching_loss(prior.flow, standardized, cond, targets=targets, key=key)
     return loss + moments
+
+
+def _check_size(name: str, shape: tuple[int, ...], prior: FlowPrior) -> None:
+    """Raises for latents of another size than the prior: one of 1 would be broadcast."""
+    size = prior.mean.shape[0]
+    if len(shape) < 2 or shape[-1] != size:
+        raise ValueError(
+            f"`{name}` must be (..., k, {size}), as the prior has `size={size}`, got "
+            f"{tuple(shape)}; give `FlowPrior` the size of the latents."
+        )
 
 
 def prior_keywords(prior: AbstractDistribution, cond: Cond) -> dict[str, Any]:
