@@ -334,6 +334,17 @@ def test_diffuse_plans_are_refused(key):
         ).source.block_until_ready()
 
 
+@pytest.mark.parametrize("name", ["entropic", "unbalanced"])
+def test_a_batch_with_nan_has_no_plan(name, key):
+    """Rows drawn from such a plan would all be the first, without the NaN."""
+    x0, x1 = batch(13)
+    x1[5, 0] = np.nan
+    with pytest.raises(ValueError, match="`x0` or `x1` holds NaN"):
+        COUPLINGS[name](x0, x1, key=key)
+    with pytest.raises(Exception, match="`x0` or `x1` holds NaN"):
+        jax.block_until_ready(eqx.filter_jit(COUPLINGS[name])(x0, x1, key=key))
+
+
 @every_coupling
 def test_a_batch_of_one_has_no_plan(coupling, key):
     x = np.zeros((1, 2), np.float32)

@@ -15,7 +15,7 @@ import jax.random as jr
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from flowkit._couplings.base import check_batches, Pairing
+from flowkit._couplings.base import check_batches, NO_ASSIGNMENT, Pairing
 from flowkit._transport import (
     check_epsilon,
     sinkhorn,
@@ -70,8 +70,8 @@ class EntropicCoupling(eqx.Module):
     - `tolerance`: the relative error of a row's marginal at which it stops earlier.
 
     **Raises:** an error for a diffuse plan, whose effective number of partners is above nine
-    tenths of the batch: it barely differs from `fk.independent`. A `ValueError` where values
-    are known, otherwise an error at run time.
+    tenths of the batch: it barely differs from `fk.independent`; and for NaN or infinity in
+    the batch. A `ValueError` where values are known, otherwise an error at run time.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Pooladian et al.,
     Multisample Flow Matching (2023), arXiv 2304.14772; Tong et al. (2024), arXiv 2302.00482.
@@ -129,7 +129,7 @@ class UnbalancedCoupling(eqx.Module):
     - `weight_power`: the power $k$; 0 for no weights.
     - `max_weight`: the largest weight.
 
-    **Raises:** an error for a diffuse plan, as `fk.EntropicCoupling` does.
+    **Raises:** an error for a diffuse plan and for NaN, as `fk.EntropicCoupling` does.
 
     **Reference:** Chizat et al. (2016), arXiv 1607.05816; Eyring et al., Unbalancedness in
     Neural Monge Maps Improves Unpaired Domain Translation (2024), arXiv 2311.15100. Weights:
@@ -280,16 +280,25 @@ def _solve(
 def _sharp(plan: Plan, fix: str) -> Float[Array, "batch batch"]:
     """The probabilities of a plan that is not diffuse."""
     num = plan.log_probs.shape[0]
+    # No comparison with NaN is true, so it would pass for a sharp plan.
+    no_plan = jnp.isnan(plan.num_partners)
     diffuse = plan.num_partners > _DIFFUSE * num
-    message = (
+    too_diffuse = (
         "`epsilon` makes the plan diffuse: its effective number of partners is above "
         f"{_DIFFUSE} of the {num} examples of the batch, so it barely differs from "
         f"`fk.independent`; {fix}."
     )
     # Known values raise here; traced ones can only raise when the program runs.
     if is_traced(diffuse):
-        return eqx.error_if(plan.log_probs, diffuse, message)
+        return eqx.branched_error_if(
+            plan.log_probs,
+            no_plan | diffuse,
+            no_plan.astype(jnp.int32),
+            [too_diffuse, NO_ASSIGNMENT],
+        )
+    if no_plan:
+        raise ValueError(NO_ASSIGNMENT)
     if diffuse:
-        raise ValueError(message)
+        raise ValueError(too_diffuse)
 
     return plan.log_probs
