@@ -337,7 +337,7 @@ def _reorder(x0: FloatArray, columns: Int[Array, "b n"]) -> Array:
 
 
 def _rotated(x0: Array, clouds: _Clouds) -> Array:
-    """`x0` rotated so that its valid rows fit those of the data best (Kabsch)."""
+    """`x0` with its valid rows rotated so that they fit those of the data best (Kabsch)."""
     highest = jax.lax.Precision.HIGHEST
     inner = jnp.matmul(clouds.x0.T, clouds.x1, precision=highest)
     left, _, right = jnp.linalg.svd(inner)
@@ -346,4 +346,5 @@ def _rotated(x0: Array, clouds: _Clouds) -> Array:
     orientation = jnp.sign(jnp.linalg.det(left @ right))
     flips = jnp.ones((1, len(inner)), inner.dtype).at[0, -1].set(orientation)
     rotation = jnp.matmul(left * flips, right, precision=highest)
-    return jnp.matmul(x0, rotation.astype(x0.dtype), precision=highest)
+    rotated = jnp.matmul(x0, rotation.astype(x0.dtype), precision=highest)
+    return jnp.where(clouds.mask[:, None], rotated, x0)
