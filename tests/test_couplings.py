@@ -18,6 +18,8 @@ from scipy.spatial.distance import cdist
 import flowkit as fk
 from flowkit import _transport
 
+from .oracles import compilations
+
 
 INF = math.inf
 COUPLINGS = {
@@ -563,6 +565,21 @@ def test_epsilon_below_the_resolution_of_float32_is_refused(make):
     make(1e-6)
     with pytest.raises(ValueError, match="less than float32 can resolve"):
         make(1e-8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: fk.EntropicCoupling(number, tolerance=number),
+        lambda number: fk.UnbalancedCoupling(rho1=number, epsilon=number),
+    ],
+)
+def test_another_number_compiles_nothing(make, key):
+    x0, x1 = batch(0)
+    make(0.1)(x0, x1, key=key)
+    with compilations() as events:
+        make(0.2)(x0, x1, key=key)
+    assert events == []
 
 
 @pytest.mark.parametrize("epsilon", [1e-2, 1e-4, 1e-6])

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from flowkit._couplings.base import check_batches, NO_ASSIGNMENT, Pairing
 from flowkit._transport import (
     check_epsilon,
+    is_prescribed,
     sinkhorn,
     soft_minima,
     squared_costs,
@@ -95,7 +96,7 @@ class EntropicCoupling(eqx.Module):
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
         """The plan of a batch, to see how diffuse it is."""
         check_batches(x0, x1)
-        return _solve(x0, x1, self, (math.inf, math.inf))
+        return _solve(x0, x1, _options(self, (math.inf, math.inf)))
 
     def __call__(
         self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
@@ -179,7 +180,7 @@ class UnbalancedCoupling(eqx.Module):
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
         """The plan of a batch, to see how diffuse it is and how it weighs each example."""
         check_batches(x0, x1)
-        return _solve(x0, x1, self, (self.rho1, self.rho0))
+        return _solve(x0, x1, _options(self, (self.rho1, self.rho0)))
 
     def __call__(
         self, x0: FloatArray, x1: FloatArray, cond: Cond = None, *, key: PRNGKey
@@ -225,18 +226,34 @@ def _check_sinkhorn(epsilon: Number, max_iterations: int, tolerance: Number) -> 
         )
 
 
-@eqx.filter_jit
-def _solve(
-    x0: FloatArray,
-    x1: FloatArray,
-    options: EntropicCoupling | UnbalancedCoupling,
-    rho: tuple[float, float],
-) -> Plan:
-    """The plan with the options of a coupling.
+class _Options(NamedTuple):
+    """How a plan is made; its numbers are arrays, so that another one does not recompile."""
 
-    `rho` holds the prices of rows and columns, relative to the spread.
-    """
-    balanced = math.isinf(rho[0]) and math.isinf(rho[1])
+    epsilon: Array
+    tolerance: Array
+    rho: tuple[Array | float, Array | float]
+    """The prices of rows and columns, relative to the spread."""
+    max_iterations: int
+
+
+def _options(
+    coupling: EntropicCoupling | UnbalancedCoupling, rho: tuple[float, float]
+) -> _Options:
+    # Infinity stays a number: where a marginal is prescribed, the program is another one.
+    rows, columns = (
+        price if math.isinf(price) else jnp.asarray(price) for price in rho
+    )
+    return _Options(
+        epsilon=jnp.asarray(coupling.epsilon),
+        tolerance=jnp.asarray(coupling.tolerance),
+        rho=(rows, columns),
+        max_iterations=coupling.max_iterations,
+    )
+
+
+@eqx.filter_jit
+def _solve(x0: FloatArray, x1: FloatArray, options: _Options) -> Plan:
+    balanced = all(map(is_prescribed, options.rho))
     cost = squared_costs(x1, x0)
     num = cost.shape[0]
     spread = jnp.maximum(jnp.mean(cost), jnp.finfo(cost.dtype).tiny)
@@ -246,7 +263,7 @@ def _solve(
 
     # In units of the spread, as `epsilon` and `rho` are.
     cost = cost / spread
-    epsilon = jnp.asarray(options.epsilon, cost.dtype)
+    epsilon = options.epsilon.astype(cost.dtype)
     everyone = jnp.ones(num, bool)
     f, g, change, iterations = sinkhorn(
         soft_minima(cost, everyone, everyone),
@@ -255,7 +272,7 @@ def _solve(
         jnp.maximum(epsilon, 1),
         tolerance=options.tolerance,
         max_iterations=options.max_iterations,
-        rho=rho,
+        rho=options.rho,
     )
 
     # Relative to the product of the weights, which is `1 / num**2` for every pair.

@@ -13,6 +13,7 @@ from flowkit._transport.permutations import (
 )
 from flowkit._transport.sinkhorn import (
     check_epsilon as check_epsilon,
+    is_prescribed as is_prescribed,
     log_weights as log_weights,
     Potentials as Potentials,
     sinkhorn as sinkhorn,

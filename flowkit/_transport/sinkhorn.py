@@ -53,9 +53,9 @@ def sinkhorn(
     epsilon: Float[Array, ""],
     start: Float[Array, ""],
     *,
-    tolerance: float,
+    tolerance: float | Array,
     max_iterations: int,
-    rho: tuple[float, float] = (math.inf, math.inf),
+    rho: tuple[float | Array, float | Array] = (math.inf, math.inf),
 ) -> Potentials:
     r"""The potentials of $\min_P \langle P, C \rangle + \epsilon\, \mathrm{KL}(P \,\|\, a b^\top)$.
 
@@ -77,8 +77,8 @@ def sinkhorn(
     - `tolerance`: the iteration stops at this relative error of the rows' marginals,
       $\max_i |(P 1)_i - a_i| / a_i$.
     - `max_iterations`: the most iterations.
-    - `rho`: the prices of rows and columns, in the unit of the cost; finite only if all
-      rows have equal weights, and all columns.
+    - `rho`: the prices of rows and columns, in the unit of the cost; `math.inf` prescribes
+      a marginal. Others only if all rows have equal weights, and all columns.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Peyre and Cuturi,
     Computational Optimal Transport (2019), arXiv 1803.00567. Free marginals: Chizat et
@@ -115,17 +115,24 @@ def sinkhorn(
     return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, step, first))
 
 
-def _best_shift(f: Array, g: Array, rho: tuple[float, float]) -> Float[Array, ""]:
+def is_prescribed(rho: float | Array) -> bool:
+    """Whether a price is `math.inf`; an array, of any value, leaves the marginal free."""
+    return isinstance(rho, float) and math.isinf(rho)
+
+
+def _best_shift(
+    f: Array, g: Array, rho: tuple[float | Array, float | Array]
+) -> Float[Array, ""]:
     """What to add to `f` and take from `g` for the best dual value; no plan depends on it."""
-    if math.isinf(rho[0]) and math.isinf(rho[1]):
+    if all(map(is_prescribed, rho)):
         return jnp.zeros((), f.dtype)
 
     difference = _log_mass(f, rho[0]) - _log_mass(g, rho[1])
     return difference / (1 / rho[0] + 1 / rho[1])
 
 
-def _log_mass(potential: Array, rho: float) -> Float[Array, ""]:
-    if math.isinf(rho):
+def _log_mass(potential: Array, rho: float | Array) -> Float[Array, ""]:
+    if is_prescribed(rho):
         return jnp.zeros((), potential.dtype)
     return logsumexp(-potential / rho) - math.log(len(potential))
 
