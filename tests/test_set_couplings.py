@@ -12,6 +12,8 @@ from scipy.spatial.distance import cdist
 import flowkit as fk
 from flowkit import _transport
 
+from .oracles import compilations
+
 
 ENTROPIC = fk.EntropicPointAssignment()
 ASSIGNMENTS = {"exact": fk.point_assignment, "entropic": ENTROPIC}
@@ -89,6 +91,39 @@ def test_points_on_a_line_are_sorted():
         moved = np.asarray(coupled(coupling, x0, x1))
         for after, data in zip(moved[..., 0], x1[..., 0], strict=True):
             np.testing.assert_array_equal(np.argsort(after), np.argsort(data))
+
+
+@pytest.mark.parametrize(
+    ("coupling", "other"),
+    [
+        (fk.point_assignment, fk.point_assignment),
+        (ENTROPIC, fk.EntropicPointAssignment(0.02)),
+        (fk.AlignedAssignment(), fk.AlignedAssignment()),
+    ],
+    ids=["exact", "entropic", "aligned"],
+)
+def test_second_plans_compile_nothing(coupling, other, key):
+    """Also with another number; eager ones are those of a compiled program."""
+    x0, x1 = clouds(21, 3, 130, 2)
+    eager = coupling(x0, x1, key=key).x0
+    np.testing.assert_allclose(eager, coupled(coupling, x0, x1), atol=1e-5)
+
+    batches = np.stack([x1, x1 + 1])
+    plans = lambda num, coupling: list(
+        fk.planned_pairs(batches[:num], 3, coupling=coupling, key=key)
+    )
+    plans(1, coupling)
+    with compilations() as events:
+        other(x0 + 1, x1, key=key)
+        plans(2, other)
+    assert events == []
+
+
+def test_known_nan_is_a_value_error(key):
+    x0, x1 = clouds(22, 3, 8, 2)
+    x1[1, 2] = np.nan
+    with pytest.raises(ValueError, match="`x0` or `x1` holds NaN"):
+        fk.point_assignment(x0, x1, key=key)
 
 
 @every_assignment

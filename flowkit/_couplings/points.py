@@ -70,8 +70,10 @@ def point_assignment(
     """
     del cond, key
     _check_clouds(x0, x1, mask)
-    columns = jax.vmap(_exact_order)(_centered(x0, x1, mask))
-    return Pairing(x0=_reorder(x0, columns))
+    cost, full = _costs(x0, x1, mask)
+    # Not in a program, unless it is called in one: known costs go straight to the host.
+    columns = solve_assignment(cost, full, full, failure=NO_ASSIGNMENT)
+    return Pairing(x0=_reorder(x0, columns, full))
 
 
 class EntropicPointAssignment(eqx.Module):
@@ -126,13 +128,17 @@ class EntropicPointAssignment(eqx.Module):
     ) -> Pairing:
         del cond, key
         _check_clouds(x0, x1, mask)
+        # An array, so that another one does not recompile.
+        epsilon = jnp.asarray(self.epsilon)
+        coupling = eqx.tree_at(lambda coupling: coupling.epsilon, self, epsilon)
+        return Pairing(x0=coupling._assigned(x0, x1, mask))
+
+    @eqx.filter_jit
+    def _assigned(self, x0: FloatArray, x1: FloatArray, mask: AnyArray | None) -> Array:
+        clouds = _centered(x0, x1, mask)
         at_once = max(1, _ENTRIES // x0.shape[1] ** 2)
-        columns = jax.lax.map(
-            self._order,
-            _centered(x0, x1, mask),
-            batch_size=min(at_once, x0.shape[0]),
-        )
-        return Pairing(x0=_reorder(x0, columns))
+        columns = jax.lax.map(self._order, clouds, batch_size=min(at_once, x0.shape[0]))
+        return _reorder(x0, columns, clouds.mask)
 
     def _order(self, clouds: _Clouds) -> Int[Array, " n"]:
         x0, x1, mask = clouds
@@ -206,7 +212,7 @@ class AlignedAssignment(eqx.Module):
         x0 = reorder_source(self.assignment, jnp.asarray(x0), data, key=key)
         for _ in range(self.num_rounds):
             # Rotations are about the origin, so these clouds are not centered.
-            rotated = jax.vmap(_rotated)(x0, _valid(x0, x1, mask))
+            rotated = _all_rotated(x0, x1, mask)
             x0 = reorder_source(self.assignment, rotated, data, key=key)
         return Pairing(x0=x0)
 
@@ -322,18 +328,29 @@ def _centered(x0: FloatArray, x1: FloatArray, mask: AnyArray | None) -> _Clouds:
     return _Clouds(center(clouds.x0), center(clouds.x1), clouds.mask)
 
 
-def _exact_order(clouds: _Clouds) -> Int[Array, " n"]:
-    """The noise point of each data point of one cloud; masked rows keep their own."""
-    x0, x1, mask = clouds
-    cost = squared_costs(x1, x0)
-    columns = solve_assignment(cost, mask, mask, failure=NO_ASSIGNMENT)
-    # The solver marks masked rows by -1, which as an index would be the last row.
-    own = jnp.arange(mask.shape[0], dtype=columns.dtype)
-    return jnp.where(mask, columns, own)
+@jax.jit
+def _costs(
+    x0: FloatArray, x1: FloatArray, mask: AnyArray | None
+) -> tuple[Float[Array, "b n n"], Bool[Array, "b n"]]:
+    """The costs of all pairs of each cloud, and the full masks."""
+    clouds = _centered(x0, x1, mask)
+    return jax.vmap(squared_costs)(clouds.x1, clouds.x0), clouds.mask
 
 
-def _reorder(x0: FloatArray, columns: Int[Array, "b n"]) -> Array:
-    return jnp.take_along_axis(jnp.asarray(x0), columns[..., None], axis=1)
+@jax.jit
+def _reorder(
+    x0: FloatArray, columns: Int[Array, "b n"], mask: Bool[Array, "b n"]
+) -> Array:
+    """The noise point of each data point; masked rows keep their own."""
+    # The exact solver marks masked rows by -1, which as an index would be the last row.
+    own = jnp.arange(mask.shape[1], dtype=columns.dtype)
+    rows = jnp.where(mask, columns, own[None])
+    return jnp.take_along_axis(jnp.asarray(x0), rows[..., None], axis=1)
+
+
+@jax.jit
+def _all_rotated(x0: Array, x1: FloatArray, mask: AnyArray | None) -> Array:
+    return jax.vmap(_rotated)(x0, _valid(x0, x1, mask))
 
 
 def _rotated(x0: Array, clouds: _Clouds) -> Array:

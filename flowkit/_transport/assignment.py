@@ -26,22 +26,22 @@ _TINY = 1e-30
 
 
 def solve_assignment(
-    cost: Float[Array, "n m"],
-    mask_rows: Bool[Array, " n"] | None = None,
-    mask_columns: Bool[Array, " m"] | None = None,
+    cost: Float[Array, "*b n m"],
+    mask_rows: Bool[Array, "*b n"] | None = None,
+    mask_columns: Bool[Array, "*b m"] | None = None,
     *,
     failure: str | None = None,
-) -> Int[Array, " n"]:
+) -> Int[Array, "*b n"]:
     """The column of each valid row in the exact assignment of least total cost.
 
-    Solved on the host (scipy) in `O(n^3)`; no gradient flows through it. Under a
-    `jax.vmap` all problems go to the host together, and there to threads. Large problems
+    Solved on the host (scipy) in `O(n^3)`; no gradient flows through it. Several problems,
+    also those of a `jax.vmap`, go to the host together, and there to threads. Large ones
     are first reduced on the device by approximate dual potentials, which changes no
     assignment and makes the host several times faster.
 
     **Arguments:**
 
-    - `cost`: `(n, m)`; infinity forbids a pair.
+    - `cost`: `(n, m)`, or several of them; infinity forbids a pair.
     - `mask_rows`, `mask_columns`: which rows and columns take part, all if `None`; as many
       rows as columns.
     - `failure`: the message of a `ValueError` where no assignment exists. If `None`, the
@@ -50,10 +50,11 @@ def solve_assignment(
     **Returns:** columns, -1 for rows that take no part.
     """
     cost = jax.lax.stop_gradient(cost)
-    rows = np.ones(cost.shape[0], bool) if mask_rows is None else mask_rows
-    columns = np.ones(cost.shape[1], bool) if mask_columns is None else mask_columns
+    *batch, n, m = cost.shape
+    rows = np.ones((*batch, n), bool) if mask_rows is None else mask_rows
+    columns = np.ones((*batch, m), bool) if mask_columns is None else mask_columns
 
-    if min(cost.shape) >= _REDUCED_FROM:
+    if min(n, m) >= _REDUCED_FROM:
         cost = _reduce(cost, rows, columns)
 
     solve = ft.partial(_solve_on_host, failure=failure)
@@ -67,7 +68,7 @@ def solve_assignment(
         arrays = [np.asarray(array) for array in problem]
         np.asarray(indices)[...] = solve(*arrays)
 
-    def solve_by_copies(*problem) -> Int[Array, " n"]:
+    def solve_by_copies(*problem) -> Int[Array, "*b n"]:
         return jax.pure_callback(solve, result, *problem, vmap_method="broadcast_all")
 
     # On a CPU the costs are read in the memory of the device. `pure_callback` copies large
@@ -83,6 +84,7 @@ def solve_assignment(
 
 
 @jax.jit
+@ft.partial(jnp.vectorize, signature="(n,m),(n),(m)->(n,m)")
 def _reduce(
     cost: Float[Array, "n m"], rows: Bool[AnyArray, " n"], columns: Bool[AnyArray, " m"]
 ) -> Float[Array, "n m"]:
