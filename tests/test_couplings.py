@@ -117,6 +117,33 @@ def test_entropic_plan_of_two_points():
     assert plan.mass == pytest.approx(1, rel=1e-5)
 
 
+def test_plan_of_a_schroedinger_bridge():
+    """Of noise 0.8 between two batches, whose kernel is that of a Brownian motion: plain
+    scalings in float64."""
+    x0, x1 = batch(17)
+    kernel = np.exp(-costs(x0, x1) / (2 * 0.8**2))
+    columns = np.ones(32)
+    for _ in range(2000):
+        rows = 1 / (kernel @ columns) / 32
+        columns = 1 / (rows @ kernel) / 32
+    expected = rows[:, None] * kernel * columns
+
+    plan = fk.EntropicCoupling(2 * 0.8**2, relative=False).plan(x0, x1)
+    np.testing.assert_allclose(np.exp(plan.log_probs), expected, atol=3e-3 / 32)
+
+
+def test_absolute_prices_are_in_the_unit_of_the_cost():
+    x0, x1 = batch(18)
+    spread = costs(x0 - x0.mean(0), x1 - x1.mean(0)).mean()
+    relative = fk.UnbalancedCoupling(0.5, 2.0, 0.1).plan(x0, x1)
+    absolute = fk.UnbalancedCoupling(
+        0.5 * spread, 2.0 * spread, 0.1 * spread, relative=False
+    ).plan(x0, x1)
+    np.testing.assert_allclose(
+        np.exp(absolute.log_probs), np.exp(relative.log_probs), atol=1e-6
+    )
+
+
 def test_entropic_plan_lies_between_assignment_and_independence():
     x1 = np.stack(np.divmod(np.arange(32.0, dtype=np.float32), 8), 1)
     order = np.random.default_rng(2).permutation(32)
@@ -358,6 +385,7 @@ def test_a_batch_of_one_has_no_plan(coupling, key):
     ("make", "match"),
     [
         (lambda: fk.EntropicCoupling(0.0), "`epsilon`"),
+        (lambda: fk.EntropicCoupling(-1.0, relative=False), "`epsilon`"),
         (lambda: fk.EntropicCoupling(max_iterations=0), "`max_iterations`"),
         (lambda: fk.EntropicCoupling(tolerance=0.0), "`tolerance`"),
         (lambda: fk.UnbalancedCoupling(rho1=0.0), "`rho0` and `rho1`"),

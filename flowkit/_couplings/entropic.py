@@ -57,8 +57,10 @@ class EntropicCoupling(eqx.Module):
 
     with $C_{ij} = \|x_{1,i} - x_{0,j}\|^2$ and equal weights $a_i = b_j = 1/B$. This lies
     between `fk.assignment` ($\epsilon \to 0$) and `fk.independent` ($\epsilon \to \infty$).
-    With $\epsilon = 2 \sigma^2$ the plan is that of a Schroedinger bridge of noise $\sigma$
-    between the two batches.
+
+    With $\epsilon = 2 \sigma^2$ in the unit of $C$ the plan is that of a Schroedinger bridge
+    of noise $\sigma$ between the two batches:
+    `fk.EntropicCoupling(2 * sigma**2, relative=False)`.
 
     Data keep their order, so labels stay with their examples. A noise example may be drawn
     more than once, or not at all; on average the noise keeps its distribution.
@@ -69,6 +71,7 @@ class EntropicCoupling(eqx.Module):
       once both batches have mean zero; at least 1e-6, the least that float32 resolves.
     - `max_iterations`: the most iterations of Sinkhorn.
     - `tolerance`: the relative error of a row's marginal at which it stops earlier.
+    - `relative`: if `False`, `epsilon` is in the unit of $C$, the same for every batch.
 
     **Raises:** an error for a diffuse plan, whose effective number of partners is above nine
     tenths of the batch: it barely differs from `fk.independent`; and for NaN or infinity in
@@ -81,17 +84,21 @@ class EntropicCoupling(eqx.Module):
     epsilon: float = 0.05
     max_iterations: int = 1000
     tolerance: float = 1e-3
+    relative: bool = True
 
     def __init__(
         self,
         epsilon: Number = 0.05,
         max_iterations: int = 1000,
         tolerance: Number = 1e-3,
+        *,
+        relative: bool = True,
     ):
-        _check_sinkhorn(epsilon, max_iterations, tolerance)
+        _check_sinkhorn(epsilon, max_iterations, tolerance, relative)
         self.epsilon = float(epsilon)
         self.max_iterations = operator.index(max_iterations)
         self.tolerance = float(tolerance)
+        self.relative = bool(relative)
 
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
         """The plan of a batch, to see how diffuse it is."""
@@ -127,6 +134,7 @@ class UnbalancedCoupling(eqx.Module):
       the spread as `epsilon` is; `math.inf` prescribes a marginal. With both infinite this
       is `fk.EntropicCoupling`.
     - `epsilon`, `max_iterations`, `tolerance`: as in `fk.EntropicCoupling`.
+    - `relative`: if `False`, `epsilon`, `rho0` and `rho1` are in the unit of $C$.
     - `weight_power`: the power $k$; 0 for no weights.
     - `max_weight`: the largest weight.
 
@@ -145,6 +153,7 @@ class UnbalancedCoupling(eqx.Module):
     max_weight: float = 10.0
     max_iterations: int = 1000
     tolerance: float = 1e-3
+    relative: bool = True
 
     def __init__(
         self,
@@ -156,8 +165,9 @@ class UnbalancedCoupling(eqx.Module):
         max_weight: Number = 10.0,
         max_iterations: int = 1000,
         tolerance: Number = 1e-3,
+        relative: bool = True,
     ):
-        _check_sinkhorn(epsilon, max_iterations, tolerance)
+        _check_sinkhorn(epsilon, max_iterations, tolerance, relative)
         if not (rho0 > 0 and rho1 > 0):
             raise ValueError(
                 "`rho0` and `rho1` must be positive, `math.inf` to prescribe a marginal; "
@@ -176,6 +186,7 @@ class UnbalancedCoupling(eqx.Module):
         self.max_weight = float(max_weight)
         self.max_iterations = operator.index(max_iterations)
         self.tolerance = float(tolerance)
+        self.relative = bool(relative)
 
     def plan(self, x0: FloatArray, x1: FloatArray) -> Plan:
         """The plan of a batch, to see how diffuse it is and how it weighs each example."""
@@ -217,8 +228,13 @@ def _systematic_draw(probs: Float[Array, " batch"], key: PRNGKey) -> Array:
     return jnp.minimum(rows, num - 1)
 
 
-def _check_sinkhorn(epsilon: Number, max_iterations: int, tolerance: Number) -> None:
-    check_epsilon(epsilon, instead="fk.assignment")
+def _check_sinkhorn(
+    epsilon: Number, max_iterations: int, tolerance: Number, relative: bool
+) -> None:
+    if relative:
+        check_epsilon(epsilon, instead="fk.assignment")
+    elif not 0 < epsilon < math.inf:
+        raise ValueError(f"`epsilon` must be positive and finite, got {epsilon}.")
     if max_iterations < 1 or not tolerance > 0:
         raise ValueError(
             "`max_iterations` and `tolerance` must be positive; "
@@ -232,8 +248,10 @@ class _Options(NamedTuple):
     epsilon: Array
     tolerance: Array
     rho: tuple[Array | float, Array | float]
-    """The prices of rows and columns, relative to the spread."""
+    """The prices of rows and columns."""
     max_iterations: int
+    relative: bool
+    """Whether `epsilon` and `rho` are relative to the spread."""
 
 
 def _options(
@@ -248,6 +266,7 @@ def _options(
         tolerance=jnp.asarray(coupling.tolerance),
         rho=(rows, columns),
         max_iterations=coupling.max_iterations,
+        relative=coupling.relative,
     )
 
 
@@ -261,15 +280,17 @@ def _solve(x0: FloatArray, x1: FloatArray, options: _Options) -> Plan:
         # Moving one of the batches changes an unbalanced plan, so costs are taken in place.
         cost = jax.lax.stop_gradient(squared_distances(x1, x0))
 
-    # In units of the spread, as `epsilon` and `rho` are.
-    cost = cost / spread
+    # In the unit of `epsilon` and `rho`.
+    if options.relative:
+        cost = cost / spread
+        spread = jnp.ones_like(spread)
     epsilon = options.epsilon.astype(cost.dtype)
     everyone = jnp.ones(num, bool)
     f, g, change, iterations = sinkhorn(
         soft_minima(cost, everyone, everyone),
         (num, num),
         epsilon,
-        jnp.maximum(epsilon, 1),
+        jnp.maximum(epsilon, spread),
         tolerance=options.tolerance,
         max_iterations=options.max_iterations,
         rho=options.rho,
