@@ -60,6 +60,37 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path):
     np.testing.assert_array_equal(pickle.loads(stored)[np.array([3, 22])], X[[3, 22]])
 
 
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path):
+    for value in (0, 1):
+        sets = fk.data.PointSets(np.full((4, 2, 1), value, np.float32))
+        fk.data.save_npz(tmp_path / "sets.npz", sets)
+        data = fk.data.npz_folder(tmp_path)
+        np.testing.assert_array_equal(data["points"][:], sets.points)
+        (batch,) = fk.data.batches(data, 4, num_steps=1)
+        np.testing.assert_array_equal(batch["points"], sets.points)
+
+
+def test_rows_of_files_that_have_changed_are_not_read(tmp_path):
+    data = fk.data.npz_folder(write(tmp_path))
+    np.savez(tmp_path / "part_0.npz", x=X[:9], label=LABELS[:9])
+    np.testing.assert_array_equal(data["x"][10:], X[10:])
+    with pytest.raises(ValueError, match="part_0.npz` was written anew; call"):
+        data["x"][:1]
+
+
+def test_folders_are_those_of_the_call(tmp_path, monkeypatch):
+    for number in (3, 4):
+        folder = tmp_path / f"run{number}" / "sims"
+        folder.mkdir(parents=True)
+        np.savez(folder / "part.npz", x=np.full(5, number))
+    found = []
+    for number in (3, 4):
+        monkeypatch.chdir(tmp_path / f"run{number}")
+        found.append(fk.data.npz_folder("sims")["x"])
+    for number, array in zip((3, 4), found, strict=True):
+        np.testing.assert_array_equal(array[:], number)
+
+
 def test_batches_are_those_of_arrays_in_memory(tmp_path):
     data = fk.data.npz_folder(write(tmp_path))
     stored = iter(fk.data.batches(data, 7, seed=3))

@@ -20,6 +20,8 @@ class Part(NamedTuple):
     """One array of one file: where its numbers begin, and how they are laid out."""
 
     path: Path
+    # A map is found again by its part, and a new file may have the path of an old one.
+    version: tuple[int, ...]
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,8 +32,17 @@ class Part(NamedTuple):
 @ft.lru_cache(maxsize=256)
 def _mapped(part: Part) -> np.ndarray:
     """The array, of which nothing is read yet."""
+    if _version(part.path.stat()) != part.version:
+        raise ValueError(
+            f"`{part.path}` was written anew; call `fk.data.npz_folder` again."
+        )
     how: Any = {"mode": "r", "offset": part.start, "order": part.order}
     return np.memmap(part.path, part.dtype, shape=part.shape, **how)
+
+
+def _version(stat: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written anew."""
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 class StoredArray:
@@ -110,9 +121,11 @@ def npz_folder(
 
     **Raises:** `ValueError`, with the name of the file and the fix, for a folder without
     such files, files that hold other names, types or shapes than the first one, compressed
-    files, and damaged ones. `FileNotFoundError` if there is no such folder.
+    files, and damaged ones; when rows are read, for files that were written anew since.
+    `FileNotFoundError` if there is no such folder.
     """
-    folder = Path(folder).expanduser()
+    # Names below the working folder mean other files when it changes.
+    folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"`folder`: there is no folder {folder}.")
     paths = sorted(folder.glob(pattern))
@@ -176,4 +189,5 @@ def _part(file: Any, path: Path, info: zipfile.ZipInfo, where: str) -> Part:
     file.seek(info.header_offset + 30 + sum(lengths))
     header = parse_header(file, where)
     order = "F" if header.fortran_order else "C"
-    return Part(path, file.tell(), header.shape, header.dtype, order)
+    version = _version(os.fstat(file.fileno()))
+    return Part(path, version, file.tell(), header.shape, header.dtype, order)
