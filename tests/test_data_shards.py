@@ -2,6 +2,7 @@
 
 import pickle
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -39,6 +40,24 @@ def test_rows_are_those_that_were_written(tmp_path):
         expected = np.array(expected, int)
         np.testing.assert_array_equal(data["x"][rows], X[expected])
         np.testing.assert_array_equal(data["label"][rows], LABELS[expected])
+    for row in (0, 10, -1, np.int64(22)):
+        np.testing.assert_array_equal(data["x"][row], X[row])
+
+
+def test_whoever_needs_all_rows_gets_them(tmp_path):
+    data = fk.data.npz_folder(write(tmp_path))
+    for read in (np.asarray, jnp.asarray, list):
+        np.testing.assert_array_equal(read(data["x"]), X)
+    assert np.asarray(data["label"], np.float32).dtype == np.float32
+    with pytest.raises(ValueError, match="leave `copy=False` out"):
+        np.array(data["x"], copy=False)
+
+
+def test_splits_are_those_of_arrays_in_memory(tmp_path):
+    data = fk.data.npz_folder(write(tmp_path))
+    stored = fk.data.train_test_split(data, test_fraction=0.3)
+    resident = fk.data.train_test_split({"x": X, "label": LABELS}, test_fraction=0.3)
+    jax.tree.map(np.testing.assert_array_equal, stored, resident)
 
 
 @pytest.mark.parametrize("change", ["fortran", "big endian"])
@@ -101,13 +120,14 @@ def test_batches_are_those_of_arrays_in_memory(tmp_path):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_model_is_trained_on_them(tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_model_is_trained_on_them(whole, tmp_path):
     data = fk.data.npz_folder(write(tmp_path))
     loss = lambda w, batch, key: jnp.mean((batch["x"] - w) ** 2)
     result = fk.training.fit(
         loss,
         jnp.zeros((3, 2)),
-        fk.data.batches(data, 23),
+        data if whole else fk.data.batches(data, 23),
         optimizer=optax.sgd(1.0),
         num_steps=50,
         progress=False,
@@ -116,7 +136,7 @@ def test_a_model_is_trained_on_them(tmp_path):
     np.testing.assert_allclose(result.model, X.mean(axis=0), atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [[0, 23], [-24], [0.5], 3, [[1]], [True, False]])
+@pytest.mark.parametrize("rows", [[0, 23], [-24], 23, [0.5], 0.5, [[1]], [True, False]])
 def test_wrong_rows(rows, tmp_path):
     data = fk.data.npz_folder(write(tmp_path))
     with pytest.raises(IndexError, match="rows must"):

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from flowkit.data._order import make_order, Order, step_numbers
-from flowkit.data._shards import StoredArray
+from flowkit.data._shards import on_host
 from flowkit.data._tree import leading_size
 
 
@@ -89,8 +89,8 @@ def batch_records(
         shard_index=shard_index,
         num_shards=num_shards,
     )
-    on_host = jax.tree.map(_on_host, data)
-    return step_numbers(num_steps).map(_Gather(on_host, order, transform))
+    arrays = jax.tree.map(on_host, data)
+    return step_numbers(num_steps).map(_Gather(arrays, order, transform))
 
 
 def to_batches(records: grain.MapDataset) -> grain.IterDataset:
@@ -98,10 +98,6 @@ def to_batches(records: grain.MapDataset) -> grain.IterDataset:
     # No threads: handing a batch over between threads costs more than gathering it.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return records.to_iter_dataset(options)
-
-
-def _on_host(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, StoredArray) else np.asarray(leaf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,9 @@ class StoredArray:
     """An array in several files, joined along the first axis. `array[rows]` reads rows.
 
     It has the shape and the type of the whole, and is a leaf of the pytrees that
-    `fk.data.batches` takes. Worker processes open the files for themselves.
+    `fk.data.batches` takes. `array[3]` is one row; `np.asarray(array)`, and whatever else
+    needs all rows, reads all of them into memory. Worker processes open the files for
+    themselves.
     """
 
     def __init__(self, parts: list[Part]):
@@ -67,7 +69,17 @@ class StoredArray:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(
+                "the rows of a `StoredArray` are read from files, which is a copy; leave "
+                "`copy=False` out."
+            )
+        return np.asarray(self[:], dtype)
+
     def __getitem__(self, rows: Any) -> np.ndarray:
+        if not isinstance(rows, slice) and np.ndim(rows) == 0:
+            return self[np.reshape(rows, 1)][0]
         rows = self._numbers(rows)
         files = np.searchsorted(self._ends, rows, side="right")
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
@@ -88,13 +100,18 @@ class StoredArray:
             np.issubdtype(rows.dtype, np.integer) or not rows.size
         ):
             raise IndexError(
-                "rows must be a slice, a mask of all rows, or their numbers as a 1-D array, "
-                f"got {rows.dtype}{list(rows.shape)}."
+                "rows must be a number, a slice, a mask of all rows, or numbers as a 1-D "
+                f"array, got {rows.dtype}{list(rows.shape)}."
             )
         rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
         if np.any((rows < 0) | (rows >= len(self))):
             raise IndexError(f"rows must lie in 0 ... {len(self) - 1}.")
         return rows
+
+
+def on_host(leaf: Any) -> Any:
+    """The leaf as an array whose rows NumPy reads; what is in files stays there."""
+    return leaf if isinstance(leaf, StoredArray) else np.asarray(leaf)
 
 
 def npz_folder(
