@@ -304,6 +304,8 @@ def test_csv_gives_the_numbers(tmp_path):
         ("1;2\n3;4\n", None, "'3;4' in line 2, column 1 is not a number.*`delimiter`"),
         ("1,\n2,3\n", None, "'' in line 1, column 2 is not a number"),
         ("x,y\n1,2\n3,4\n", ("z",), r"`columns` must be among \['x', 'y'\]"),
+        ("x,y,x\n1,2,3\n4,5,6\n", ("x", "y"), r"has 2 columns 'x'.*0 \.\.\. 2"),
+        ("x,y\n1,2\n3,4\n", "yx", r"`columns` is the text 'yx'; give a tuple"),
         ("1,2\n3,4\n", ("x",), "has no header"),
         (b"\x89PNG\r\n\x1a\n\xff", None, "is not a text file of numbers"),
     ],
@@ -313,6 +315,13 @@ def test_csv_that_holds_no_points(content, columns, message, tmp_path):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         data.load_csv(path, columns)
+
+
+def test_csv_with_a_name_twice(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("x,y,x\n1,2,3\n4,5,6\n")
+    np.testing.assert_array_equal(data.load_csv(path), [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(data.load_csv(path, ("y", 2)), [[2, 3], [5, 6]])
 
 
 def test_unit_box_and_back():

@@ -45,10 +45,15 @@ def load_csv(
     **Returns:** the points `(n, d)`, float32.
 
     **Raises:** `ValueError`, with the file, the line, and the fix, for entries that are not
-    finite numbers, lines of different lengths, columns that do not exist, fewer than two
-    points, and files that are not text. `OSError` if the file cannot be opened.
+    finite numbers, lines of different lengths, columns that do not exist or share the name
+    they are chosen by, fewer than two points, and files that are not text. `OSError` if the
+    file cannot be opened.
     """
     where = f"`{os.fspath(path)}`"
+    if isinstance(columns, str):
+        raise ValueError(
+            f"`columns` is the text {columns!r}; give a tuple, such as ({columns!r},)."
+        )
     rows = read_rows(path, where, delimiter)
     names = None
     if rows and _has_header(rows, header, where):
@@ -192,6 +197,12 @@ def _position(
 ) -> int:
     if isinstance(column, str):
         if names is not None and column in names:
+            count = names.count(column)
+            if count > 1:
+                raise ValueError(
+                    f"`columns`: {where} has {count} columns {column!r}; choose one by its "
+                    f"position in 0 ... {width - 1}."
+                )
             return names.index(column)
         # Positions come as text from a command line.
         position = int(column) if column.isdecimal() else -1
