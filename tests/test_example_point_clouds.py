@@ -107,6 +107,22 @@ def test_halves_share_no_point(ragged):
         assert rows <= {tuple(row) for row in points[i, :size].tolist()}
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_clouds_of_one_point_have_no_halves(masked, tmp_path):
+    points = np.arange(30, dtype=np.float32).reshape(5, -1, 2)
+    mask = np.arange(3) < np.array([[3], [2], [1], [3], [1]])
+    sets = fk.data.PointSets(points, mask)
+    if not masked:
+        sets = fk.data.PointSets(points[:, :1])
+    which = r"cloud 2 \(2 such\)" if masked else r"cloud 0 \(5 such\)"
+    with pytest.raises(ValueError, match=f"`sets`: {which} has fewer than two valid"):
+        fk.data.halve(sets)
+
+    fk.data.save_npz(tmp_path / "few.npz", sets)
+    with pytest.raises(ValueError, match=f"few.npz`: {which} has fewer than two"):
+        fk.data.cloud_split(tmp_path / "few.npz", 2)
+
+
 def first_batch(points, **options):
     training = pipelines.SetFlowTraining(batch_size=4, **options)
     model = pipelines.SetFlowConfig(in_size=int(points.shape[-1]))

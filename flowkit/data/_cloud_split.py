@@ -92,6 +92,9 @@ def cloud_split(
     - `test_fraction`: the held-out fraction of `"digits"` and of files. MNIST has its own
         test set.
     - `seed`: the seed of the split and of all points.
+
+    **Raises:** `ValueError` for a name that is none of these, for sizes below 1, and for a
+    file that has a cloud with fewer than two valid points, of which no two versions exist.
     """
     for option, value in {
         "num_points": num_points,
@@ -133,9 +136,12 @@ def halve(sets: PointSets, *, seed: int = 0) -> tuple[PointSets, PointSets]:
     """A random half of the valid points of every cloud, and the other half.
 
     Of an odd number of points one is left out, so that both halves are equally large.
+
+    **Raises:** `ValueError` for a cloud with fewer than two valid points.
     """
-    num, size = sets.points.shape[:2]
-    valid = np.ones((num, size), bool) if sets.mask is None else np.asarray(sets.mask)
+    valid = _valid(sets)
+    _check_halves(valid, "`sets`")
+    num, size = valid.shape
 
     # Valid points come first, in random order.
     rank = np.where(valid, np.random.default_rng(seed).random((num, size)), 2)
@@ -154,6 +160,21 @@ def halve(sets: PointSets, *, seed: int = 0) -> tuple[PointSets, PointSets]:
     in_second = (place >= half) & (place < 2 * half)
     first = sets._replace(points=points, mask=in_first)
     return first, sets._replace(points=points, mask=in_second)
+
+
+def _valid(sets: PointSets) -> np.ndarray:
+    if sets.mask is None:
+        return np.ones(sets.points.shape[:2], bool)
+    return np.asarray(sets.mask)
+
+
+def _check_halves(valid: np.ndarray, where: str) -> None:
+    few = valid.sum(axis=1) < 2
+    if few.any():
+        raise ValueError(
+            f"{where}: cloud {np.argmax(few)} ({np.sum(few)} such) has fewer than two valid "
+            "points, so it has no two halves; remove the cloud."
+        )
 
 
 def _digits(num_points: int, draws: int, options: dict[str, Any]) -> CloudSplit:
@@ -196,6 +217,8 @@ def _file(
     path: str | os.PathLike[str], num_points: int, options: dict[str, Any]
 ) -> CloudSplit:
     sets, _ = normalize(load_npz(path))
+    # Any cloud may be held out. Its number in the file is not that in the split.
+    _check_halves(_valid(sets), f"`{os.fspath(path)}`")
     train, test = train_test_split(sets, **options, stratify=sets.labels)
 
     # Clouds are judged with as many points as there are in training.
