@@ -4,6 +4,8 @@ import functools as ft
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -290,8 +292,52 @@ def test_transforms_of_batches():
 
 
 @pytest.mark.parametrize(
+    "transform",
+    [data.Augment(flip=(1,)), ft.partial(data.subsample, num_points=3)],
+    ids=["moved", "cut"],
+)
+def test_all_kinds_of_batches_change_alike(transform, tmp_path):
+    """Named tuples, dicts, the arrays of files, and points alone, also those of JAX."""
+    points, mask, _ = make_sets()
+    clean = np.nan_to_num(points)
+    sets = data.PairedSets(clean, clean + 1, mask, np.arange(6))
+    expected = transform(sets, RNG())
+    changed = transform(jax.tree.map(jnp.asarray, sets._asdict()), RNG())
+    assert set(changed) == set(sets._fields)
+    for name, array in changed.items():
+        assert np.array_equal(array, getattr(expected, name))
+
+    data.save_npz(tmp_path / "sets.npz", sets)
+    (batch,) = data.batches(
+        data.npz_folder(tmp_path), 6, num_steps=1, transform=transform
+    )
+    (same,) = data.batches(sets, 6, num_steps=1, transform=transform)
+    assert all(
+        np.array_equal(batch[name], array) for name, array in same._asdict().items()
+    )
+
+    alone = transform(data.PointSets(clean), RNG()).points
+    assert np.array_equal(transform(clean, RNG()), alone)
+    assert np.array_equal(transform(jnp.asarray(clean), RNG()), alone)
+
+
+@pytest.mark.parametrize("batch", [{"x": np.ones((2, 3, 2))}, np.ones((3, 2)), (1, 2)])
+def test_batches_without_clouds_are_named(batch):
+    message = (
+        r"`transform` changes clouds: `fk.data.PointSets`.*got (dict|ndarray|tuple)"
+    )
+    for transform in (data.Augment(), ft.partial(data.subsample, num_points=1)):
+        with pytest.raises(ValueError, match=message):
+            transform(batch, RNG())
+
+
+@pytest.mark.parametrize(
     ("call", "fragment"),
     [
+        (
+            lambda: data.Augment()(np.ones((2, 3, 2), int), RNG()),
+            "`transform`: .* real numbers, got int64; convert them by",
+        ),
         (lambda: data.Augment(rotate=(1, 0)), "`rotate` must be two finite numbers"),
         (lambda: data.Augment(scale=(0, 1)), "`scale` must be .* 0 < low"),
         (lambda: data.Augment(translate=(0, float("nan"))), "`translate`"),

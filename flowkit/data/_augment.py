@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from flowkit._types import AnyArray
 from flowkit.data._poses import (
     check_angles,
     check_range,
@@ -58,23 +60,26 @@ class Augment:
 
         **Arguments:**
 
-        - `batch`: a named tuple with `points` `(b, n, d)` and perhaps `mask` and `x0`, or
-            an array of points.
+        - `batch`: a named tuple or a dict with `points` `(b, n, d)` and perhaps `mask` and
+            `x0`, or an array of points.
         - `rng`: the generator of all random numbers.
+
+        **Raises:** `ValueError` for a batch of another kind, and for points that are not
+        real numbers.
         """
-        if isinstance(batch, np.ndarray):
-            moves = self._draw(batch.shape, rng)
-            return pose(batch, *moves)  # pyright: ignore[reportReturnType]
+        arrays = _arrays(batch)
+        points = arrays["points"]
+        if not jnp.issubdtype(points.dtype, jnp.floating):
+            raise ValueError(
+                "`transform`: `fk.data.Augment` moves points that are real numbers, got "
+                f"{points.dtype}; convert them by `points.astype(np.float32)`."
+            )
 
-        sets: Any = batch
-        points = np.asarray(sets.points)
         moves = self._draw(points.shape, rng)
-        moved = sets._replace(points=pose(points, *moves, getattr(sets, "mask", None)))
-        x0 = getattr(sets, "x0", None)
-        if x0 is None:
-            return moved
-
-        return moved._replace(x0=pose(np.asarray(x0), moves.matrices))
+        moved = {"points": pose(points, *moves, arrays.get("mask"))}
+        if "x0" in arrays:
+            moved["x0"] = pose(arrays["x0"], moves.matrices)
+        return _replaced(batch, moved)
 
     def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> "_Moves":
         num, _, dim = shape
@@ -112,6 +117,39 @@ class Augment:
         return matrices * signs[:, None]
 
 
+def _arrays(batch: Any) -> dict[str, np.ndarray]:
+    """The points of a batch and what goes with each of them, by name."""
+    named: Any = {}
+    if isinstance(batch, AnyArray):
+        named = {"points": batch}
+    elif isinstance(batch, dict):
+        named = batch
+    elif hasattr(batch, "_asdict"):
+        named = batch._asdict()
+
+    arrays = {}
+    for name in _PER_POINT:
+        if named.get(name) is not None:
+            arrays[name] = np.asarray(named[name])
+    if "points" not in arrays or arrays["points"].ndim != 3:
+        shapes = {name: np.shape(array) for name, array in named.items()}
+        raise ValueError(
+            "`transform` changes clouds: `fk.data.PointSets`, another named tuple or a dict "
+            "with `points` (b, n, d), or an array of points; got "
+            f"{type(batch).__name__} of shapes {shapes}."
+        )
+    return arrays
+
+
+def _replaced(batch: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The batch with other arrays of these names."""
+    if isinstance(batch, AnyArray):
+        return arrays["points"]
+    if isinstance(batch, dict):
+        return batch | arrays
+    return batch._replace(**arrays)
+
+
 class _Moves(NamedTuple):
     """What is applied to the clouds of a batch; `None` is a move that is left out."""
 
@@ -142,16 +180,16 @@ def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
 
     **Arguments:**
 
-    - `sets`: a named tuple with `points` `(b, n, d)` and perhaps `mask`, `object_ids` and
-        `x0`, which go with the points.
+    - `sets`: a named tuple or a dict with `points` `(b, n, d)` and perhaps `mask`,
+        `object_ids` and `x0`, which go with the points; or an array of points.
     - `rng`: the generator of the choice, without replacement.
     - `num_points`: the size to cut down to. A cloud with fewer valid points keeps all of
         them, and its mask says so.
 
     **Returns:** sets of the same kind, with a mask if there was one.
     """
-    values: Any = sets
-    num, size = values.points.shape[:2]
+    arrays = _arrays(sets)
+    num, size, _ = arrays["points"].shape
     if not 1 <= num_points <= size:
         raise ValueError(
             f"`num_points` must lie in 1 ... {size}, the number of points; got "
@@ -160,17 +198,12 @@ def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
 
     # Points with the smallest random numbers are kept; those of masked points are larger.
     order = rng.random((num, size), np.float32)
-    mask = getattr(values, "mask", None)
-    if mask is not None:
-        order += ~np.asarray(mask)
+    if "mask" in arrays:
+        order += ~arrays["mask"]
     chosen = np.argpartition(order, num_points - 1, axis=1)[:, :num_points]
     by_number = np.argsort(np.take_along_axis(order, chosen, axis=1), axis=1)
     chosen = np.take_along_axis(chosen, by_number, axis=1)
 
     rows = np.arange(num)[:, None]
-    taken = {}
-    for name in _PER_POINT:
-        array = getattr(values, name, None)
-        if array is not None:
-            taken[name] = np.asarray(array)[rows, chosen]
-    return values._replace(**taken)
+    taken = {name: array[rows, chosen] for name, array in arrays.items()}
+    return _replaced(sets, taken)
