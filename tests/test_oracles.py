@@ -211,6 +211,28 @@ def test_samples_have_the_moments(distribution, key):
     )
 
 
+def test_samples_of_wide_mixtures_take_little_memory(key):
+    """`m_k + L_k z` by NumPy. A factor for every row would take four times the limit."""
+    rng = np.random.default_rng(0)
+    num, size = 2000, 64
+    means = rng.normal(size=(3, size)).astype(np.float32)
+    factors = rng.normal(size=(3, size, size)).astype(np.float32)
+    covariances = factors @ factors.swapaxes(1, 2) + np.eye(size, dtype=np.float32)
+    mixture = fk.GaussianMixture(means, covariances)
+
+    sample = jax.jit(lambda key: mixture.sample((20, num // 20, size), key=key))
+    compiled = sample.lower(key).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < num * size**2
+
+    component_key, noise_key = jr.split(key)
+    k = np.asarray(jr.categorical(component_key, mixture.logits, shape=(num,)))
+    z = np.asarray(jr.normal(noise_key, (num, size)))
+    lower = np.linalg.cholesky(covariances.astype(float))
+    expected = means[k] + np.einsum("nij,nj->ni", lower[k], z)
+    found = compiled(key).reshape(num, size)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_leading_axes_are_independent_rows(key):
     clouds = mixture_2d().sample((4, 6, 2), key=key)
     assert clouds.shape == (4, 6, 2)

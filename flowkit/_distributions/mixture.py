@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy as jsp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowkit._distributions.base import (
     AbstractDistribution,
@@ -34,6 +34,9 @@ from flowkit._distributions.base import (
 from flowkit._distributions.normal import Normal, normal_source
 from flowkit._types import FloatArray, is_traced, Number, PRNGKey
 
+
+# Of the Cholesky factors that exist at a time in a sample: 4 MiB in float32.
+_NUM_ENTRIES = 2**20
 
 # Some devices round the factors of products to 10 bits otherwise.
 _einsum = ft.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -99,8 +102,9 @@ class GaussianMixture(AbstractExactDistribution):
         ckey, nkey = jr.split(key)
         component = jr.categorical(ckey, self.logits, shape=shape[:-1])
         noise = jr.normal(nkey, shape, self.means.dtype)
-        noise = _einsum("...ij,...j->...i", self.cholesky[component], noise)
-        return self.means[component] + noise
+
+        rows = (component.reshape(-1), noise.reshape(-1, shape[-1]))
+        return _place(self.means, self.cholesky, *rows).reshape(shape)
 
     def log_prob(self, x: FloatArray) -> Float[Array, ""]:
         x = jnp.asarray(x)
@@ -197,6 +201,26 @@ class _MixturePosterior(eqx.Module):
         x1 = x1 + alpha * back(self.variances * solved)
         x0 = sigma * back(solved)
         return source_mean + source_std * x0, source_std * x1
+
+
+@eqx.filter_jit
+def _place(
+    means: Float[Array, "k d"],
+    cholesky: Float[Array, "k d d"],
+    component: Int[Array, " n"],
+    noise: Float[Array, "n d"],
+) -> Float[Array, "n d"]:
+    """`m_k + L_k z` for every row, some rows at a time.
+
+    A factor for each of them would take `d` times the memory of the samples.
+    """
+
+    def place(row):
+        k, z = row
+        return means[k] + _einsum("ij,j->i", cholesky[k], z)
+
+    num_rows = max(_NUM_ENTRIES // means.shape[1] ** 2, 1)
+    return jax.lax.map(place, (component, noise), batch_size=num_rows)
 
 
 def _checked_weights(
