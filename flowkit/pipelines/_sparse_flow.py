@@ -150,13 +150,13 @@ class SparseFlow(eqx.Module):
         - `h`, `w`: the size of the images.
         - `options`: as in `sample`.
         """
-        h, w = as_size("h", h), as_size("w", w)
-        own = self.grid or (h, w)
+        size = (as_size("h", h), as_size("w", w))
+        own = self.grid or size
         options = {"key": key} | options
         found = self.sample(coords, values, pixel_coords(*own), **options)
-        if own != (h, w):
-            found = _between(found, own, (h, w))
-        return found.reshape(len(found), h, w, -1)
+        if own != size:
+            found = _between(found, own, size)
+        return found.reshape(len(found), *size, -1)
 
     @eqx.filter_jit
     def trajectories(
