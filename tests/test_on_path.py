@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import flowkit as fk
 
@@ -35,6 +36,23 @@ def test_other_predictions(prediction):
     x = jnp.array([0.3, -1.2])
     np.testing.assert_allclose(flow(0.6, x), expected(0.6, x), rtol=1e-4)
     assert flow.t_end == expected.t_end
+
+
+def test_a_path_that_stands_still_at_its_start():
+    """A velocity along it says nothing about the data there, and yet errors stay in bounds."""
+    exact = fk.exact_flow(fk.Normal(1.3, 0.5), fk.PolynomialPath(3))
+    flow = fk.Flow(lambda t, x, cond: exact(t, x) + 0.01, fk.PolynomialPath(3))
+    x = jnp.array([0.7])
+    start = fk.on_path(exact, fk.LinearPath())(0.0, x)
+    np.testing.assert_allclose(start, 1.3 - x, atol=2e-3)
+    seen = fk.on_path(flow, fk.LinearPath())
+    np.testing.assert_allclose(seen(0.0, x) - start, 0.01 / 0.03, rtol=0.2)
+
+    options = {"solver": fk.RK4(), "num_steps": 10}
+    end = fk.integrate(seen, x, **options).ys[-1]
+    np.testing.assert_allclose(end, 1.3 + 0.5 * x, atol=0.02)
+    expected = norm.logpdf(end, 1.3, 0.5).sum()
+    np.testing.assert_allclose(fk.log_prob(seen, end, **options), expected, atol=0.05)
 
 
 def test_samples_and_units_stay(key):

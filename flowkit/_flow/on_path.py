@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from flowkit._flow.flow import Flow
 from flowkit._flow.paths import AbstractPath, as_time
-from flowkit._flow.predictions import Noise, Target
+from flowkit._flow.predictions import CUT, Noise, stands_still, Target, Velocity
 from flowkit._flow.standardized import Standardized
 from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
 
@@ -39,6 +39,11 @@ def on_path(flow: Any, path: AbstractPath) -> Any:
 
     Samples agree within the error of the solver, and so do log-probabilities and encodings. It
     holds for every source and coupling.
+
+    Where the path of a `fk.Velocity()` network has $D = 0$ at an end, as at $t = 0$ of
+    `fk.PolynomialPath(2)`, an error $e$ of the network becomes about $e\\, \\tilde D / D$ along
+    `path`, which has no bound. So the new velocity is evaluated at a distance of $10^{-3}$ from
+    such an end at the least: on the linear path that is $16\\, e$ for degree 2, $33\\, e$ for 3.
 
     **Arguments:**
 
@@ -86,7 +91,7 @@ class _OnPath(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
         flow = self.flow
-        here = self.path.coefficients(as_time(t, x.dtype))
+        here = self.path.coefficients(self._cut(as_time(t, x.dtype)))
         # The same ratio of data and noise, and so the same conditional means.
         s = flow.path.time_of(here.alpha, here.sigma)
         # The ends of time of a network that is not to be evaluated there.
@@ -97,3 +102,12 @@ class _OnPath(eqx.Module):
         x = x * (there.alpha + there.sigma) / (here.alpha + here.sigma)
         predict = lambda target: flow.predict(target, s, x, cond, mask=mask, key=key)
         return flow.prediction.evaluate(here, predict(Noise()), predict(Target()))
+
+    def _cut(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Away from ends at which the trained velocity says nothing about data and noise."""
+        if not isinstance(self.flow.prediction, Velocity):
+            return t
+        trained = self.flow.path
+        start = jnp.where(stands_still(trained, 0.0), CUT, 0.0)
+        end = jnp.where(stands_still(trained, 1.0), 1 - CUT, 1.0)
+        return jnp.clip(t, start.astype(t.dtype), end.astype(t.dtype))
