@@ -4,7 +4,13 @@ Setting all of them up on import would take longer than the rest of the import.
 """
 
 import functools as ft
+import reprlib
 from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import AnnotationError, TypeCheckError
 
 
 # Off while flowkit is imported: defaults such as `fk.Normal()` are made then, and checking
@@ -16,6 +22,13 @@ def turn_on() -> None:
     """Called at the end of the import of flowkit."""
     global _is_on
     _is_on = True
+
+
+class WrongKeyError(AnnotationError, TypeCheckError):
+    """A `key` that is not of the new style.
+
+    It is an `AnnotationError` too, the only kind whose text jaxtyping does not replace.
+    """
 
 
 def checked_when_called(fn: Callable) -> Callable:
@@ -31,15 +44,29 @@ def checked_when_called(fn: Callable) -> Callable:
     def checked(*args, **kwargs):
         if not _is_on:
             return fn(*args, **kwargs)
-        return make()(*args, **kwargs)
+        try:
+            return make()(*args, **kwargs)
+        except Exception as error:
+            # Keys are keyword-only, so they are found here.
+            _check_key(kwargs.get("key"), error)
+            raise
 
     return checked
 
 
+def _check_key(key: Any, error: Exception) -> None:
+    """Raises if the key is what is wrong, with the remedy, which the error does not name."""
+    dtype = getattr(key, "dtype", type(key))
+    if key is None or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return
+    raise WrongKeyError(
+        "`key` must be made by `jax.random.key(seed)`, not by `jax.random.PRNGKey`; got "
+        f"{reprlib.repr(key)}."
+    ) from error
+
+
 @ft.cache
 def _configuration():
-    from typing import Any
-
     import numpy as np
     from beartype import BeartypeConf, FrozenDict
     from jaxtyping import PyTree

@@ -227,9 +227,11 @@ def test_bad_values_are_named(call, fragment, key):
         call(key)
 
 
-def test_old_keys_are_refused():
-    with pytest.raises(TypeCheckError):
-        data.moons(5, key=jr.PRNGKey(0))
+@pytest.mark.parametrize("wrong", [jr.PRNGKey(0), np.zeros(2, np.uint32), 0])
+def test_old_keys_are_refused(wrong):
+    message = r"`key` must be made by `jax.random.key\(seed\)`.*got (Array|array|0)"
+    with pytest.raises(TypeCheckError, match=message):
+        data.moons(5, key=wrong)
 
 
 def test_load_digits_is_whole_stratified_and_repeatable():
