@@ -1,5 +1,9 @@
 """The Gaussian process over pixels, against NumPy in float64 and its own covariances."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.random as jr
 import numpy as np
@@ -158,3 +162,34 @@ def test_nothing_observed_is_refused(name, problem):
     keys = {} if name == "mean" else {"key": jr.key(0)}
     with pytest.raises(ValueError, match='`coords` is empty.*start="noise"'):
         method(coords[:0], values[:0], *where, **keys)
+
+
+def test_images_on_two_devices_end():
+    """A factorization beside another part of the program would wait forever.
+
+    In a process of its own, which can be ended.
+    """
+    program = """
+import jax, jax.random as jr, numpy as np, flowkit as fk
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = fk.training.data_mesh()
+assert mesh.size == 2
+images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+pixels = fk.data.sparse_pixels(images, output_ratio=0, key=jr.key(1))
+rows = PartitionSpec("data")
+seen = jax.device_put(
+    (pixels.input_coords, pixels.input_values), NamedSharding(mesh, rows)
+)
+queries = fk.data.pixel_coords(32, 32)
+process = fk.inverse.GaussianProcess(0.3)
+mean = jax.vmap(lambda *seen: process.mean(*seen, queries))
+options = {"mesh": mesh, "in_specs": rows, "out_specs": rows, "check_vma": False}
+compiled = jax.jit(jax.shard_map(mean, **options))
+for _ in range(20):
+    values = compiled(*seen)
+    assert np.isfinite(np.asarray(values)).all()
+"""
+    # What the suite compiles, without optimization, never waits.
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=os.environ | flags, timeout=120, check=True)
