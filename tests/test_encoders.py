@@ -29,6 +29,7 @@ from .helpers import (
     STRUCTURED_ENCODERS,
     TINY,
 )
+from .oracles import compilations
 
 
 MASK = np.array([True, True, False, True, True, True])
@@ -140,6 +141,16 @@ def test_encoder_refuses_wrong_clouds(name):
         encoder(jnp.zeros((0, 3)))
     with pytest.raises(TypeCheckError, match="mask"):
         encoder(cloud(3), jnp.ones(5, bool))
+
+
+@pytest.mark.parametrize("name", ["mixture", "slot_attention_k_means"])
+def test_the_second_call_compiles_nothing(name):
+    encoder = encoder_of(name)
+    points = [cloud(3), 2 * cloud(3)]
+    encoder(points[0], MASK)
+    with compilations() as events:
+        encoder(points[1], MASK)
+    assert not events
 
 
 def test_point_net_needs_a_layer():

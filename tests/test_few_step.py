@@ -466,10 +466,14 @@ def test_second_call_compiles_nothing(key):
         jnp.ones((4, 2)),
         jr.key(1),
     )
+    exact = fs.exact_flow_map(mixture_1d())
+    on_path = fk.on_path(fk.exact_flow(mixture_1d()), fk.CosinePath())
     calls = [
         lambda key: fs.mean_flow_loss(flow_map, x1, key=key, **fs.MEAN_FLOW_TOY),
         lambda key: fs.sample(flow_map, (2,), num_samples=2, num_steps=2, key=key),
         lambda key: fs.encode(flow_map, x1[0]),
+        lambda key: fs.jump(exact, 0.2, 0.7, x1[0, :1]),
+        lambda key: on_path(0.2, x1[0, :1]),
     ]
     for call in calls:
         call(key)

@@ -5,6 +5,9 @@ sum loses all digits of distances that are small next to the spread of the cloud
 that of two tight groups the nearest neighbors would be drawn by rounding errors.
 """
 
+import operator
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -70,6 +73,13 @@ def farthest_points(
     coordinates, not by the order of the points. After the last distinct point the first
     in the order of coordinates is repeated.
     """
+    return _farthest_points(points, operator.index(num), mask)
+
+
+# An eager loop over a new function would be compiled in every call. Inlined, it is the
+# same as before in compiled programs, to the last digit.
+@eqx.filter_jit(inline=True)
+def _farthest_points(points: Points, num: int, mask: Mask | None) -> Int[Array, " num"]:
     points = jax.lax.stop_gradient(zero_masked(in_sum_dtype(points), mask))
     valid = jnp.ones(points.shape[0], bool) if mask is None else jnp.asarray(mask)
     order = order_of_coordinates(points, mask)
@@ -119,6 +129,13 @@ def k_means(
 
     **Reference:** Lloyd, Least Squares Quantization in PCM, 1982.
     """
+    return _k_means(points, centers, operator.index(num_steps), mask)
+
+
+@eqx.filter_jit(inline=True)
+def _k_means(
+    points: Points, centers: Float[AnyArray, "k d"], num_steps: int, mask: Mask | None
+) -> Float[Array, "k d"]:
     dtype = jnp.asarray(points).dtype
     points = zero_masked(in_sum_dtype(points), mask)
 

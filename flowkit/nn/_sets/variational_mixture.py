@@ -13,6 +13,7 @@ section 10.2.
 import math
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma
@@ -59,6 +60,7 @@ def prior_mixture(num: int, size: int, scale: float, dtype: jnp.dtype) -> Mixtur
     )
 
 
+@eqx.filter_jit(inline=True)
 def fit(
     points: Float[Array, "n d"],
     mask: Mask | None,
