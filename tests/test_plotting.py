@@ -1031,7 +1031,11 @@ def test_animation_refuses_before_it_writes(tmp_path):
 
 def test_vector_field_arrows():
     figure = plotting.vector_field(
-        lambda t, x: t * x, (-1, 1), (0, 1), resolution=4, points=normal(0, 9, 2)
+        lambda t, x: t * x,
+        (-1, 1),
+        np.array([0, 1], np.float32),
+        resolution=4,
+        points=normal(0, 9, 2),
     )
     still, moving = (a.collections[-1] for a in axes_of(figure)[:2])
     assert len(still.U) == 16
@@ -1275,6 +1279,15 @@ def test_density_has_unit_mass():
             "`velocity` gives shape",
         ),
         (lambda: plotting.vector_field(lambda t, x: x, times=()), "`times` is empty"),
+        (
+            lambda: plotting.vector_field(lambda t, x: x, times=(0.0, 2.0)),
+            r"`times` must be in \[0, 1\].*got 2.0",
+        ),
+        (lambda: plotting.density_1d(TIMES, bins=0), "`bins` is 0"),
+        (
+            lambda: plotting.curvature(TIMES, np.full((7, 5, 2), np.nan)),
+            "holds no finite path",
+        ),
         (
             lambda: plotting.density_1d(np.full(3, np.nan)),
             "`samples` holds no finite value",

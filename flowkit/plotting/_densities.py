@@ -50,6 +50,7 @@ def density_1d(
     - `limits`: `(low, high)` of the axis.
     """
     finite = _finite(samples, 1)
+    require(bins > 0, f"`bins` is {bins}; a histogram needs at least one.")
     lows, highs = box(finite.values(), 1, limits)
 
     figure = new_figure(5.6, 3.5)

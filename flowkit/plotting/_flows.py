@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
+from flowkit._checks import check_time
 from flowkit._types import AnyArray
 from flowkit.plotting._densities import color_bar, histogram
 from flowkit.plotting._style import (
@@ -34,7 +35,7 @@ from flowkit.plotting._style import (
 def vector_field(
     velocity: Callable[..., Any],
     limits: tuple[Number, Number] = (-1.5, 1.5),
-    times: Sequence[Number] = (0.0, 0.33, 0.67, 1.0),
+    times: Sequence[Number] | Float[AnyArray, " t"] = (0.0, 0.33, 0.67, 1.0),
     *,
     points: Float[AnyArray, "n 2"] | None = None,
     resolution: int = 20,
@@ -49,11 +50,13 @@ def vector_field(
     - `velocity`: `(t, x) -> dx` for one point `x (2,)`; it is vmapped and compiled
       here.
     - `limits`: `(low, high)` of both axes.
-    - `times`: the time of each panel.
+    - `times`: the time of each panel, in [0, 1].
     - `points (n, 2)`: data to draw behind the arrows.
     - `resolution`: the number of arrows along each axis.
     """
     require(len(times) > 0, "`times` is empty; name at least one.")
+    for t in times:
+        check_time("times", t)
     require(
         resolution > 1,
         f"`resolution` is {resolution}; a grid needs at least two arrows along each axis.",

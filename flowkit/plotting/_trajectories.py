@@ -131,6 +131,10 @@ def curvature(
             f"`paths` {name} has shape {points.shape}; "
             f"with these times it must be (n, {len(ts)}, d), and not empty.",
         )
+        require(
+            bool(np.isfinite(points).all((1, 2)).any()),
+            f"`paths` {name} holds no finite path; there is nothing to draw.",
+        )
 
     figure = new_figure(5.6, 3.5)
     axes = figure.add_subplot()
