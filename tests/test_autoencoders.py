@@ -318,6 +318,14 @@ def test_second_calls_compile_nothing(key):
             lambda net, key: Decoder(jnp.tanh),
             "`decoder` must have an attribute `in_size`",
         ),
+        (
+            lambda net, key: Decoder(fk.nn.MLP(1, key=key)),
+            "`decoder` must take one example and nothing else.*MLP is missing",
+        ),
+        (
+            lambda net, key: Autoencoder(fk.nn.MLP(1, key=key), net),
+            "`encoder` must take one example",
+        ),
     ],
 )
 def test_wrong_use(call, message, key):

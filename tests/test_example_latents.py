@@ -154,3 +154,5 @@ def test_sets_are_encoded_in_parts(ragged):
         np.testing.assert_allclose(one, model.encode(cloud), atol=1e-6)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
         fk.latent.encode_sets(model, points, batch_size=0)
+    with pytest.raises(ValueError, match="`mask` leaves a cloud without any valid"):
+        fk.latent.encode_sets(model, points, mask=np.zeros((7, 5), bool))

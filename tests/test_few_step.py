@@ -700,5 +700,7 @@ def test_wrong_use(key):
         fs.encode(flow_map, x1[0], num_steps=0)
     with pytest.raises(ValueError, match="must return the shape"):
         fs.FlowMap(lambda times, x, cond: x[:1])(0.0, 1.0, x1[0])
+    with pytest.raises(ValueError, match="`network` is the class MLP"):
+        fs.FlowMap(fk.nn.MLP)
     with pytest.raises(ValueError, match="in one dimension"):
         fs.exact_flow_map(fk.GaussianMixture(jnp.zeros((2, 2))))

@@ -45,6 +45,12 @@ def test_products_are_in_bfloat16_and_all_else_in_float32():
         np.testing.assert_allclose(other, one, atol=0.03 * np.abs(one).max())
 
 
+def test_numbers_without_axes_keep_their_type():
+    half = fk.nn.HalfPrecision(lambda t, x, cond=None: t * x)
+    assert half(0.5, jnp.float32(0.3)) == jnp.float32(0.15)
+    assert half(0.5, 0.3) == 0.15
+
+
 def test_the_times_of_a_flow_map_are_not_rounded():
     """In bfloat16 0.999 is 1."""
     network = lambda times, x, cond: jnp.full_like(x, times[1] - times[0])

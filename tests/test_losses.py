@@ -664,6 +664,7 @@ def test_the_second_call_compiles_nothing(key):
         ({"targets": ()}, "`targets`"),
         ({"cond": [0, 1, 2, 3]}, "`cond` must hold arrays"),
         ({"times": lambda num, key: jnp.zeros(num + 1)}, "`times` must return shape"),
+        ({"times": lambda num, key: 0.5}, "`times` must return shape"),
         ({"block": 3}, "`block`"),
     ],
 )

@@ -82,7 +82,7 @@ def draw_times(
 ) -> Float[Array, " num"]:
     """The times of a batch; those of a user's function are checked."""
     check_instance("times", times)
-    t = times(num, key=key)
+    t = jnp.asarray(times(num, key=key))
     if t.shape != (num,):
         raise ValueError(
             f"`times` must return shape {(num,)} when asked for {num} times, "

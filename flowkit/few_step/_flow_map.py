@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_time
+from flowkit._checks import check_instance, check_time
 from flowkit._flow import AbstractPath, as_time, Flow, LinearPath, network_keywords
 from flowkit._masks import has_parameter, zero_masked
 from flowkit._print import ShortDoc
@@ -92,6 +92,7 @@ class FlowMap(ShortDoc, eqx.Module):
         *,
         times: Callable[..., Times] = both_times,
     ):
+        check_instance("network", network)
         self.network = network
         self.path = path
         self.times = times

@@ -7,6 +7,7 @@ with $G$ trained on latents that are independent of the data (`Decoder`), encode
 nothing else, such as `fk.nn.FeedForward`.
 """
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -288,13 +289,31 @@ def _mean_square(x: Float[Array, "..."], x1: Float[Array, "..."]) -> Float[Array
 def _latent_size(decoder: Callable) -> int:
     if not hasattr(decoder, "in_size"):
         raise ValueError(
-            "`decoder` must have an attribute `in_size`, the size of its latents, as `fk.nn` "
-            "networks do."
+            "`decoder` must have an attribute `in_size`, the size of its latents, as "
+            "`fk.nn.FeedForward` does."
         )
+    _check_call("decoder", decoder)
     return decoder.in_size
 
 
+def _check_call(name: str, network: Callable) -> None:
+    """Raises for a network that wants more than one example, such as a time."""
+    try:
+        signature = inspect.signature(network)
+    except ValueError:
+        # Built-in callables have no signature.
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` must take one example and nothing else, as `fk.nn.FeedForward` does, "
+            f"but {type(network).__name__} is {error}."
+        ) from error
+
+
 def _check_sizes(encoder: Callable, size: int, what: str = "") -> None:
+    _check_call("encoder", encoder)
     out_size = getattr(encoder, "out_size", size)
     if out_size != size:
         raise ValueError(

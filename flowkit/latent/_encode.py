@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flowkit._checks import check_mask
 from flowkit._types import AnyArray
 from flowkit.latent._set_flow import SetFlow
 
@@ -33,6 +34,7 @@ def encode_sets(
     if len(points) == 0:
         raise ValueError("`points` is empty: give at least one cloud.")
 
+    check_mask("mask", mask)
     model = eqx.nn.inference_mode(model)
     number = len(points)
     parts = []

@@ -53,11 +53,14 @@ class HalfPrecision(eqx.Module):
             if has_parameter(self.network, name):
                 keywords[name] = value
 
-        given = [leaf for leaf in jax.tree.leaves(inputs) if _is_rounded(leaf)]
+        leaves = jax.tree.leaves(inputs)
+        given = [leaf for leaf in leaves if _is_rounded(leaf)]
+        # Where nothing has axes, nothing was rounded.
+        given = given or [leaf for leaf in leaves if eqx.is_inexact_array(leaf)]
         rounded = [jax.tree.map(self._round, one) for one in inputs]
         # The times of a flow map are close to each other: rounding loses their difference.
         value = cast(self.network, self.dtype)(t, *rounded, **keywords)
-        return jnp.asarray(value, jnp.result_type(*given))
+        return jnp.asarray(value, jnp.result_type(*given or [value]))
 
     def _round(self, leaf: Any) -> Any:
         return jnp.asarray(leaf, self.dtype) if _is_rounded(leaf) else leaf
