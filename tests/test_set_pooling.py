@@ -75,3 +75,12 @@ def test_seeds_attend_to_features_and_then_to_each_other():
     np.testing.assert_allclose(call(pooling, FEATURES, MASK), gathered, atol=1e-5)
     deeper = nn.PMA(4, num_seeds=2, depth=2, num_heads=2, key=KEY)
     assert len(deeper.blocks) == 2
+
+
+@pytest.mark.parametrize("name", ["set2set", "seeds"])
+def test_empty_sets_give_what_weights_alone_decide(name):
+    pooling = perturbed(POOLINGS[name](KEY), key=jr.key(1))
+    nothing = np.zeros(6, bool)
+    value = call(pooling, FEATURES, nothing)
+    assert np.all(value[..., 0] != 0)
+    assert np.array_equal(call(pooling, 2 * FEATURES, nothing), value)

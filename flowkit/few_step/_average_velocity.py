@@ -263,7 +263,8 @@ def back_flow_loss(
 
     The two times are not ordered, so the same network learns to decode, `x0 + u(x0, 0, 1)`,
     and to encode, `x1 - u(x1, 1, 0)`, each in one step: `fk.few_step.sample` and
-    `fk.few_step.encode`. Arguments and errors are those of `mean_flow_loss`.
+    `fk.few_step.encode`. Arguments and errors are those of `mean_flow_loss`, without
+    `guidance`; `pairs` need not be ordered.
     """
     _check(flow_map, x1, cond, mask, block)
     return _loss(

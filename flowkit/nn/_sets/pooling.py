@@ -1,7 +1,8 @@
 """Reductions of a set of features `(n, c)` to one vector.
 
 A pooling is any function `(features, mask=None) -> vector`. Masked rows have no
-influence, and a set without a valid row gives zeros.
+influence. A set without a valid row gives zeros here and in `AttentionPool`; `PMA` and
+`Set2Set` give a vector that depends on their weights alone.
 """
 
 import jax.numpy as jnp
