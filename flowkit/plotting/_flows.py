@@ -54,9 +54,7 @@ def vector_field(
     - `points (n, 2)`: data to draw behind the arrows.
     - `resolution`: the number of arrows along each axis.
     """
-    require(len(times) > 0, "`times` is empty; name at least one.")
-    for t in times:
-        check_time("times", t)
+    _check_times(times)
     require(
         resolution > 1,
         f"`resolution` is {resolution}; a grid needs at least two arrows along each axis.",
@@ -92,6 +90,12 @@ def vector_field(
 
     color_bar(figure, list(panels), drawn, "speed")
     return finish(figure, path)
+
+
+def _check_times(times: Any) -> None:
+    require(len(times) > 0, "`times` is empty; name at least one.")
+    for t in times:
+        check_time("times", t)
 
 
 @own_look()
