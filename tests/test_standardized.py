@@ -1,6 +1,7 @@
 """Flows that carry the units of their data, against closed forms."""
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
@@ -106,6 +107,23 @@ def test_training_leaves_the_units_alone(key):
     assert np.any(np.asarray(weights(state.model) != weights(flow)))
     # Samples after training, through the model that the state holds.
     fk.sample(state.model, (2,), num_samples=2, key=key, num_steps=2)
+
+
+def test_the_moments_of_the_data_are_those_of_valid_points():
+    flow = fk.exact_flow(fk.Normal())
+    mask = np.array([[True, True, False], [True, False, False]])
+    clouds = np.full((2, 3, 2), np.nan, np.float32)
+    clouds[mask] = [[1, 10], [2, 40], [6, 10]]
+    units = fk.Standardized.of(flow, clouds, mask=mask)
+    np.testing.assert_allclose(units.shift.value, [3, 20], rtol=1e-6)
+    expected = np.sqrt([14 / 3, 200])
+    np.testing.assert_allclose(units.scale.value, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="`x1` holds NaN or infinity"):
+        fk.Standardized.of(flow, clouds)
+
+    half = jnp.tile(jnp.array([[3.0], [4.0]], jnp.bfloat16), (2000, 1))
+    units = fk.Standardized.of(flow, half)
+    np.testing.assert_allclose([units.shift.value, units.scale.value], [[3.5], [0.5]])
 
 
 def test_wrong_use(flow, key):

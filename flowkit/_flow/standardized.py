@@ -12,8 +12,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from flowkit._checks import check_data
 from flowkit._types import (
     AnyArray,
     Cond,
@@ -73,11 +74,32 @@ class Standardized(eqx.Module):
 
     @classmethod
     def of(
-        cls, flow: VelocityField, x1: Float[AnyArray, "batch ..."]
+        cls,
+        flow: VelocityField,
+        x1: Float[AnyArray, "batch ..."],
+        *,
+        mask: Bool[AnyArray, "batch n"] | None = None,
     ) -> "Standardized":
-        """`flow` over `x1` with its mean and deviation per coordinate, the last axis."""
-        axes = tuple(range(x1.ndim - 1))
-        return cls(flow, np.mean(x1, axis=axes), np.std(x1, axis=axes))
+        """`flow` over `x1` with its mean and deviation per coordinate, the last axis.
+
+        **Arguments:**
+
+        - `flow`: as for the class.
+        - `x1`: the data, `(batch, ...)`.
+        - `mask`: `(batch, n)`, which points of each cloud are valid. The others do not count.
+
+        **Raises:** `ValueError` for data that are not finite at valid points, and for a
+        coordinate that does not vary.
+        """
+        check_data("x1", x1, mask)
+        values = np.asarray(x1)
+        if mask is not None:
+            values = values[np.asarray(mask)]
+
+        axes = tuple(range(values.ndim - 1))
+        # In double precision, since NumPy adds up half precision in its own digits.
+        mean = np.mean(values, axis=axes, dtype=float)
+        return cls(flow, mean, np.std(values, axis=axes, dtype=float))
 
     def __call__(
         self,
