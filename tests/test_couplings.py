@@ -617,6 +617,20 @@ def test_the_error_of_a_plan_is_that_of_its_marginals(epsilon):
     assert float(plan.error) == pytest.approx(np.abs(32 * rows - 1).max(), rel=1e-2)
 
 
+def test_small_epsilon_converges_within_the_iterations():
+    plan = fk.EntropicCoupling(1e-4).plan(*batch(0, 128))
+    assert plan.error < 0.03  # 0.2 if the regularization falls in a few iterations
+
+
+@pytest.mark.parametrize("make", [fk.EntropicCoupling, fk.UnbalancedCoupling])
+def test_an_iteration_that_ends_too_early_is_an_error(make, key):
+    coupling = make(epsilon=1e-3, max_iterations=20)
+    assert coupling.plan(*batch(0)).error > 0.2
+    with pytest.raises(ValueError, match="`max_iterations`=20 are too few"):
+        coupling(*batch(0), key=key)
+    make(epsilon=1e-3, max_iterations=20, tolerance=0.6)(*batch(0), key=key)
+
+
 @every_coupling
 def test_couplings_promote_no_ranks(coupling, key):
     x0, x1 = batch(0)
