@@ -175,6 +175,19 @@ def test_divergence_has_the_gradient_of_its_value():
         assert gradient[i, k] == pytest.approx((up - down) / 2e-4, rel=1e-2, abs=2e-4)
 
 
+@pytest.mark.parametrize("name", ["mask_x", "mask_y"])
+@pytest.mark.parametrize("function", [metrics.emd_bounds, metrics.sinkhorn_divergence])
+def test_traced_distances_of_empty_clouds_are_nan(function, name):
+    """Only of the empty one of several pairs."""
+    x, y = clouds(8, 6, 6, 2)
+    masks = np.ones((2, 6), bool)
+    masks[1] = False
+    values = jax.vmap(lambda mask: function(x, y, **{name: mask}))(masks)
+    for value in jax.tree.leaves(values):
+        assert np.isfinite(value[0])
+        assert np.isnan(value[1])
+
+
 MASKS = {"x": (12, 20), "y": (20, 15), "both": (12, 15)}
 
 

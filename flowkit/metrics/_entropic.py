@@ -115,5 +115,9 @@ def ratios(
 
 
 def mean_over(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    """The mean by the weights of the problem; masked values must be finite."""
-    return jnp.sum(jnp.exp(log_weights(mask, values.dtype)) * values)
+    """The mean by the weights of the problem, NaN without a valid value.
+
+    Masked values must be finite.
+    """
+    mean = jnp.sum(jnp.exp(log_weights(mask, values.dtype)) * values)
+    return jnp.where(jnp.any(mask), mean, jnp.nan)

@@ -166,6 +166,8 @@ def _emd_bounds(x, y, epsilon, max_iterations, mask_x, mask_y):
         epsilon * scale,
     )
     lower = jnp.maximum(_dual_value(problem, potentials.g), 0)
+    # A plan of an empty cloud costs nothing, but there is no distance.
+    upper = jnp.where(jnp.isnan(lower), jnp.nan, upper)
     # Rounding must not let them cross where they meet.
     return Bounds(jnp.minimum(lower, upper), upper)
 
