@@ -25,7 +25,7 @@ def round_to_permutation(
         free = jnp.where(unassigned[:, None] & ~taken[None, :], scores, -jnp.inf)
 
         best_column = jnp.argmax(free, axis=1).astype(jnp.int32)
-        best_row = jnp.argmax(free, axis=0)
+        best_row = jnp.argmax(free, axis=0).astype(jnp.int32)
         mutual = unassigned & (best_row[best_column] == own)
 
         # The index n is out of range, so rows without a partner mark nothing.
