@@ -1,13 +1,13 @@
 """Clouds and scenes made of images: the laws of their points and poses, and their files."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from scipy import stats
 
 from flowkit import data
@@ -342,6 +342,31 @@ def test_files_of_ones_own_fields(tmp_path):
     sets = Measured(np.ones((2, 3, 4)), np.ones(2, np.float32))
     data.save_npz(tmp_path / "sets.npz", sets)
     assert equal(data.load_npz(tmp_path / "sets.npz", Measured), sets)
+
+
+def test_optional_fields_are_those_that_may_be_none(tmp_path):
+    class Measured(NamedTuple):
+        points: Float[np.ndarray, "b n d"]
+        energies: Optional[Float[np.ndarray, " b"]] = None  # noqa: UP045
+        species: None | Int[np.ndarray, "b n"] = None
+
+    points = np.ones((2, 3, 4))
+    for sets in (Measured(points), Measured(points, np.ones(2), np.ones((2, 3), int))):
+        data.save_npz(tmp_path / "sets.npz", sets)
+        assert equal(data.load_npz(tmp_path / "sets.npz", Measured), sets)
+
+
+@pytest.mark.parametrize("hint", [Float32[np.ndarray, " b"], np.ndarray | None])
+def test_annotations_of_other_kinds_are_named(hint, tmp_path):
+    fields = [("points", Float[np.ndarray, "b n d"]), ("energies", hint)]
+    kind = NamedTuple("Measured", fields)
+    sets = kind(np.ones((2, 3, 4)), np.ones(2, np.float32))
+    message = "`Measured.energies` must be annotated by `Float`, `Int` or `Bool`"
+    with pytest.raises(ValueError, match=message):
+        data.save_npz(tmp_path / "sets.npz", sets)
+    data.save_npz(tmp_path / "sets.npz", data.PointSets(sets.points))
+    with pytest.raises(ValueError, match=message):
+        data.load_npz(tmp_path / "sets.npz", kind)
 
 
 def test_images_to_points_has_no_bias_in_wide_images(key):

@@ -5,8 +5,7 @@ array of real numbers that shares its axis `b` with every other one that has it,
 `| None` means that it may be missing.
 """
 
-import types
-from typing import Any, get_args, get_origin, get_type_hints, NamedTuple
+from typing import Any, get_args, get_type_hints, NamedTuple
 
 import numpy as np
 
@@ -28,11 +27,19 @@ def fields_of(kind: type) -> dict[str, Field]:
     """The arrays of a named tuple, from its annotations."""
     fields = {}
     for name, hint in get_type_hints(kind).items():
-        optional = get_origin(hint) is types.UnionType
-        array = get_args(hint)[0] if optional else hint
-        kinds = _KINDS[array.dtype.__name__]
+        # Of `X | None` and `Optional[X]` alike.
+        members = get_args(hint)
+        optional = type(None) in members
+        arrays = [member for member in members if member is not type(None)]
+        array = arrays[0] if optional else hint
+        word = getattr(getattr(array, "dtype", None), "__name__", None)
+        if word not in _KINDS:
+            raise ValueError(
+                f"`{kind.__name__}.{name}` must be annotated by `Float`, `Int` or `Bool` of "
+                f"jaxtyping, perhaps with `| None`; got {hint}."
+            )
         axes = tuple(array.dim_str.split())
-        fields[name] = Field(kinds, axes, required=not optional)
+        fields[name] = Field(_KINDS[word], axes, required=not optional)
     return fields
 
 

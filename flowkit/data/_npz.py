@@ -64,8 +64,8 @@ def load_npz(path: str | os.PathLike, kind: type[Sets] = PointSets) -> Sets:
 
     **Raises:** `ValueError`, with the file's name and the fix, if the file is not an
     `.npz`, is cut short or damaged, lacks `points`, or holds arrays of wrong shape or
-    dtype, non-finite valid points, or clouds without a valid point. `OSError` if it cannot
-    be opened.
+    dtype, non-finite valid points, or clouds without a valid point; and for a `kind` with
+    other annotations. `OSError` if the file cannot be opened.
     """
     where = f"`{os.fspath(path)}`"
     with open(path, "rb") as file:
