@@ -179,6 +179,12 @@ def test_split_partitions(num, fraction):
     assert equal(split, data.train_test_split(tree, test_fraction=fraction, seed=2))
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_fractions_are_numbers_of_numpy_too(kind):
+    test = data.train_test_split(np.arange(100_000), test_fraction=kind(0.75)).test
+    assert len(test) == 75_000
+
+
 @pytest.mark.parametrize(
     "labels",
     [

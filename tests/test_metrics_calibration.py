@@ -85,6 +85,7 @@ def test_coverage_of_whole_intervals():
         level = (10 - 2 * j) / 10
         found = metrics.interval_coverage(samples, truth, level)
         assert found == pytest.approx(inside.mean(), abs=1e-5)
+    assert metrics.interval_coverage(samples, truth, np.float32(level)) == found
 
 
 def test_coverage_between_them_is_interpolated():

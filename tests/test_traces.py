@@ -163,8 +163,9 @@ def test_bits_per_dimension_of_uniform_bytes(key):
     np.testing.assert_array_equal(np.floor((values + 1) * 128), images)
 
     log_prob = -64 * np.log(2) * np.ones(4)
-    found = fk.metrics.bits_per_dimension(log_prob, 64, bin_width=1 / 128)
-    np.testing.assert_allclose(found, 8, rtol=1e-6)
+    for bin_width in (1 / 128, np.float32(1 / 128)):
+        found = fk.metrics.bits_per_dimension(log_prob, 64, bin_width=bin_width)
+        np.testing.assert_allclose(found, 8, rtol=1e-6)
 
 
 def test_the_greatest_byte_stays_below_one():

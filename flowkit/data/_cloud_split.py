@@ -14,6 +14,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from flowkit._types import Number
 from flowkit.data._augment import subsample
 from flowkit.data._clouds import image_clouds, scenes
 from flowkit.data._digits import digits
@@ -74,7 +75,7 @@ def cloud_split(
     max_samples: int | None = None,
     test_samples: int = 360,
     draws: int = 16,
-    test_fraction: float = 0.2,
+    test_fraction: Number = 0.2,
     seed: int = 0,
 ) -> CloudSplit:
     """A data set of point clouds by its name, or the path of a file.

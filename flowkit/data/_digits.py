@@ -3,13 +3,13 @@
 import jax.random as jr
 import numpy as np
 
-from flowkit._types import PRNGKey
+from flowkit._types import Number, PRNGKey
 from flowkit.data._images import Images, images_to_points
 from flowkit.data._sets import PointSets, Split
 from flowkit.data._split import train_test_split
 
 
-def load_digits(*, test_fraction: float = 0.1, seed: int = 0) -> Split:
+def load_digits(*, test_fraction: Number = 0.1, seed: int = 0) -> Split:
     """The 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn.
 
     They are shuffled and split by class. The same seed gives the same split. Nothing is
@@ -40,7 +40,7 @@ def digits(
     *,
     draws: int = 1,
     jitter: float = 0.5,
-    test_fraction: float = 0.1,
+    test_fraction: Number = 0.1,
     seed: int = 0,
     key: PRNGKey,
 ) -> Split:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flowkit._checks import as_size
+from flowkit._types import Number
 from flowkit.data._as_images import as_images
 from flowkit.data._batches import batches
 from flowkit.data._cifar10 import load_cifar10
@@ -72,7 +73,7 @@ def image_split(
     flip: bool = False,
     max_samples: int | None = None,
     test_samples: int = 512,
-    test_fraction: float = 0.1,
+    test_fraction: Number = 0.1,
     skip_damaged: bool = False,
     num_threads: int = 4,
     seed: int = 0,

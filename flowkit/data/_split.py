@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from flowkit._types import AnyArray
+from flowkit._types import AnyArray, Number
 from flowkit.data._sets import Split
 from flowkit.data._shards import on_host
 from flowkit.data._tree import leading_size
@@ -15,7 +15,7 @@ from flowkit.data._tree import leading_size
 def train_test_split(
     data: Any,
     *,
-    test_fraction: float = 0.1,
+    test_fraction: Number = 0.1,
     seed: int = 0,
     stratify: Shaped[AnyArray, " b"] | None = None,
 ) -> Split:
@@ -50,7 +50,7 @@ def train_test_split(
             f"`stratify` must have one label per example, {num}; got {len(stratify)}."
         )
 
-    num_test = min(max(round(test_fraction * num), 1), num - 1)
+    num_test = min(max(round(float(test_fraction) * num), 1), num - 1)
     order_key, train_key, test_key = np.random.SeedSequence(seed).spawn(3)
     order = np.random.default_rng(order_key).permutation(num)
     if stratify is not None:

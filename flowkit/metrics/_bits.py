@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import as_size
-from flowkit._types import FloatArray
+from flowkit._types import FloatArray, Number
 from flowkit.metrics._inputs import working_dtype
 
 
 def bits_per_dimension(
-    log_prob: FloatArray, size: int, *, bin_width: float
+    log_prob: FloatArray, size: int, *, bin_width: Number
 ) -> Float[Array, "..."]:
     r"""$-\log p(y) / (d \ln 2) - \log_2 \Delta$, for data that were dequantized.
 

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._types import AnyArray
+from flowkit._types import AnyArray, Number
 from flowkit.metrics._inputs import check_values, nan_if_any, working_dtype
 
 
@@ -47,7 +47,7 @@ def crps(
 def interval_coverage(
     samples: Float[AnyArray, " n *shape"],
     truth: Float[AnyArray, " *shape"],
-    level: float = 0.9,
+    level: Number = 0.9,
 ) -> Float[Array, ""]:
     r"""The fraction of entries whose truth lies in the central interval of their samples.
 
