@@ -152,7 +152,7 @@ def _log_tail(marginal: _Marginal, y: Array, sign: Scalar) -> Float[Array, ""]:
     return jsp.special.logsumexp(tails, b=weights)
 
 
-@eqx.filter_jit(inline=True)
+@eqx.filter_jit(inline=True)  # pyright: ignore
 def _bisect(marginal: _Marginal, level: Array, sign: Array) -> Float[Array, ""]:
     """Where the log-probability of a tail has a level."""
 

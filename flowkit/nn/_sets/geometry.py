@@ -78,7 +78,7 @@ def farthest_points(
 
 # An eager loop over a new function would be compiled in every call. Inlined, it is the
 # same as before in compiled programs, to the last digit.
-@eqx.filter_jit(inline=True)
+@eqx.filter_jit(inline=True)  # pyright: ignore
 def _farthest_points(points: Points, num: int, mask: Mask | None) -> Int[Array, " num"]:
     points = jax.lax.stop_gradient(zero_masked(in_sum_dtype(points), mask))
     valid = jnp.ones(points.shape[0], bool) if mask is None else jnp.asarray(mask)
@@ -132,7 +132,7 @@ def k_means(
     return _k_means(points, centers, operator.index(num_steps), mask)
 
 
-@eqx.filter_jit(inline=True)
+@eqx.filter_jit(inline=True)  # pyright: ignore
 def _k_means(
     points: Points, centers: Float[AnyArray, "k d"], num_steps: int, mask: Mask | None
 ) -> Float[Array, "k d"]:

@@ -60,7 +60,7 @@ def prior_mixture(num: int, size: int, scale: float, dtype: jnp.dtype) -> Mixtur
     )
 
 
-@eqx.filter_jit(inline=True)
+@eqx.filter_jit(inline=True)  # pyright: ignore
 def fit(
     points: Float[Array, "n d"],
     mask: Mask | None,
