@@ -633,6 +633,34 @@ def test_losses_are_finite_at_the_ends_of_time(path):
         assert np.all(np.isfinite(gradient.network.weight)), name
 
 
+def test_half_precision_is_finite_at_the_ends_of_time():
+    """In bfloat16 1 - 1e-3 is 1."""
+    ends = lambda num, key: jnp.linspace(0, 1, num)
+    x1 = jnp.ones((5, 2), jnp.bfloat16)
+    weight = network(jnp.bfloat16)
+    flows = [fk.Flow(weight, fk.LinearPath(), kind) for kind in PREDICTIONS.values()]
+    times = jnp.array([0, 1], jnp.bfloat16)
+
+    @eqx.filter_jit
+    def results(flows):
+        losses = [
+            fk.flow_matching_loss(
+                flow, x1, times=ends, weighting=weighting, key=jr.key(0)
+            )
+            for flow in flows
+            for weighting in (None, fk.likelihood_weighting)
+        ]
+        predictions = [
+            flow.predict(kind, t, x1[0])
+            for flow in flows
+            for kind in PREDICTIONS.values()
+            for t in times
+        ]
+        return jnp.stack(losses), jnp.stack(predictions)
+
+    assert all(np.all(np.isfinite(each.astype(float))) for each in results(flows))
+
+
 def test_the_second_call_compiles_nothing(key):
     x1 = np.zeros((8, 2), np.float32)
     flow = fk.Flow(network())

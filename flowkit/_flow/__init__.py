@@ -19,6 +19,7 @@ from flowkit._flow.paths import (
     AbstractPath as AbstractPath,
     AffinePath as AffinePath,
     as_time as as_time,
+    clip_time as clip_time,
     Coefficients as Coefficients,
     CosinePath as CosinePath,
     LinearPath as LinearPath,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from flowkit._checks import check_instance, check_time
 from flowkit._flow.heads import AbstractHead, PointHead
-from flowkit._flow.paths import AbstractPath, as_time, LinearPath
+from flowkit._flow.paths import AbstractPath, as_time, clip_time, LinearPath
 from flowkit._flow.predictions import AbstractPrediction, convert, CUT, Velocity
 from flowkit._masks import has_parameter, zero_masked
 from flowkit._print import ShortDoc
@@ -99,7 +99,7 @@ class Flow(ShortDoc, eqx.Module):
         **Raises:** `ValueError` if `t` is known and outside [0, 1], if the network
         cannot take the mask, or if its output has another shape than `x`.
         """
-        t = jnp.clip(_checked_time(t, x), self.t_start, self.t_end)
+        t = clip_time(_checked_time(t, x), self.t_start, self.t_end)
         return self.predict(Velocity(), t, x, cond, mask=mask, key=key)
 
     def predict(

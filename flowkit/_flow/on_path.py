@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._flow.flow import Flow
-from flowkit._flow.paths import AbstractPath, as_time
+from flowkit._flow.paths import AbstractPath, as_time, clip_time
 from flowkit._flow.predictions import CUT, Noise, stands_still, Target, Velocity
 from flowkit._flow.standardized import Standardized
 from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
@@ -95,7 +95,7 @@ class _OnPath(eqx.Module):
         # The same ratio of data and noise, and so the same conditional means.
         s = flow.path.time_of(here.alpha, here.sigma)
         # The ends of time of a network that is not to be evaluated there.
-        s = jnp.clip(s, flow.t_start, flow.t_end)
+        s = clip_time(s, flow.t_start, flow.t_end)
 
         there = flow.path.coefficients(s)
         # By the sum of both coefficients, which is not 0 at either end.
@@ -110,4 +110,4 @@ class _OnPath(eqx.Module):
         trained = self.flow.path
         start = jnp.where(stands_still(trained, 0.0), CUT, 0.0)
         end = jnp.where(stands_still(trained, 1.0), 1 - CUT, 1.0)
-        return jnp.clip(t, start.astype(t.dtype), end.astype(t.dtype))
+        return clip_time(t, start, end)

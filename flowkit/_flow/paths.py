@@ -62,7 +62,7 @@ class AbstractPath(eqx.Module):
         check_time("t", t)
         t = as_time(t)
         both = lambda t: (self.alpha(t), self.sigma(t))
-        inside = jnp.minimum(t, self.t_end)
+        inside = clip_time(t, 0.0, self.t_end)
         _, (d_alpha, d_sigma) = jax.jvp(both, (inside,), (jnp.ones_like(t),))
         return Coefficients(self.alpha(t), self.sigma(t), d_alpha, d_sigma)
 
@@ -278,3 +278,14 @@ def as_time(t: Scalar, dtype: jnp.dtype | None = None) -> Float[Array, ""]:
         dtype = jnp.result_type(float)
     # The type of a NumPy array may be one that JAX does not use.
     return jnp.asarray(t, jax.dtypes.canonicalize_dtype(dtype))
+
+
+def clip_time(t: Array, start: Number | Array, end: Number | Array) -> Array:
+    """A time from `start` to `end`; where these are inside of [0, 1], so is the result.
+
+    In half precision `1 - 1e-3` or `1 - 1e-5` may round to 1.
+    """
+    least = float(jnp.finfo(t.dtype).eps)
+    start = jnp.where(start > 0, jnp.maximum(start, least), 0.0)
+    end = jnp.where(end < 1, jnp.minimum(end, 1 - least), 1.0)
+    return jnp.clip(t, start.astype(t.dtype), end.astype(t.dtype))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_time
-from flowkit._flow.paths import AbstractPath, as_time, Coefficients
+from flowkit._flow.paths import AbstractPath, as_time, clip_time, Coefficients
 from flowkit._types import FloatArray, Scalar
 
 
@@ -134,7 +134,8 @@ def convert(
     $$\frac{(a' b - b' a)\, x + (\alpha b' - \sigma a')\, \mathrm{value}}{\alpha b - \sigma a}.$$
 
     Where that divides by zero, at an end of time, it is evaluated $10^{-5}$ away from
-    the end, so the result is finite everywhere. A prediction converts to itself
+    the end, or as far as the times of half precision can tell, so the result is finite
+    everywhere, unless it is too large for float16. A prediction converts to itself
     unchanged at every time.
 
     Finite, but not accurate: an error $e$ of a velocity becomes $\sigma e / D$ in the data,
@@ -187,9 +188,9 @@ def _inside(
         at_start = at_start | stands_still(path, 0.0)
         at_end = at_end | stands_still(path, 1.0)
 
-    start = jnp.where(at_start, _FLOOR, 0.0).astype(t.dtype)
-    end = jnp.where(at_end, 1 - _FLOOR, 1.0).astype(t.dtype)
-    return jnp.clip(t, start, end)
+    start = jnp.where(at_start, _FLOOR, 0.0)
+    end = jnp.where(at_end, 1 - _FLOOR, 1.0)
+    return clip_time(t, start, end)
 
 
 def stands_still(path: AbstractPath, t: float) -> Array:

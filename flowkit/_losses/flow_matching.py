@@ -38,6 +38,7 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import (
     AbstractPrediction,
     bare,
+    clip_time,
     Coefficients,
     CUT,
     Flow,
@@ -49,7 +50,7 @@ from flowkit._flow import (
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import uniform
 from flowkit._losses.weighting import error_scale, likelihood_weighting, Weighting
-from flowkit._types import AnyArray, Cond, PRNGKey
+from flowkit._types import AnyArray, Cond, PRNGKey, sum_dtype
 
 
 class Errors(NamedTuple):
@@ -186,16 +187,23 @@ class ExampleError(eqx.Module):
         target = flow.prediction.evaluate(c, example.x0, example.x1)
 
         output = flow.output(t, x_t, example.cond, mask=example.mask, key=example.key)
-        error = flow.head.error(output, target, example.mask)
-        error = error * self.factor(flow, t, c)
-        return error if example.weight is None else example.weight * error, None
+        # In at least float32: squares of 300 are infinite in float16, and so are factors.
+        wide = sum_dtype(t.dtype)
+        error = flow.head.error(output.astype(wide), target.astype(wide), example.mask)
+
+        t = t.astype(wide)
+        error = error * self.factor(flow, t, flow.path.coefficients(t))
+        if example.weight is not None:
+            error = example.weight * error
+        # The loss has the type of the data.
+        return error.astype(example.x1.dtype), None
 
     def time(self, flow: Flow, t: Array) -> Array:
         """Where the network is evaluated: away from ends at which an error is infinite."""
         t_end = flow.t_end
         if any(target.infinite_end for target in self.targets):
             t_end = min(t_end, 1 - CUT)
-        return jnp.clip(t, flow.t_start, t_end)
+        return clip_time(t, flow.t_start, t_end)
 
     def factor(self, flow: Flow, t: Array, c: Coefficients) -> Array:
         """What turns the squared error of the network into the weighted sum of the squared

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowkit._flow import (
     AbstractPath,
     AbstractPrediction,
     as_time,
+    clip_time,
     Coefficients,
     CUT,
     Velocity,
@@ -32,7 +32,7 @@ def likelihood_weighting(path: AbstractPath, t: Scalar) -> Float[Array, ""]:
     **Reference:** Kingma and Gao (2023), arXiv 2303.00848; Song et al., Maximum
     Likelihood Training of Score-Based Diffusion Models (2021), arXiv 2101.09258.
     """
-    t = jnp.clip(as_time(t), 1e-5, 1 - CUT)
+    t = clip_time(as_time(t), 1e-5, 1 - CUT)
     c = path.coefficients(t)
     return c.alpha / (c.sigma * error_scale(Velocity(), c))
 
