@@ -164,6 +164,27 @@ def test_nothing_observed_is_refused(name, problem):
         method(coords[:0], values[:0], *where, **keys)
 
 
+def test_gradients_of_a_batch_are_differences():
+    """In coordinates and values, of problems that are solved one after another."""
+    rng = np.random.default_rng(3)
+    problems = [rng.uniform(size=(2, 6, 2)) for _ in range(2)]
+    queries = rng.uniform(size=(5, 2))
+    with jax.enable_x64(True):
+        wave = lambda *seen: jax.numpy.sin(PROCESS.mean(*seen, queries)).sum()
+        gradients = jax.jit(jax.vmap(jax.grad(wave, argnums=(0, 1))))(*problems)
+        values = jax.jit(jax.vmap(wave))
+
+        for i, gradient in enumerate(gradients):
+            direction = rng.normal(size=problems[i].shape)
+            moved = lambda h, i=i, d=direction: [
+                problem + h * d if j == i else problem
+                for j, problem in enumerate(problems)
+            ]
+            change = (values(*moved(1e-5)) - values(*moved(-1e-5))) / 2e-5
+            expected = np.sum(gradient * direction, axis=(1, 2))
+            np.testing.assert_allclose(change, expected, rtol=1e-5)
+
+
 def test_images_on_two_devices_end():
     """A factorization beside another part of the program would wait forever.
 

@@ -12,6 +12,7 @@ $$m = \frac{\mathbf 1^\top K^{-1} y}{\mathbf 1^\top K^{-1} \mathbf 1}, \qquad
 s^2 = \frac 1 n\, (y - m)^\top K^{-1} (y - m).$$
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -77,8 +78,7 @@ class GaussianProcess(eqx.Module):
         """
         _check_observed(coords)
         solved = self._solve(coords, _with_ones(values))
-        queries = _after(query_coords, solved)
-        return self._krige(coords, queries, values, solved)[0]
+        return self._krige(coords, query_coords, values, solved)[0]
 
     def sample(
         self,
@@ -179,16 +179,20 @@ class GaussianProcess(eqx.Module):
     def _covariance(self, x: AnyArray, y: AnyArray) -> Float[Array, "n m"]:
         x = jnp.asarray(x)
         offsets = x[:, None] - jnp.asarray(y, x.dtype)[None]
-        return self._matern(jnp.sqrt(jnp.sum(offsets * offsets, axis=-1)))
+        squares = jnp.sum(offsets * offsets, axis=-1)
+        # The root has no derivative at 0, where that of the covariance is 0.
+        apart = squares > 0
+        distances = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
+        return self._matern(distances)
 
     def _factor(self, coords: AnyArray) -> Float[Array, "n n"]:
         covariance = self._covariance(coords, coords)
         nugget = self.nugget * jnp.eye(len(covariance), dtype=covariance.dtype)
-        return jnp.linalg.cholesky(covariance + nugget)
+        return _cholesky(covariance + nugget)
 
     def _solve(self, coords: AnyArray, columns: Array) -> Float[Array, "n columns"]:
         """`K^-1` of the columns."""
-        return jax.scipy.linalg.cho_solve((self._factor(coords), True), columns)
+        return _solve_by(self._factor(coords), columns)
 
     def _krige(
         self, coords: AnyArray, queries: AnyArray, values: AnyArray, solved: Array
@@ -213,22 +217,31 @@ class GaussianProcess(eqx.Module):
         at_coords, at_queries = jnp.split(draw.astype(values.dtype), [len(values)])
 
         columns = jnp.concatenate([_with_ones(values), at_coords], axis=1)
-        coords = _after(coords, columns)
         solved = self._solve(coords, columns)
-        queries = _after(queries, solved)
         mean, scale = self._krige(coords, queries, values, solved)
         across = self._covariance(queries, coords)
         missing = across @ solved[:, values.shape[1] + 1 :]
         return mean + scale[None] * (at_queries - missing), mean
 
 
-def _after(x: AnyArray, other: Array) -> Array:
-    """`x`, computed once `other` is there.
+def _one_by_one(fn: Callable) -> Callable:
+    """`fn`, which works on the problems of a `jax.vmap` one after another.
 
-    On a CPU, a factorization waits for threads that other parts of the program hold, where
-    several devices share them (`jaxlib` 0.10). So nothing here runs beside one.
+    On a CPU, a batch of factorizations waits for threads that other parts of the program
+    hold: forever, if several devices share them (`jaxlib` 0.10). Its derivatives are those
+    of `fn`, all at once.
     """
-    return jnp.asarray(x) + 0 * other[:1, :1].astype(x.dtype)
+    in_turn = jax.custom_jvp(jax.custom_batching.sequential_vmap(fn))
+    in_turn.defjvp(lambda primals, tangents: jax.jvp(fn, primals, tangents))
+    return in_turn
+
+
+_cholesky = _one_by_one(jnp.linalg.cholesky)
+
+
+@_one_by_one
+def _solve_by(factor: Float[Array, "n n"], columns: Float[Array, "n c"]) -> Array:
+    return jax.scipy.linalg.cho_solve((factor, True), columns)
 
 
 def _check_observed(coords: AnyArray) -> None:
