@@ -225,15 +225,20 @@ class GaussianProcess(eqx.Module):
 
 
 def _one_by_one(fn: Callable) -> Callable:
-    """`fn`, which works on the problems of a `jax.vmap` one after another.
+    """`fn`, which on a CPU works on the problems of a `jax.vmap` one after another.
 
-    On a CPU, a batch of factorizations waits for threads that other parts of the program
+    A batch of factorizations waits there for threads that other parts of the program
     hold: forever, if several devices share them (`jaxlib` 0.10). Its derivatives are those
     of `fn`, all at once.
     """
-    in_turn = jax.custom_jvp(jax.custom_batching.sequential_vmap(fn))
-    in_turn.defjvp(lambda primals, tangents: jax.jvp(fn, primals, tangents))
-    return in_turn
+    in_turn = jax.custom_batching.sequential_vmap(fn)
+
+    @jax.custom_jvp
+    def either(*args):
+        return jax.lax.platform_dependent(*args, cpu=in_turn, default=fn)
+
+    either.defjvp(lambda primals, tangents: jax.jvp(fn, primals, tangents))
+    return either
 
 
 _cholesky = _one_by_one(jnp.linalg.cholesky)
