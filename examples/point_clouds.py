@@ -50,8 +50,8 @@ class Config:
     """Scale of the guidance of the prior in sampling. Above 1 clouds match their class
     better, and vary less."""
     start_from: str | None = None
-    """Folder of an earlier run. Its model is trained further, and its options are the
-    defaults of this run."""
+    """Folder of an earlier run. Its model is trained further, and its options of data,
+    model and optimizer are the defaults of this run."""
     checkpoint_every: int | None = 500
     """Steps between checkpoints, pictures and readings of explained velocity and Chamfer
     distance. None saves the end of a stage only."""
@@ -107,9 +107,7 @@ def main(config: Config) -> None:
     stages = make_stages(config, model_config, split)
     interval = config.checkpoint_every or max(stage.num_steps for stage in stages)
 
-    # Next to the checkpoints, where `analyze_latents.py` looks for them.
     folder.mkdir(parents=True, exist_ok=True)
-    fk.data.save_npz(folder / "held_out.npz", split.seen)
     results = fk.training.fit_stages(
         [watched(stage, report, folder, interval, key=monitor_key) for stage in stages],
         model,
@@ -119,6 +117,8 @@ def main(config: Config) -> None:
         ),
         key=fit_key,
     )
+    # For `analyze_latents.py`. Not before: the folder may be that of another run.
+    fk.data.save_npz(folder / "held_out.npz", split.seen)
     finish(results, report, folder, key=report_key)
 
 

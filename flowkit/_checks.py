@@ -59,12 +59,18 @@ def check_data(name: str, x: Any, mask: Any = None) -> None:
     _check_finite(name, x, mask)
 
 
-def check_units(name: str, images: Any) -> None:
-    """Raises for known images of 0 to 255."""
+def check_units(name: str, images: Any, *, signed: bool = True) -> None:
+    """Raises for known images of 0 to 255, and unless `signed` for those of -1 to 1."""
     if is_traced(images):
         return
     low = np.min(images, initial=0)
     high = np.max(images, initial=0)
+    # Rounding and resizing may go below zero by a little.
+    if not signed and low < -0.1:
+        raise ValueError(
+            f"`{name}` must be in [0, 1], got {low:g} to {high:g}; take `(images + 1) / 2` "
+            "of images in [-1, 1]."
+        )
     # Not for samples that diverged, which leave [-1, 1] in both directions.
     if low >= -1 and 10 < high < np.inf:
         raise ValueError(

@@ -384,3 +384,42 @@ def test_optimizer_and_length():
     assert options.num_epochs(937) == 20
     assert options.num_epochs(25) == 60
     assert dataclasses.replace(options, epochs=3).num_epochs(25) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "message"),
+    [
+        ({"learning_rate": -1.0}, {}, "`learning_rate` must be"),
+        ({"batch_size": 0}, {}, "`batch_size` must be at least 1"),
+        ({}, {"image_size": 16}, r"`model` is built for images of shape \(16, 16, 1\)"),
+        ({}, {"num_classes": 9}, "`split` has labels from 0 to 9, but .* are 0 to 8"),
+    ],
+)
+def test_training_checks_what_it_is_given(options, sizes, message, tmp_path):
+    split = fk.data.image_split("digits", max_samples=20, test_samples=20)
+    sizes = {"channels": 1, "image_size": 8, "num_classes": 10} | sizes
+    with pytest.raises(ValueError, match=message):
+        pipelines.fit_image_flow(
+            pipelines.ImageFlowTraining(**options),
+            pipelines.ImageFlowConfig(**sizes),
+            constant_flow(0.0),
+            split,
+            tmp_path,
+            config={},
+            key=jr.key(0),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "`num_steps` must be at least 1"),
+        ({"map_steps": -3}, "`map_steps` must not be negative, got -3"),
+        ({"num_pairs": 100}, "`num_pairs` is 100, less than the `batch_size` 256"),
+    ],
+)
+def test_stages_of_a_map_are_checked_before_the_first(options, message):
+    options = {"num_steps": 1, "map_steps": 1} | options
+    with pytest.raises(ValueError, match=message):
+        pipelines.flow_map_stages((2,), **options, key=jr.key(0))

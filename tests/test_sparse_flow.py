@@ -451,3 +451,38 @@ def test_color_images_are_found_where_they_are(monkeypatch, tmp_path):
     assert test[0, 0, 1, 0] == pytest.approx(1 / 255)
     monkeypatch.delenv("FLOWKIT_DATA")
     assert fk.pipelines.found_images() == "digits"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c, v, q: (7 * c, v, q), r"`coords` must be in \[0, 1\]"),
+        (lambda c, v, q: (c, 255 * v, q), "`values` must be in"),
+        (lambda c, v, q: (c, 2 * v - 1, q), r"`values` must be in \[0, 1\], got -"),
+        (lambda c, v, q: (c, v, q[::-1]), "`query_coords` are not those of the pixels"),
+    ],
+)
+def test_what_sampling_cannot_take_is_named(change, message):
+    """Also where the network is one of images, which would take other pixels for it."""
+    coords = fk.data.pixel_coords(8, 8)
+    arguments = change(PIXELS.input_coords, PIXELS.input_values, coords)
+    with pytest.raises(ValueError, match=message):
+        constant(0.5, (8, 8)).sample(*arguments, num_steps=1, key=jr.key(0))
+
+
+def test_images_from_minus_one_are_refused():
+    with pytest.raises(ValueError, match=r"`images` must be in \[0, 1\], got -"):
+        constant(0.5).loss(2 * IMAGES - 1, PIXELS, key=jr.key(0))
+    with pytest.raises(ValueError, match=r"`images` must be in \[0, 1\], got -"):
+        fk.pipelines.SparseFlowReport(2 * IMAGES - 1, PIXELS, batch_size=2)
+
+
+def test_refined_processes_need_a_network_of_images():
+    process = fk.pipelines.RefinedProcess(
+        (8, 8, 1), width_size=8, multipliers=(1,), key=jr.key(0)
+    )
+    config = fk.pipelines.SparseFlowConfig(shape=(8, 8, 1), network="pixel-field")
+    with pytest.raises(
+        ValueError, match='`process` is a RefinedProcess.*network="unet"'
+    ):
+        config.build(process=process)

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from flowkit import few_step, metrics, training
+from flowkit._checks import as_size
 from flowkit._couplings import Paired
 from flowkit._losses import flow_matching_loss
 from flowkit._solve import integrate, sample
@@ -52,7 +53,20 @@ def flow_map_stages(
     - `num_pairs`: the number of pairs that are made for a later stage.
     - `batch_size`: examples per step of the later stages.
     - `learning_rate`: the initial learning rate of Adam in each stage, with cosine decay.
+
+    **Raises:** `ValueError` for numbers of steps that cannot be, and for fewer pairs than a
+    batch has.
     """
+    num_steps = as_size("num_steps", num_steps)
+    for name, steps in {"map_steps": map_steps, "reflow_steps": reflow_steps}.items():
+        if steps < 0:
+            raise ValueError(f"`{name}` must not be negative, got {steps}.")
+    # Before the first stage, since pairs are made only after it.
+    if map_steps + reflow_steps > 0 and num_pairs < batch_size:
+        raise ValueError(
+            f"`num_pairs` is {num_pairs}, less than the `batch_size` {batch_size} of the "
+            "stages that use them; give more pairs."
+        )
 
     def pairs(model: Any) -> few_step.ReflowPairs:
         velocity = few_step.velocity_of(model)
@@ -151,8 +165,8 @@ def flow_paths(
     - `flow`: `(t, x, cond) -> dx` for one point.
     - `x0`: the points at time 0.
     - `times (t,)`: increasing, in [0, 1].
-    - `solver`, `num_steps`: as in `fk.integrate`; by default there is a step for each
-        interval of `times`.
+    - `solver`, `num_steps`: as in `fk.integrate`, with equal steps; by default as many as
+        `times` has intervals.
     """
     num_steps = len(times) - 1 if num_steps is None else num_steps
     x0 = jnp.asarray(x0)

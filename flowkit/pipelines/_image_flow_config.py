@@ -27,7 +27,7 @@ class ImageFlowConfig:
     flow = config.build(key=key)
     checkpoints = fk.training.Checkpoints("run/checkpoints", config={"model": vars(config)})
     ...
-    flow, _ = fk.pipelines.load_image_flow("run")
+    flow, _ = fk.pipelines.load_image_flow("run", checkpoint="last")
     ```
 
     A condition is an integer label. The label `num_classes` stands for none.

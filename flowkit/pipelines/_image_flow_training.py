@@ -29,7 +29,14 @@ from flowkit.pipelines._image_flows import (
     image_flow_loss,
     sample_images,
 )
-from flowkit.pipelines._limits import Count, Fraction, Natural, NonNegative, Positive
+from flowkit.pipelines._limits import (
+    check_options,
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+)
 
 
 _MIN_STEPS = 1500  # of a run, by default
@@ -123,7 +130,12 @@ def fit_image_flow(
     - `config`: what else the weights depend on, stored with the checkpoints.
     - `seed`: the seed of the batches.
     - `key`: the random seed.
+
+    **Raises:** `ValueError` for options out of their range, and for a model that was built
+    for other images or classes.
     """
+    check_options(options, flags=False)
+    _check_data(model, split.held_out)
     mesh = options.mesh()
     folder = Path(folder)
     per_epoch = max(1, split.num_train // options.batch_size)
@@ -153,6 +165,24 @@ def fit_image_flow(
     )
     _write(result, per_epoch, folder)
     return result
+
+
+def _check_data(model: ImageFlowConfig, images: data.LabeledImages) -> None:
+    shape = images.images.shape[1:]
+    if shape != model.shape:
+        raise ValueError(
+            f"`model` is built for images of shape {model.shape}, but those of `split` have "
+            f"shape {shape}."
+        )
+    labels = images.labels
+    if model.num_classes == 0 or labels is None:
+        return
+    if labels.min() < 0 or labels.max() >= model.num_classes:
+        raise ValueError(
+            f"`split` has labels from {labels.min()} to {labels.max()}, but those of a "
+            f"`model` with `num_classes={model.num_classes}` are 0 to "
+            f"{model.num_classes - 1}, and {model.num_classes} stands for none."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 import flowkit as fk
 from flowkit import data, training
-from flowkit._checks import check_units
+from flowkit._checks import as_size, check_units
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.pipelines._folders import checkpoint_steps
 from flowkit.pipelines._image_flow_config import ImageFlowConfig
@@ -114,6 +114,7 @@ def sample_images(
     **Raises:** `ValueError` for labels that do not fit the flow, and for guidance without
     labels.
     """
+    num_samples = as_size("num_samples", num_samples)
     _check_labels(config, num_samples, labels, guidance)
     guided: Any = flow
     if guidance != 1:
@@ -121,7 +122,7 @@ def sample_images(
     # Drawn at once, so that the size of the batches has no effect on the samples.
     x0 = np.asarray(jr.normal(key, (num_samples, *config.shape)))
 
-    size = min(batch_size, num_samples)
+    size = min(as_size("batch_size", batch_size), num_samples)
     found = []
     for start in range(0, num_samples, size):
         # The last batch is filled with its first rows, which are cut off again.

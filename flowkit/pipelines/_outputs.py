@@ -134,7 +134,7 @@ def output_distances(
     """
     # Rounded up, so that all batches are full.
     parts = -(-num_samples // batch_size)
-    fresh_key, floor_key, prior_key, data_key = jr.split(key, 4)
+    fresh_key, floor_key, prior_key, data_key, noise_key = jr.split(key, 5)
     number = parts * batch_size
     fresh = sampler(number, key=fresh_key)
     # One draw as input, one to compare latents with, and a third for the floor between
@@ -147,7 +147,7 @@ def output_distances(
     # In batches of one size, so that a model is compiled once.
     z = prior[0].reshape(parts, batch_size, -1)
     x = sampler(number, key=data_key).reshape(z.shape)
-    keys = jr.split(data_key, parts)
+    keys = jr.split(noise_key, parts)
     found = {}
 
     for name, (model, wanted) in models.items():

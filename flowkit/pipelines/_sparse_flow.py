@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import as_size, check_units
@@ -22,7 +23,7 @@ from flowkit._couplings import independent, Paired
 from flowkit._flow import Flow
 from flowkit._losses import flow_matching_loss
 from flowkit._solve import integrate, sample
-from flowkit._types import AnyArray, PRNGKey
+from flowkit._types import AnyArray, is_traced, PRNGKey
 from flowkit.data import pixel_coords, SparsePixels
 from flowkit.inverse import GaussianProcess
 from flowkit.nn import Observed
@@ -68,7 +69,7 @@ class SparseFlow(eqx.Module):
 
         **Arguments:** the images, in [0, 1], and pixels of each by `fk.data.sparse_pixels`.
         """
-        check_units("images", images)
+        check_units("images", images, signed=False)
         coords = jnp.asarray(pixels.output_coords)
         values = jnp.asarray(pixels.output_values)
         # A network of images sees the state of all pixels, so it is trained on all.
@@ -87,7 +88,6 @@ class SparseFlow(eqx.Module):
             coupling = Paired(starts)
         return flow_matching_loss(self.flow, values, cond, coupling=coupling, key=key)
 
-    @eqx.filter_jit
     def sample(
         self,
         coords: Float[AnyArray, "b n 2"],
@@ -110,23 +110,12 @@ class SparseFlow(eqx.Module):
             have a mean that is nearer to the expected image. The two are not independent, so
             pairs are for means, not for the CRPS or for intervals.
         - `options`: `solver`, `num_steps` and others, as in `fk.sample`.
+
+        **Raises:** `ValueError`, where values are known, for coordinates or observed values
+        outside [0, 1], and with a `grid` for other queries than all of its pixels.
         """
         seen = self._observed(coords, values, query_coords)
-        starts, cond = self._starts(seen, key=key)
-        if mirrored:
-            mean = 0 if self.process is None else cond[1]
-            starts = 2 * mean - starts
-        number, *shape = starts.shape
-        drawn = sample(
-            self.flow,
-            shape,
-            num_samples=number,
-            x0=starts,
-            cond=cond,
-            **options,
-        )
-        # What a solver with few steps overshoots is no intensity.
-        return jnp.clip(drawn.values, 0, 1)
+        return _sample(self, seen, mirrored, key, options)
 
     def sample_image(
         self,
@@ -158,7 +147,6 @@ class SparseFlow(eqx.Module):
             found = _between(found, own, size)
         return found.reshape(len(found), *size, -1)
 
-    @eqx.filter_jit
     def trajectories(
         self,
         coords: Float[AnyArray, "b n 2"],
@@ -174,13 +162,7 @@ class SparseFlow(eqx.Module):
         **Arguments:** `times` in [0, 1]; all others as in `sample`.
         """
         seen = self._observed(coords, values, query_coords)
-        saveat = dfx.SaveAt(ts=jnp.asarray(times))
-
-        def path(x0, cond):
-            solution = integrate(self.flow, x0, cond, saveat=saveat, **options)
-            return jnp.asarray(solution.ys)
-
-        return jax.vmap(path)(*self._starts(seen, key=key))
+        return _trajectories(self, seen, jnp.asarray(times), key, options)
 
     def predict(
         self, pixels: SparsePixels, *, key: PRNGKey, **options: Any
@@ -202,18 +184,12 @@ class SparseFlow(eqx.Module):
         return jnp.broadcast_to(coords, (number, *coords.shape))
 
     def _observed(self, coords, values, query_coords) -> Observed:
+        check_units("values", values, signed=False)
         if query_coords.ndim == 2:
             shape = (len(coords), *query_coords.shape)
             query_coords = jnp.broadcast_to(query_coords, shape)
-        if (
-            self.grid is not None
-            and query_coords.shape[1] != self.grid[0] * self.grid[1]
-        ):
-            raise ValueError(
-                f"`query_coords` are {query_coords.shape[1]} points, but the network "
-                f"answers for the {self.grid[0]} x {self.grid[1]} pixels of an image "
-                "together: give `fk.data.pixel_coords` of them, or take another network."
-            )
+        if self.grid is not None:
+            _check_queries(query_coords, self.grid)
         return Observed(query_coords, coords, values)
 
     def _starts(
@@ -234,6 +210,47 @@ class SparseFlow(eqx.Module):
 
         starts, means = jax.vmap(draw)(seen, jr.split(key, number))
         return starts, (seen, means)
+
+
+@eqx.filter_jit
+def _sample(model, seen, mirrored, key, options):
+    starts, cond = model._starts(seen, key=key)
+    if mirrored:
+        mean = 0 if model.process is None else cond[1]
+        starts = 2 * mean - starts
+    number, *shape = starts.shape
+    drawn = sample(
+        model.flow, shape, num_samples=number, x0=starts, cond=cond, **options
+    )
+    # What a solver with few steps overshoots is no intensity.
+    return jnp.clip(drawn.values, 0, 1)
+
+
+@eqx.filter_jit
+def _trajectories(model, seen, times, key, options):
+    saveat = dfx.SaveAt(ts=times)
+
+    def path(x0, cond):
+        solution = integrate(model.flow, x0, cond, saveat=saveat, **options)
+        return jnp.asarray(solution.ys)
+
+    return jax.vmap(path)(*model._starts(seen, key=key))
+
+
+def _check_queries(query_coords: AnyArray, grid: tuple[int, int]) -> None:
+    """Raises for queries that are not the pixels of a network of whole images."""
+    height, width = grid
+    advice = (
+        f"but the network answers for the {height} x {width} pixels of an image together: "
+        f"give `fk.data.pixel_coords({height}, {width})`, or take another network."
+    )
+    if query_coords.shape[1] != height * width:
+        raise ValueError(f"`query_coords` are {query_coords.shape[1]} points, {advice}")
+    if is_traced(query_coords):
+        return
+    pixels = np.asarray(pixel_coords(height, width))
+    if not np.allclose(np.asarray(query_coords), pixels[None], atol=1e-4):
+        raise ValueError(f"`query_coords` are not those of the pixels, {advice}")
 
 
 @eqx.filter_jit

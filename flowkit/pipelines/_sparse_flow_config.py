@@ -147,6 +147,11 @@ class SparseFlowConfig:
             network = OnGrid(network, height, width)
             grid = (height, width)
             self._check_sides(height, width)
+        elif process is not None and not hasattr(process, "sample"):
+            raise ValueError(
+                f"`process` is a {type(process).__name__}, which draws whole images: it "
+                'needs `network="unet"`.'
+            )
         if process is not None:
             network = WithMean(network)
         return SparseFlow(Flow(network), process, grid)

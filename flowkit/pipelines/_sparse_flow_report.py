@@ -50,7 +50,7 @@ class SparseFlowReport(eqx.Module):
     keep_observed: bool = True
 
     def __check_init__(self):
-        check_units("images", self.images)
+        check_units("images", self.images, signed=False)
         if not 1 <= self.batch_size <= len(self.images):
             raise ValueError(
                 f"`batch_size` must be between 1 and the {len(self.images)} `images`, got "
