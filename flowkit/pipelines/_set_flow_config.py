@@ -12,7 +12,7 @@ import jax
 import jax.random as jr
 
 from flowkit.latent import SetFlow
-from flowkit.pipelines._limits import check_options
+from flowkit.pipelines._limits import check_options, Count, Natural, Positive
 from flowkit.pipelines._set_flow_parts import build_set_flow, is_local
 
 
@@ -36,9 +36,9 @@ class SetFlowConfig:
     ```
     """
 
-    in_size: int | None = None
+    in_size: Count | None = None
     """Dimension of the points. Examples take it from the data."""
-    num_classes: int = 0
+    num_classes: Natural = 0
     """Number of classes that the prior is conditioned on; 0 for an unconditional prior."""
     encoder: Literal[
         "point-net",
@@ -54,11 +54,11 @@ class SetFlowConfig:
         "none", "max", "mean", "max-mean", "attention", "pma", "set2set"
     ] = "none"
     """How the latents of a cloud are reduced to one."""
-    latent_size: int = 16
+    latent_size: Count = 16
     """Size of a latent."""
-    num_latents: int = 8
+    num_latents: Count = 8
     """Number of latents of slot-attention and cross-attention; number of Gaussians of gmm."""
-    encoder_sizes: tuple[int, ...] = (64, 128, 256)
+    encoder_sizes: tuple[Count, ...] = (64, 128, 256)
     """Widths of the hidden layers of point-net."""
     backbone: Literal["adaln-mlp", "dit", "cross-attention", "concat-squash"] = (
         "adaln-mlp"
@@ -68,26 +68,26 @@ class SetFlowConfig:
     """How latents reach the points. Auto: broadcast for one latent, per-point for one latent per
     point, pool for several. The points of the backbone cross-attention attend to the latents, so
     that it has no conditioner."""
-    width_size: int = 64
+    width_size: Count = 64
     """Width of the backbone."""
-    depth: int = 6
+    depth: Count = 6
     """Number of layers of the backbone."""
     features: bool = False
     """Whether the networks also see sines and cosines of the coordinates, for fine detail."""
-    time_scale: float = 1.0
+    time_scale: Positive = 1.0
     """Highest frequency of the sinusoidal embeddings of time."""
     path: Literal["linear", "cosine"] = "linear"
     """The path from noise to data."""
     prediction: Literal["velocity", "noise", "target"] = "velocity"
     """What the backbone predicts."""
-    num_components: int = 1
+    num_components: Count = 1
     """Number of Gaussians in the predicted mixture; 1 predicts a value."""
     prior: Literal["flow", "mixture", "normal"] = "flow"
     """The distribution of the latents. A flow over several latents is blind to their order. With a
     latent for each point nothing is trained here."""
-    prior_width: int = 128
+    prior_width: Count = 128
     """Width of the flow over latents."""
-    prior_depth: int = 4
+    prior_depth: Count = 4
     """Number of layers of the flow over latents."""
     variational: bool = False
     """Whether the encoder returns means and variances."""
@@ -132,7 +132,7 @@ class SetFlowConfig:
         return dataclasses.replace(self, **sizes)
 
     def check(self) -> None:
-        """Raises a `ValueError` for a field that the others leave without effect."""
+        """Raises a `ValueError` for a field out of range or without effect."""
         check_options(self, _without_effect(self), flags=False)
 
     def build(self, *, key: jax.Array = jr.key(0)) -> SetFlow:

@@ -6,7 +6,14 @@ from typing import Any, Literal
 import optax
 
 from flowkit import latent, training
-from flowkit.pipelines._limits import check_options
+from flowkit.pipelines._limits import (
+    check_options,
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+)
 from flowkit.pipelines._set_flow_config import SetFlowConfig
 
 
@@ -17,17 +24,17 @@ class SetFlowTraining:
     stages: Literal["joint", "two-stage", "flow", "prior"] = "joint"
     """Joint: everything, then the prior alone. Two-stage: encoder and flow, then the prior.
     Flow, prior: one of the two. The prior is trained for the encoder of an earlier run."""
-    num_steps: int = 4000
+    num_steps: Count = 4000
     """Total number of steps of the first stage, including those before an interruption."""
-    prior_steps: int = 4000
+    prior_steps: Natural = 4000
     """Total number of steps of the prior alone, which are about twenty times as fast."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Clouds per step. The prior alone takes the latents of four times as many."""
-    block: int | None = None
+    block: Count | None = None
     """Clouds in memory at a time, by default the library's choice. The result is the same."""
     augment: bool = False
     """Whether training clouds are rotated, scaled and moved at random."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak learning rate, with cosine decay. The first stage has a warm-up."""
     optimizer: Literal["adam", "muon"] = "adam"
     """Muon makes the updates of matrices orthogonal. It needs half as many steps, which take
@@ -35,7 +42,7 @@ class SetFlowTraining:
     momentum: Literal["default", "doubled"] = "default"
     """Decay rates of Adam (with Muon, for all but matrices): (0.9, 0.999), or twice the
     window."""
-    ema_decay: float = 0.995
+    ema_decay: Fraction = 0.995
     """Decay of the averaged weights, which are the ones that are judged."""
     times: Literal["uniform", "late"] = "uniform"
     """Distribution of the times at which the points learn. Late: logit-normal with median
@@ -43,45 +50,30 @@ class SetFlowTraining:
     coupling: Literal["independent", "points", "aligned"] = "independent"
     """How the noise and the points of a cloud are paired: at random, by optimal assignment,
     or by optimal assignment after a rotation."""
-    class_dropout: float = 0.1
+    class_dropout: Fraction = 0.1
     """Probability in training that the class is hidden from the prior, for guidance."""
-    vae_kl_weight: float = 0.0
+    vae_kl_weight: NonNegative = 0.0
     """Weight of the divergence of each cloud's latents, for variational models."""
-    marginal_kl_weight: float = 0.0
+    marginal_kl_weight: NonNegative = 0.0
     """Weight of the divergence of the moments of all latents."""
     grid_mask: bool = False
     """Whether cells of a grid over each cloud are hidden from the encoder in training."""
-    grid_size: int = 3
+    grid_size: Count = 3
     """Number of cells of that grid along each axis."""
-    grid_mask_probability: float = 0.33
+    grid_mask_probability: Fraction = 0.33
     """Probability that a cell is hidden."""
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}."
-                )
-
-        if self.prior_steps < (self.stages == "prior"):
-            raise ValueError(
-                f"`prior_steps` is {self.prior_steps}; the stage of the prior takes at least 1."
-            )
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(
-                f"`learning_rate` must be positive, got {self.learning_rate}."
-            )
-
-        for name in ("ema_decay", "class_dropout", "grid_mask_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"`{name}` must lie in [0, 1], got {getattr(self, name)}."
-                )
-
+        idle = {}
         if not self.grid_mask:
             reason = "`grid_mask` is off"
             idle = {"grid_size": reason, "grid_mask_probability": reason}
-            check_options(self, idle, flags=False)
+        check_options(self, idle, flags=False)
+
+        if self.stages == "prior" and self.prior_steps == 0:
+            raise ValueError(
+                "`prior_steps` is 0; the stage of the prior takes at least 1."
+            )
 
     @property
     def hide(self) -> latent.GridMask | None:
