@@ -174,7 +174,7 @@ def test_half_precision_is_computed_in_float32():
         assert value.dtype == jnp.float32
         # Another program, whose last digits may differ.
         wide = distance(wide_x[:num], wide_y[:num])
-        assert value == pytest.approx(wide, rel=1e-6)
+        assert float(value) == pytest.approx(float(wide), rel=1e-6)
 
     brain_x, brain_y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
     expected = metrics.chamfer(brain_x.astype(jnp.float32), brain_y.astype(jnp.float32))

@@ -220,7 +220,12 @@ def _sample(model, seen, mirrored, key, options):
         starts = 2 * mean - starts
     number, *shape = starts.shape
     drawn = sample(
-        model.flow, shape, num_samples=number, x0=starts, cond=cond, **options
+        model.flow,
+        shape,
+        num_samples=number,
+        x0=starts,
+        cond=cond,
+        **options,
     )
     # What a solver with few steps overshoots is no intensity.
     return jnp.clip(drawn.values, 0, 1)
