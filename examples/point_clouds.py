@@ -119,7 +119,9 @@ def main(config: Config) -> None:
     )
     # For `analyze_latents.py`. Not before: the folder may be that of another run.
     fk.data.save_npz(folder / "held_out.npz", split.seen)
-    finish(results, report, folder, key=report_key)
+    # A prior that is still to be trained generates nothing.
+    generated = [*results] != ["flow"] or not model_config.has_trainable_prior
+    finish(results, report, folder, generated=generated, key=report_key)
 
 
 def load(config: Config) -> fk.data.CloudSplit:
@@ -147,19 +149,19 @@ def finish(
     report: pipelines.SetFlowReport,
     folder: Path,
     *,
+    generated: bool,
     key: jax.Array,
 ) -> None:
     """Judges the model of the last stage, and draws all of them."""
     print("Reconstructing and sampling ...", flush=True)
     histories = {name: result.history for name, result in results.items()}
     fk.plotting.loss_trajectory(histories, path=folder / "loss_trajectory.png")
-
     *_, last = results.values()
     numbers = {
         "steps": {name: int(result.state.step) for name, result in results.items()},
         "seconds": sum(result.seconds for result in results.values()),
     }
-    numbers |= report.write(last.ema, folder, key=key)
+    numbers |= report.write(last.ema, folder, generated=generated, key=key)
     text = json.dumps(numbers, indent=2)
     (folder / "metrics.json").write_text(text + "\n")
     print(f"{text}\nFigures, metrics and checkpoints are in {folder}/.")

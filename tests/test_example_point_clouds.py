@@ -449,8 +449,8 @@ class Silent:
     def draw(self, model, folder, *, generated=True, key):
         pass
 
-    def write(self, model, folder, *, key):
-        return {}
+    def write(self, model, folder, *, generated=True, key):
+        return {"generated": generated}
 
 
 WORDS = """--class-conditional --num-points 12 --num-steps 3 --batch-size 4 --block 2
@@ -485,6 +485,8 @@ def test_stages_by_hand_and_a_run_found_again(examples, monkeypatch, tmp_path):
             examples.parse([*words, "--output", str(run), "--stages", "flow"])
         )
     flow, _ = pipelines.load_set_flow(run)
+    # The prior has random weights still.
+    assert not json.loads((run / "metrics.json").read_text())["generated"]
     others = ["--output", str(run), "--stages", "prior", "--prior-steps", "50"]
     # Without `--num-steps` the stage of the flow stays as long as it is.
     examples.main(

@@ -85,9 +85,17 @@ class SetFlowReport(eqx.Module):
         }
 
     def write(
-        self, model: latent.SetFlow, folder: str | os.PathLike[str], *, key: jax.Array
+        self,
+        model: latent.SetFlow,
+        folder: str | os.PathLike[str],
+        *,
+        generated: bool = True,
+        key: jax.Array,
     ) -> dict[str, Any]:
-        """The numbers, once the pictures are in the folder."""
+        """The numbers, once the pictures are in the folder.
+
+        With `generated=False` there are none of samples of the prior, as in `draw`.
+        """
         rebuilt_key, sample_key, velocity_key, picture_key = jr.split(key, 4)
         seen = self.split.seen
         other = self.split.other
@@ -106,9 +114,9 @@ class SetFlowReport(eqx.Module):
             "explained_velocity_per_time": _rounded(explained.r2),
             "steps_per_sample": float(jnp.mean(samples.stats.accepted)),
         }
-        if not _is_local(model):
+        if generated and not _is_local(model):
             numbers |= self._scores(model, key=sample_key)
-        self.draw(model, folder, key=picture_key)
+        self.draw(model, folder, generated=generated, key=picture_key)
 
         return numbers
 
