@@ -65,7 +65,9 @@ def main(config: Config) -> None:
         f"{vectors.shape[1]} numbers each"
     )
     numbers = statistics(vectors, labels)
-    text = json.dumps({"latents": heading, **numbers}, indent=1)
+    # A class without a cloud has NaN, which JSON does not have.
+    plain = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
+    text = json.dumps({"latents": heading, **plain}, indent=1)
     (folder / "statistics.json").write_text(text + "\n")
     text = f"{heading}\n\n{report(numbers)}"
     (folder / "statistics.txt").write_text(text)
@@ -175,9 +177,11 @@ def draw_statistics(numbers: dict[str, Any], path: Path) -> None:
 
 def t_sne(vectors: np.ndarray, config: Config, perplexity: float) -> np.ndarray:
     """A map `(b, 2)` in which clouds with similar latents are neighbors."""
+    # A single number has no second principal component to start from.
+    start = "pca" if vectors.shape[1] > 1 else "random"
     method = TSNE(
         2,
-        init="pca",
+        init=start,
         perplexity=perplexity,
         max_iter=config.num_iterations,
         random_state=config.seed,

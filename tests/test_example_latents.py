@@ -114,12 +114,18 @@ def test_every_option_of_the_map_has_an_effect(example):
     assert not np.allclose(maps[0], maps[2])
 
 
+def test_latents_of_one_number_have_a_map(example):
+    config = example.Config(num_iterations=250)
+    assert example.t_sne(normal(0, 20, 1), config, 5.0).shape == (20, 2)
+
+
 def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
     """With an untrained model in the place of the one that a run leaves behind."""
     encoder = fk.nn.PointNet(2, 6, hidden_sizes=(8,), key=jr.key(0))
     crn = fk.nn.AdaLNMLP(2, 6, width_size=8, depth=2, key=jr.key(1))
     model = fk.latent.SetFlow(encoder, fk.Flow(crn), fk.Normal())
-    seen = fk.data.PointSets(normal(0, 40, 12, 2), None, np.arange(40) % 4)
+    # No cloud has the class 0.
+    seen = fk.data.PointSets(normal(0, 40, 12, 2), None, 1 + np.arange(40) % 4)
     fk.data.save_npz(tmp_path / "held_out.npz", seen)
     monkeypatch.setattr(fk.pipelines, "load_set_flow", lambda folder: (model, {}))
     example.main(example.Config(model=str(tmp_path), num_iterations=250))
@@ -130,7 +136,9 @@ def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
         "statistics.png",
         "t_sne.png",
     }
-    numbers = json.loads((folder / "statistics.json").read_text())
+    text = (folder / "statistics.json").read_text()
+    numbers = json.loads(text, parse_constant=pytest.fail)
+    assert numbers["classes"]["mean"][0] == [None] * 6
     latents = np.stack(
         [np.asarray(model.encode(jnp.asarray(p)))[0] for p in seen.points]
     )
