@@ -429,6 +429,16 @@ def test_programs_report_misuse_in_one_line(monkeypatch, capsys, words):
     ] in line
 
 
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_file_in_the_place_of_the_output_folder(tmp_path, capsys, inside):
+    path = tmp_path / "taken"
+    path.write_text("notes")
+    with pytest.raises(SystemExit) as ended, pipelines.exit_on_misuse():
+        (path / inside).mkdir(parents=True, exist_ok=True)
+    assert ended.value.code == 2
+    assert str(path) in capsys.readouterr().err
+
+
 def test_faults_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), pipelines.exit_on_misuse():
         raise ZeroDivisionError

@@ -14,6 +14,16 @@ Config = TypeVar("Config")
 _MISUSE = (ValueError, OSError, ImportError, FloatingPointError)
 _OURS = ("flowkit", "__main__")
 
+# Wherever they are raised, about what the user named or has not installed.
+_OF_USERS = (
+    FileExistsError,
+    FileNotFoundError,
+    ImportError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
 
 @contextlib.contextmanager
 def exit_on_misuse(*, interrupted: str = "Interrupted.") -> Iterator[None]:
@@ -45,8 +55,7 @@ def exit_on_misuse(*, interrupted: str = "Interrupted.") -> Iterator[None]:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the innermost frame of the error lies in flowkit or in the program."""
-    # Raised elsewhere, but about what the user named or has not installed.
-    if isinstance(error, FileNotFoundError | ImportError):
+    if isinstance(error, _OF_USERS):
         return True
     # A traceback ends with the frame that raised the error.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
