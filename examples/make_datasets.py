@@ -44,15 +44,15 @@ class Config:
     rotated and scaled by 0.5 to 1.5. Or all of these."""
     images: Literal["mnist", "digits"] = "mnist"
     """The training images of MNIST, or scikit-learn's digits."""
-    num_sets: int = 60_000
+    num_sets: pipelines.Count = 60_000
     """Number of clouds of one digit. If there are fewer images, they are used repeatedly."""
-    num_scenes: int = 20_000
+    num_scenes: pipelines.Count = 20_000
     """Number of scenes."""
-    num_points: int = 500
+    num_points: pipelines.Count = 500
     """Points per digit."""
-    min_objects: int = 1
+    min_objects: pipelines.Count = 1
     """Smallest number of digits in a scene."""
-    max_objects: int = 4
+    max_objects: pipelines.Count = 4
     """Largest number of digits in a scene. A scene has room for that many times the number
     of points."""
     weighted: bool = False
@@ -64,7 +64,19 @@ class Config:
     """Folder for the files and pictures."""
 
 
+def check(config: Config) -> None:
+    """Options that cannot be and options without effect are errors, before any work."""
+    idle = {}
+    if config.dataset in fk.data.DIGIT_POSES:
+        reason = f"the clouds of `{config.dataset}` are single digits"
+        idle |= dict.fromkeys(("num_scenes", "min_objects", "max_objects"), reason)
+    if config.dataset in fk.data.SCENE_POSES:
+        idle["num_sets"] = f"the clouds of `{config.dataset}` are scenes"
+    pipelines.check_options(config, idle)
+
+
 def main(config: Config) -> None:
+    check(config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     images = load_images(config)

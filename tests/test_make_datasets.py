@@ -16,22 +16,33 @@ example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 
 
-def make(folder, dataset):
-    sizes = {
-        "num_sets": 40,
-        "num_scenes": 16,
-        "num_points": 20,
-        "min_objects": 2,
-        "max_objects": 2,
-    }
-    example.main(
-        example.Config(dataset=dataset, images="digits", output=str(folder), **sizes)
-    )
+SIZES = {"num_sets": 40, "num_points": 20}
+SCENES = {"num_scenes": 16, "min_objects": 2, "max_objects": 2}
+
+
+def make(folder, dataset, **sizes):
+    options = {"images": "digits", "output": str(folder)} | SIZES | sizes
+    example.main(example.Config(dataset=dataset, **options))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sizes", "message"),
+    [
+        ("single", {"num_scenes": 3}, "--num-scenes has no effect.*are single digits"),
+        ("single", {"max_objects": 9}, "--max-objects has no effect"),
+        ("scenes", {}, "--num-sets has no effect here: the clouds of `scenes`"),
+        ("all", {"num_points": 0}, "--num-points must be at least 1, got 0"),
+    ],
+)
+def test_misuse_is_an_error_before_any_work(tmp_path, dataset, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, dataset, **sizes)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_all_data_sets(tmp_path, capsys):
-    make(tmp_path / "all", "all")
+    make(tmp_path / "all", "all", **SCENES)
     names = [*data.DIGIT_POSES, *data.SCENE_POSES]
     assert len(capsys.readouterr().out.splitlines()) == 7
     assert {path.name for path in (tmp_path / "all").iterdir()} == {
