@@ -40,6 +40,7 @@ from flowkit._flow.standardized import (
     bare as bare,
     check_bare as check_bare,
     log_scale as log_scale,
+    same_units as same_units,
     standardize as standardize,
     Standardized as Standardized,
     unstandardize as unstandardize,

@@ -66,6 +66,7 @@ class AbstractPath(eqx.Module):
         _, (d_alpha, d_sigma) = jax.jvp(both, (inside,), (jnp.ones_like(t),))
         return Coefficients(self.alpha(t), self.sigma(t), d_alpha, d_sigma)
 
+    # An eager loop would be compiled in every call. The stubs do not name `inline`.
     @eqx.filter_jit(inline=True)  # pyright: ignore
     def time_of(self, alpha: Array, sigma: Array) -> Float[Array, ""]:
         r"""The time at which data and noise have the ratio `alpha / sigma`, by bisection.

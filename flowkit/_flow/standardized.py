@@ -135,6 +135,12 @@ def check_bare(name: str, field: Any) -> None:
         )
 
 
+def same_units(one: Standardized, other: Standardized, *, rtol: float = 0.0) -> bool:
+    """Whether both have the same mean and deviation, as far as these are known."""
+    units = [(each.shift, each.scale) for each in (one, other)]
+    return is_traced(units) or bool(eqx.tree_equal(*units, rtol=rtol))
+
+
 def bare(flow: VelocityField) -> Any:
     """The flow over standardized data."""
     return flow.flow if isinstance(flow, Standardized) else flow

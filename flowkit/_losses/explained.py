@@ -10,13 +10,19 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import bare, Flow, standardize, Standardized, Velocity
+from flowkit._flow import (
+    bare,
+    Flow,
+    same_units,
+    standardize,
+    Standardized,
+    Velocity,
+)
 from flowkit._losses.draw import Batch, check_batch, Draw, draw_examples, Example
 from flowkit._losses.times import stratified
 from flowkit._types import (
     AnyArray,
     Cond,
-    is_traced,
     PRNGKey,
     sum_dtype,
     VelocityField,
@@ -103,8 +109,7 @@ def _check_units(floor: VelocityField, flow: Flow | Standardized) -> None:
         # is not that of `fk.exact_flow` of the data in other units.
         raise ValueError(f"`floor` must be a `fk.Standardized`, as `flow` is{advice}")
 
-    units = [(each.shift, each.scale) for each in (flow, floor)]
-    if not is_traced(units) and not eqx.tree_equal(*units, rtol=1e-5):
+    if not same_units(flow, floor, rtol=1e-5):
         raise ValueError(f"`floor` has another `mean` or `std` than `flow`{advice}")
 
 

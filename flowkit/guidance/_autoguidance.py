@@ -9,8 +9,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._flow import Flow, Standardized
-from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
+from flowkit._flow import Flow, same_units, Standardized
+from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
 from flowkit.guidance._classifier_free import (
     check_head,
     check_interval,
@@ -73,10 +73,11 @@ def autoguided(
 
 
 def _check_units(flow: Flow | Standardized, weaker: Flow | Standardized) -> None:
-    both = (flow, weaker)
-    units = [(one.shift, one.scale) for one in both if isinstance(one, Standardized)]
-    agree = len(units) == 2 and (is_traced(units) or eqx.tree_equal(*units))
-    if not agree:
+    if not (
+        isinstance(flow, Standardized)
+        and isinstance(weaker, Standardized)
+        and same_units(flow, weaker)
+    ):
         raise ValueError(
             "`weaker` must be in the units of `flow`: "
             "a `fk.Standardized` with the same mean and deviation, "

@@ -134,7 +134,7 @@ def rank_bounds(
     dtype = working_dtype(samples)
     samples = jnp.asarray(samples, dtype)
     truth = jnp.asarray(truth, dtype)[None]
-    missing = jnp.any(jnp.isnan(samples - truth), axis=0)
+    missing = jnp.any(jnp.isnan(samples) | jnp.isnan(truth), axis=0)
     lowest = jnp.sum(samples < truth, axis=0, dtype=dtype)
     highest = jnp.sum(samples <= truth, axis=0, dtype=dtype)
     return jnp.where(missing, jnp.nan, lowest), jnp.where(missing, jnp.nan, highest)
