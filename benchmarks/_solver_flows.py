@@ -187,7 +187,7 @@ FLOWS: dict[str, Recipe] = {
     "Gaussian": Recipe(gaussian, ends=gaussian_ends),
     "mixture, 2-D": Recipe(mixture(2)),
     "mixture, 16-D": Recipe(mixture(16), 256, 512),
-    "mixture, 128-D": Recipe(mixture(128), 32, 64, batch_size=8),
+    "mixture, 128-D": Recipe(mixture(128), 256, 256, batch_size=8),
     "checkerboard": Recipe(checkerboard),
     "moons": Recipe(moons),
     "clouds": Recipe(clouds, 64, 64, 20, 8),

@@ -7,7 +7,8 @@
 - `mixtures`: exact flows of eight Gaussians. Samples come with their log-densities, which
   are compared with those of the mixture, in nats.
 - `weights`: a trained flow of moons. Log-densities are compared with a solve in float64 and
-  with `compute_likelihood` of flow_matching on the same weights.
+  with `compute_likelihood` of flow_matching on the same weights. Solvers run to tolerances,
+  and in a few steps whose times are fitted to the flow.
 - `checkerboard`: mean negative log-density of held-out points by a trained flow, and the
   integral of its density. The squares have the area 8 / 0.45^2, as in the notebook of
   flow_matching, so the true value is 3.6765 nats.
@@ -16,12 +17,13 @@ Results go to `benchmarks/results/likelihood.json`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import _report
 import diffrax as dfx
@@ -63,6 +65,8 @@ class Config:
     """Points of `mixtures` and `weights`."""
     tolerances: tuple[float, ...] = (1e-5, 1e-6)
     """Tolerances of `weights`."""
+    fitted_steps: tuple[int, ...] = (10, 14, 18)
+    """Steps of `Tsit5` at times that are fitted to the flow of `weights`."""
     hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
     """Layers of the network of the checkerboard."""
     num_steps: int = 10_000
@@ -85,14 +89,15 @@ class Config:
     """Random seed."""
 
 
-@eqx.filter_jit
-def log_probs(flow: Any, points: Any, keys: Any = None, **options: Any) -> jax.Array:
-    """The log-densities of many points, each with steps of its own."""
+def log_probs_by(**options: Any) -> Callable[..., jax.Array]:
+    """A program for the log-densities of many points, each with steps of its own."""
 
-    def one(x, key):
-        return fk.log_prob(flow, x, key=key, **options)
+    @eqx.filter_jit
+    def log_probs(flow, points, keys=None):
+        one = lambda x, key: fk.log_prob(flow, x, key=key, **options)
+        return eqx.filter_vmap(one)(points, keys)
 
-    return eqx.filter_vmap(one)(points, keys)
+    return log_probs
 
 
 def to_tolerance(solver: dfx.AbstractSolver, tolerance: float) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def weights(config: Config) -> dict[str, list[dict[str, Any]]]:
 
     with jax.enable_x64(True):
         z1_64 = np.asarray(z1, np.float64)
-        true = np.asarray(log_probs(in_float64(flow), z1_64, **accurate(1e-10)))
+        true = np.asarray(log_probs_by(**accurate(1e-10))(in_float64(flow), z1_64))
 
     before, _ = of_peer(standardized, z1, config)
     rows = of_flowkit(flow, z1, true, key=probe_key, config=config)
@@ -195,42 +200,62 @@ def of_peer(
     return made["rows"], found
 
 
+class Way(NamedTuple):
+    """How a solver takes its steps."""
+
+    labels: dict[str, Any]
+    back: dict[str, Any]
+    """Options from data to noise."""
+    forth: dict[str, Any]
+    """Options from noise to data."""
+
+
+def ways(flow: Any, config: Config, *, key: jax.Array) -> Iterator[Way]:
+    for solver in (dfx.Dopri5(), dfx.Tsit5()):
+        for tolerance in config.tolerances:
+            labels = {"solver": type(solver).__name__, "tolerance": tolerance}
+            options = to_tolerance(solver, tolerance)
+            yield Way(labels, options, options)
+
+    for num_steps in config.fitted_steps:
+        solver = dfx.Tsit5()
+        fit = {"num_steps": num_steps, "solver": solver}
+        times = fk.solvers.fit_grid(flow, (2,), **fit, key=key)
+        labels = {"solver": f"Tsit5, {num_steps} fitted steps", "tolerance": None}
+        grids = (times[::-1], times)
+        back, forth = (
+            {"solver": solver, "stepsize_controller": dfx.StepTo(grid)}
+            for grid in grids
+        )
+        yield Way(labels, back, forth)
+
+
 def of_flowkit(
     flow: Any, z1: jax.Array, true: np.ndarray, *, key: jax.Array, config: Config
 ) -> list[dict[str, Any]]:
     """Log-densities by the exact trace and by one probe, and samples with theirs."""
-    keys = {"exact": None, "one probe": jr.split(key, len(z1))}
-    num_probes = {"exact": None, "one probe": 1}
-    shared = fk.solvers.SharedStep()
+    probe_keys = jr.split(key, len(z1))
     rows = []
-    for solver in (dfx.Dopri5(), dfx.Tsit5()):
-        for trace, trace_keys in keys.items():
-            for tolerance in config.tolerances:
-                options = to_tolerance(solver, tolerance)
-                call = lambda keys=trace_keys, options=options: log_probs(
-                    flow, z1, keys, **options
-                )
-                draw = lambda number=num_probes[trace], options=options: (
-                    fk.sample_and_log_prob(
-                        flow,
-                        (2,),
-                        num_samples=len(z1),
-                        num_probes=number,
-                        batching=shared,
-                        key=key,
-                        **options,
-                    )
-                )
-                drawn = 1e3 * _report.median_seconds(draw, config.repeats)
-                row = {
-                    "library": "flowkit",
-                    "solver": type(solver).__name__,
-                    "trace": trace,
-                    "tolerance": tolerance,
-                    "ms": 1e3 * _report.median_seconds(call, config.repeats),
-                    "with samples, ms": drawn,
-                }
-                rows.append(row | accuracy(np.asarray(call()), true))
+    for way in ways(flow, config, key=key):
+        program = log_probs_by(**way.back)
+        for num_probes, keys in ((None, None), (1, probe_keys)):
+            call = lambda program=program, keys=keys: program(flow, z1, keys)
+            draw = lambda way=way, num_probes=num_probes: fk.sample_and_log_prob(
+                flow,
+                (2,),
+                num_samples=len(z1),
+                num_probes=num_probes,
+                batching=fk.solvers.SharedStep(),
+                key=key,
+                **way.forth,
+            )
+            times = {
+                "ms": 1e3 * _report.median_seconds(call, config.repeats),
+                "with samples, ms": 1e3 * _report.median_seconds(draw, config.repeats),
+            }
+            trace = "exact" if num_probes is None else "one probe"
+            row = {"library": "flowkit"} | way.labels | {"trace": trace} | times
+            rows.append(row | accuracy(np.asarray(call()), true))
     return rows
 
 
@@ -245,28 +270,30 @@ def accuracy(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as long flow_matching takes as flowkit."""
-    table = []
-    for theirs in rows:
-        if theirs["library"] == "flowkit":
-            continue
-        for ours in rows:
-            same = [ours[name] == theirs[name] for name in ("trace", "tolerance")]
-            if ours["library"] != "flowkit" or not all(same):
-                continue
-            times = ("ms", "with samples, ms")
-            table.append(
-                {
-                    "trace": ours["trace"],
-                    "tolerance": ours["tolerance"],
-                    "solver": ours["solver"],
-                }
-                | {
-                    name.replace("ms", "ratio"): theirs[name] / ours[name]
-                    for name in times
-                }
-            )
-    return table
+    """How many times as long flow_matching takes as flowkit, and the errors of both.
+
+    Rows of the same trace are compared, at the same tolerance or at fitted times.
+    """
+    of = {
+        library: [row for row in rows if row["library"] == library]
+        for library in ("flowkit", "flow_matching")
+    }
+    pairs = itertools.product(of["flow_matching"], of["flowkit"])
+    return [
+        {
+            "trace": theirs["trace"],
+            "tolerance": theirs["tolerance"],
+            "solver": ours["solver"],
+            "ratio": theirs["ms"] / ours["ms"],
+            "with samples, ratio": theirs["with samples, ms"]
+            / ours["with samples, ms"],
+            "std": ours["std"],
+            "std of flow_matching": theirs["std"],
+        }
+        for theirs, ours in pairs
+        if ours["trace"] == theirs["trace"]
+        and ours["tolerance"] in (None, theirs["tolerance"])
+    ]
 
 
 # The checkerboard.
@@ -283,9 +310,9 @@ def board(config: Config) -> dict[str, Any]:
         batch_size=config.batch_size,
     )
     points = checkerboard_data(config.num_test, key=test_key)
-    exact = log_probs(flow, points)
+    exact = log_probs_by()(flow, points)
     probe_keys = jr.split(probe_key, len(points))
-    probed = log_probs(flow, points, probe_keys, num_probes=10)
+    probed = log_probs_by(num_probes=10)(flow, points, probe_keys)
     return {
         "true": math.log(8 / 0.45**2),
         "exact trace": -float(jnp.mean(exact)),
@@ -305,6 +332,7 @@ def integral(flow: Any, side: int) -> float:
     points = points.astype(np.float32)
     # A row at a time: far from the data a point takes more steps, for which others wait.
     parts = np.split(points, side)
+    log_probs = log_probs_by()
     densities = [np.exp(np.asarray(log_probs(flow, part))) for part in parts]
     return float(width**2 * np.sum(densities, dtype=np.float64))
 
