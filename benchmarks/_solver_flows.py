@@ -177,8 +177,6 @@ class Recipe(NamedTuple):
     num_noises: int = 1024
     num_iterations: int = 30
     """Noises that a solver is fitted on, and the most steps of the fit."""
-    batch_size: int | None = None
-    """How many of these noises are in memory at a time."""
     ends: Callable[[np.ndarray], np.ndarray] | None = None
     """The ends in closed form, if they are known."""
 
@@ -187,11 +185,11 @@ FLOWS: dict[str, Recipe] = {
     "Gaussian": Recipe(gaussian, ends=gaussian_ends),
     "mixture, 2-D": Recipe(mixture(2)),
     "mixture, 16-D": Recipe(mixture(16), 256, 512),
-    "mixture, 128-D": Recipe(mixture(128), 256, 256, batch_size=8),
+    "mixture, 128-D": Recipe(mixture(128), 256, 256),
     "checkerboard": Recipe(checkerboard),
     "moons": Recipe(moons),
-    "clouds": Recipe(clouds, 64, 64, 20, 8),
-    "images": Recipe(images, 32, 64, 20, 8),
+    "clouds": Recipe(clouds, 64, 64, 20),
+    "images": Recipe(images, 32, 64, 20),
 }
 """The flows of the table."""
 

@@ -226,7 +226,6 @@ def fit_options(case: Case) -> dict[str, Any]:
     return {
         "num_noises": recipe.num_noises,
         "num_iterations": recipe.num_iterations,
-        "batch_size": recipe.batch_size,
     }
 
 

@@ -60,14 +60,14 @@ def fit_grid(
     - `num_steps`, `solver`: how many steps of which Diffrax solver.
     - `num_noises`: how many noises the grid is fitted on.
     - `num_iterations`: at most so many steps of the method.
-    - `batch_size`: how many noises are in memory at a time, by default all of them; take
-      fewer for images.
+    - `batch_size`: how many noises go through the flow at a time, by default fewer the more
+      entries a sample has.
     - `key`: the key of the noises.
 
     **Returns:** the times, from 0 to the end of the flow, for `diffrax.StepTo`.
     """
     num_steps = as_size("num_steps", num_steps)
-    budget = budget_of(num_iterations, batch_size, num_noises)
+    budget = budget_of(num_iterations, batch_size)
     options: Any = {"cond": cond, "cond_axes": cond_axes, "source": source}
     task = task_of(flow, shape, num_noises, **options, key=key)
     logits = grid_logits(task, solver, num_steps, budget)

@@ -55,8 +55,8 @@ def fit_steps(
     - `num_noises`: how many noises the solver is fitted on. It has $n (n + 5) / 2$ numbers;
       noises with many times as many entries keep it from fitting these noises alone.
     - `num_iterations`: at most so many steps of the method.
-    - `batch_size`: how many noises are in memory at a time, by default all of them; take
-      fewer for images.
+    - `batch_size`: how many noises go through the flow at a time, by default fewer the more
+      entries a sample has.
     - `key`: the key of the noises.
 
     **Returns:** a `LearnedSteps`, for `fk.sample(..., solver=)`.
@@ -65,7 +65,7 @@ def fit_steps(
     2310.19075); Bespoke Non-Stationary Solvers, 2024 (arXiv 2403.01329).
     """
     number = as_size("num_evaluations", num_evaluations)
-    budget = budget_of(num_iterations, batch_size, num_noises)
+    budget = budget_of(num_iterations, batch_size)
     options: Any = {"cond": cond, "cond_axes": cond_axes, "source": source}
     task = task_of(flow, shape, num_noises, **options, key=key)
 

@@ -23,6 +23,10 @@ from flowkit._types import Cond, PRNGKey, VelocityField
 
 _SMALLEST = 1e-3  # of the mean increment, the least one
 
+_NUM_AT_A_TIME = 2**17
+"""Derivatives of ends in parameters that are computed at a time by default. With more, what
+the network computes on the way no longer fits into the caches of a CPU."""
+
 
 class Task(eqx.Module):
     """Noises of a flow, and where an accurate solve carries them."""
@@ -81,13 +85,13 @@ class Budget(NamedTuple):
     """How many steps are taken, with how many noises in memory at a time."""
 
     num_iterations: int
-    batch_size: int
+    batch_size: int | None
 
 
-def budget_of(num_iterations: int, batch_size: int | None, num_noises: int) -> Budget:
-    """The checked budget; without a batch size it is all noises."""
-    size = num_noises if batch_size is None else as_size("batch_size", batch_size)
-    return Budget(as_size("num_iterations", num_iterations), min(size, num_noises))
+def budget_of(num_iterations: int, batch_size: int | None) -> Budget:
+    """The checked budget."""
+    size = None if batch_size is None else as_size("batch_size", batch_size)
+    return Budget(as_size("num_iterations", num_iterations), size)
 
 
 @eqx.filter_jit
@@ -108,7 +112,8 @@ def minimize(
     """
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], starts))
     flat_starts = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
-    misses = _misses_of(task, lambda flat: walk_of(unravel(flat)), budget.batch_size)
+    batch_size = budget.batch_size or _fitting_size(task, flat_starts[0].size)
+    misses = _misses_of(task, lambda flat: walk_of(unravel(flat)), batch_size)
 
     errors = jax.lax.map(lambda flat: jnp.linalg.norm(misses(flat)), flat_starts)
     best = jnp.nanargmin(errors)
@@ -129,12 +134,20 @@ def minimize(
     return unravel(solution.value)
 
 
+def _fitting_size(task: Task, num_params: int) -> int:
+    """How many noises are taken at a time by default."""
+    number = _NUM_AT_A_TIME // (num_params * task.ends[0].size)
+    # A power of two, since what is left over would be compiled once more.
+    return 1 << max(number.bit_length() - 1, 0)
+
+
 def _misses_of(task: Task, walk_of: Callable, batch_size: int) -> Callable:
     """All distances at the end, `(noises, entries)`, as a function of flat parameters."""
     miss = lambda flat, row: task.miss(walk_of(flat), row)
 
     def over_rows(fn):
-        return jax.lax.map(fn, task.rows, batch_size=batch_size)
+        size = min(batch_size, len(task.starts))
+        return jax.lax.map(fn, task.rows, batch_size=size)
 
     @jax.custom_jvp
     def misses(flat):
