@@ -5,6 +5,7 @@ of point clouds.
 """
 
 from flowkit._namespace import public_names as _public_names
+from flowkit.data._array_records import array_record_folder as array_record_folder
 from flowkit.data._as_images import as_images as as_images
 from flowkit.data._augment import Augment as Augment, subsample as subsample
 from flowkit.data._batches import batches as batches

@@ -1,4 +1,4 @@
-r"""Batches of data in memory as a grain dataset: shuffled, sharded, resumed exactly.
+r"""Batches of data as a grain dataset: shuffled, sharded, resumed exactly.
 
 With $n$ examples, batch size $B$ and the permutation $P_e$ of epoch $e$, the examples of
 all epochs form one endless line
@@ -12,6 +12,7 @@ each epoch.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,7 @@ import jax
 import numpy as np
 
 from flowkit.data._order import make_order, Order, step_numbers
-from flowkit.data._shards import on_host
-from flowkit.data._tree import leading_size
+from flowkit.data._tree import leading_size, on_host, take
 
 
 def batches(
@@ -31,33 +31,37 @@ def batches(
     num_steps: int | None = None,
     seed: int = 0,
     transform: Callable[[Any, np.random.Generator], Any] | None = None,
+    num_threads: int = 0,
     shard_index: int | None = None,
     num_shards: int | None = None,
 ) -> grain.IterDataset:
     """A grain dataset whose elements are shuffled batches of a pytree of arrays.
 
-    One record is one batch, gathered in the calling thread, which costs a few hundredths
-    of a millisecond. Batch `i` is a pure function of `seed` and `i`: an iterator that is
-    set to a saved state (`get_state`, `set_state`) continues with bitwise the batches that
-    would have come.
+    One record is one batch. Those of data in memory are gathered in a few hundredths of a
+    millisecond, in the calling thread. Batch `i` is a pure function of `seed` and `i`: an
+    iterator that is set to a saved state (`get_state`, `set_state`) continues with bitwise
+    the batches that would have come.
 
     **Arguments:**
 
     - `data`: a pytree of arrays with one leading axis, the examples (`PointSets`, a dict,
-        one array), or what `fk.data.npz_folder` returns, of which only the rows of a batch
-        are read. It is never changed, and not copied if it is on the host: do not change it
-        while batches are drawn.
+        one array). It is never changed, and not copied if it is on the host: do not change
+        it while batches are drawn. Of what `fk.data.npz_folder` or `array_record_folder`
+        returns, and of any `grain.MapDataset` of examples, only those of a batch are read.
     - `batch_size`: the size of a batch over all shards; it may exceed the data.
     - `num_steps`: the number of batches; `None` means no end.
     - `seed`: the random seed of the permutations and of the transform.
     - `transform`: a function `(batch, rng)` that returns the batch to use. Each step and
         shard has a NumPy generator `rng` of its own. Use it for augmentation and noise.
+    - `num_threads`: how many batches are read at the same time, ahead of the training; 0
+        reads each when it is asked for. Give some for files that are slow to read.
     - `shard_index`, `num_shards`: this process takes the `shard_index`-th of `num_shards`
         equal parts of each batch. The default is JAX's own process index and count.
 
     **Returns:** a `grain.IterDataset` of pytrees of NumPy arrays, of leading size
     `batch_size // num_shards`.
     """
+    options = read_options(num_threads)
     records = batch_records(
         data,
         batch_size,
@@ -67,7 +71,7 @@ def batches(
         shard_index=shard_index,
         num_shards=num_shards,
     )
-    return to_batches(records)
+    return records.to_iter_dataset(options)
 
 
 def batch_records(
@@ -93,11 +97,12 @@ def batch_records(
     return step_numbers(num_steps).map(_Gather(arrays, order, transform))
 
 
-def to_batches(records: grain.MapDataset) -> grain.IterDataset:
-    """Batches one after the other."""
-    # No threads: handing a batch over between threads costs more than gathering it.
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return records.to_iter_dataset(options)
+def read_options(num_threads: int) -> grain.ReadOptions:
+    """How far ahead batches are read; 0 threads read each when it is asked for."""
+    num_threads = operator.index(num_threads)
+    if num_threads < 0:
+        raise ValueError(f"`num_threads` must not be negative, got {num_threads}.")
+    return grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,7 @@ class _Gather:
 
     def __call__(self, step: int) -> Any:
         rows = self.order.rows(step)
-        batch = jax.tree.map(lambda leaf: leaf[rows], self.data)
+        batch = jax.tree.map(lambda leaf: take(leaf, rows), self.data)
         if self.transform is None:
             return batch
         return self.transform(batch, self.order.rng(step))

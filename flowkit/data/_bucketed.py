@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flowkit._types import AnyArray
-from flowkit.data._batches import batch_records, to_batches
+from flowkit.data._batches import batch_records, read_options
 from flowkit.data._order import step_numbers
 from flowkit.data._sets import check_alike, pad
 
@@ -85,7 +85,8 @@ def bucketed_batches(
         shares.append(len(rows))
 
     mixed = grain.MapDataset.mix(records, weights=shares)
-    return to_batches(mixed[: len(step_numbers(num_steps))])
+    batches = mixed[: len(step_numbers(num_steps))]
+    return batches.to_iter_dataset(read_options(0))
 
 
 def _check(clouds: Sequence[Any], labels: Any) -> None:

@@ -8,7 +8,6 @@ any effect on what comes next, or on where a run resumes.
 
 import dataclasses
 import functools as ft
-import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from jaxtyping import Float
 
 from flowkit._checks import as_size
 from flowkit._types import AnyArray
+from flowkit.data._batches import read_options
 from flowkit.data._order import make_order, Order, step_numbers
 from flowkit.data._pictures import (
     Fit,
@@ -96,7 +96,6 @@ def image_folder(
         shard_index=shard_index,
         num_shards=num_shards,
     )
-    num_threads = operator.index(num_threads)
     records = step_numbers(num_steps)
     # Its errors come before the files are checked, which may take long.
     order(len(paths))
@@ -104,13 +103,6 @@ def image_folder(
     paths = whole_pictures(paths, skip_damaged=skip_damaged)
     read = ReadBatch(tuple(paths), side, fit, order(len(paths)), transform)
     return records.map(read).to_iter_dataset(options)
-
-
-def read_options(num_threads: int) -> grain.ReadOptions:
-    """How far ahead batches are read; 0 threads read each when it is asked for."""
-    if num_threads < 0:
-        raise ValueError(f"`num_threads` must not be negative, got {num_threads}.")
-    return grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
 
 
 def load_image_folder(

@@ -18,12 +18,11 @@ from jaxtyping import Float, Int
 from flowkit._checks import as_size
 from flowkit._types import Number
 from flowkit.data._as_images import as_images
-from flowkit.data._batches import batches
+from flowkit.data._batches import batches, read_options
 from flowkit.data._cifar10 import load_cifar10
 from flowkit.data._digits import load_digits
 from flowkit.data._image_folder import (
     random_flips,
-    read_options,
     read_pictures,
     ReadBatch,
 )

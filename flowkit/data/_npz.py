@@ -36,7 +36,7 @@ DAMAGED = (
 )
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype
@@ -143,7 +143,7 @@ def _read_sets(
 
 def read_header(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int, where: str
-) -> _Header:
+) -> Header:
     """The header of one array, compared with the number of bytes that the file has."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
@@ -157,25 +157,28 @@ def read_header(
 
     with archive.open(info) as file:
         header = parse_header(file, where)
-        start = file.tell()
+        check_header(header, info.file_size - file.tell(), where)
+    return header
+
+
+def check_header(header: Header, num_bytes: int, where: str) -> None:
+    """Raises if the `num_bytes` after a header are not those of its array of numbers."""
     if header.dtype.hasobject:
         raise ValueError(
             f"{where} holds Python objects, which are never unpickled; save an array of "
             "numbers."
         )
-    if min(header.shape, default=0) < 0 or start + header.num_bytes != info.file_size:
+    if min(header.shape, default=0) < 0 or header.num_bytes != num_bytes:
         raise ValueError(
             f"{where} has a header for shape {header.shape} of {header.dtype}, "
-            f"{header.num_bytes} bytes, but {info.file_size - start} follow it; it is "
-            "damaged, write it again."
+            f"{header.num_bytes} bytes, but {num_bytes} follow it; it is damaged, write "
+            "it again."
         )
 
-    return header
 
-
-def parse_header(file: Any, where: str) -> _Header:
+def parse_header(file: Any, where: str) -> Header:
     try:
-        return _Header(*_READERS[npy.read_magic(file)](file))
+        return Header(*_READERS[npy.read_magic(file)](file))
     # NumPy evaluates the header as a Python literal, which foreign bytes can break in all
     # of these ways.
     except (
@@ -192,7 +195,7 @@ def parse_header(file: Any, where: str) -> _Header:
 
 
 def _read_array(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header, where: str
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: Header, where: str
 ) -> np.ndarray:
     """Grows with the bytes that are there, whatever header and directory claim."""
     content = bytearray()

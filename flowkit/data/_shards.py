@@ -109,11 +109,6 @@ class StoredArray:
         return rows
 
 
-def on_host(leaf: Any) -> Any:
-    """The leaf as an array whose rows NumPy reads; what is in files stays there."""
-    return leaf if isinstance(leaf, StoredArray) else np.asarray(leaf)
-
-
 def npz_folder(
     folder: str | os.PathLike[str], pattern: str = "*.npz"
 ) -> dict[str, StoredArray]:
@@ -141,14 +136,7 @@ def npz_folder(
     files, and damaged ones; when rows are read, for files that were written anew since.
     `FileNotFoundError` if there is no such folder.
     """
-    # Names below the working folder mean other files when it changes.
-    folder = Path(folder).expanduser().resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`folder`: there is no folder {folder}.")
-    paths = sorted(folder.glob(pattern))
-    if not paths:
-        raise ValueError(f"`folder`: {folder} holds no file {pattern}.")
-
+    paths = paths_in(folder, pattern)
     files = [_parts_of(path) for path in paths]
     for path, parts in zip(paths, files, strict=True):
         if _layout(parts) != _layout(files[0]):
@@ -157,6 +145,18 @@ def npz_folder(
                 f"{_layout(files[0])}; all files need the same names, types and shapes."
             )
     return {name: StoredArray([file[name] for file in files]) for name in files[0]}
+
+
+def paths_in(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
+    """The files of a folder, sorted by name; at least one."""
+    # Names below the working folder mean other files when it changes.
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`folder`: there is no folder {folder}.")
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise ValueError(f"`folder`: {folder} holds no file {pattern}.")
+    return paths
 
 
 def _layout(parts: dict[str, Part]) -> dict[str, str]:

@@ -8,8 +8,7 @@ from jaxtyping import Shaped
 
 from flowkit._types import AnyArray, Number
 from flowkit.data._sets import Split
-from flowkit.data._shards import on_host
-from flowkit.data._tree import leading_size
+from flowkit.data._tree import leading_size, on_host, take
 
 
 def train_test_split(
@@ -26,8 +25,8 @@ def train_test_split(
     **Arguments:**
 
     - `data`: a pytree of arrays with one leading axis, the examples, or what
-        `fk.data.npz_folder` returns, of which each side is read into memory. It is not
-        changed.
+        `fk.data.npz_folder` or `array_record_folder` returns, of which each side is read
+        into memory. It is not changed.
     - `test_fraction`: a number in (0, 1). The test set has the nearest whole number of
         examples, and neither side is empty.
     - `seed`: the random seed; the same seed gives the same split, whatever was drawn
@@ -68,4 +67,4 @@ def train_test_split(
 
 
 def _take(data: Any, index: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: on_host(leaf)[index], data)
+    return jax.tree.map(lambda leaf: take(on_host(leaf), index), data)
