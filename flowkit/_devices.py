@@ -52,6 +52,15 @@ class Division:
         self.used = False
 
 
+def check_axes(mesh: Mesh) -> None:
+    """Raises for a mesh with any axis but `AXIS`."""
+    if mesh.axis_names != (AXIS,):
+        raise ValueError(
+            f'`mesh` must have the axis "{AXIS}" alone, got {mesh.axis_names}; '
+            "`fk.training.data_mesh()` makes one."
+        )
+
+
 def with_auto_axes(mesh: Mesh) -> Mesh:
     """Those of `jax.make_mesh` are explicit, for programs that state every sharding."""
     types = (AxisType.Auto,) * mesh.devices.ndim

@@ -35,7 +35,8 @@ import flowkit as fk
 from flowkit import training as tr
 
 
-DATA = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+RNG = np.random.default_rng(0)
+DATA = RNG.normal(size=(64, 2)).astype(np.float32)
 
 
 def flow():
@@ -102,10 +103,23 @@ def check_that_each_has_all_metrics(rows):
     np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(DATA, axis=0))
 
 
+def check_that_samples_are_compared():
+    """Each process has a part of them, and all have the scores of the whole."""
+    clouds = DATA.reshape(NUM, 2, -1, 2)
+    reference = RNG.normal(size=(2 * NUM, 8, 2)).astype(np.float32)
+    mesh = tr.data_mesh()
+    samples = tr.shard_batch(clouds[PROCESS], mesh)
+    value = fk.metrics.set_scores(samples, reference, mesh=mesh)
+    expected = fk.metrics.set_scores(np.concatenate(clouds), reference)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
 def main():
     if NUM > 1:
         check_that_none_trains_alone()
         check_that_all_must_agree()
+    if NUM == 4:
+        check_that_samples_are_compared()
     result = fit()
     check_that_each_can_restore(result.model)
     check_that_each_has_all_metrics(result.history["rows"].values)

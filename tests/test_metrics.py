@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import flowkit.metrics as metrics
+from flowkit.training import data_mesh
 
 
 SLICED = jax.tree_util.Partial(metrics.sliced_w2, key=jr.key(3))
@@ -462,6 +463,33 @@ def test_pairwise_with_masks(name):
         for x, mx in zip(xs, mask_xs, strict=True)
     ]
     np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chamfer", "emd", "sliced_w2"])
+def test_pairwise_over_devices(name):
+    """Of odd numbers of pairs: 15 of two lists, 3 within one."""
+    xs = normal(0, 3, 6, 2)
+    ys = normal(1, 5, 6, 2)
+    mesh = jax.make_mesh((2,), ("data",))
+    for lists in ((xs, ys), (xs[:2],)):
+        value = metrics.pairwise(DISTANCES[name], *lists, mesh=mesh)
+        assert value.sharding.is_fully_replicated
+        expected = metrics.pairwise(DISTANCES[name], *lists)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_devices_compute_their_parts_of_pairs():
+    index = lambda x, y: jax.lax.axis_index("data").astype(float)
+    value = metrics.pairwise(
+        index, normal(0, 3, 6, 2), normal(1, 5, 6, 2), mesh=data_mesh(), block_size=3
+    )
+    np.testing.assert_array_equal(np.ravel(value), np.arange(15) >= 8)
+
+
+def test_pairwise_wants_devices_in_one_axis():
+    xs = normal(0, 3, 6, 2)
+    with pytest.raises(ValueError, match='`mesh` must have the axis "data" alone'):
+        metrics.pairwise(metrics.chamfer, xs, mesh=jax.make_mesh((2,), ("model",)))
 
 
 def test_pairwise_traces_once():

@@ -1,5 +1,7 @@
 """Scores of collections of clouds: occupancy, order of arguments, and what bad input does."""
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 import flowkit.metrics as metrics
+from flowkit.training import data_mesh, shard_batch
 
 from .oracles import compilations
 
@@ -183,6 +186,22 @@ def test_set_scores_are_the_scores_of_the_matrices():
     )
     assert value.mmd == pytest.approx(float(metrics.mmd(d_xy)))
     assert value.coverage == pytest.approx(float(metrics.coverage(d_xy)))
+
+
+def test_scores_over_devices():
+    """Of samples that are spread over them, too."""
+    mesh = data_mesh()
+    reference = normal(1, 5, 9, 2)
+    mask = np.arange(9) < np.arange(3, 8)[:, None]
+    samples = shard_batch(normal(0, 10, 9, 2), mesh)
+    options = {"mask_reference": mask}
+    for score, arguments in (
+        (metrics.set_scores, (samples[:5], reference)),
+        (metrics.scores_with_floor, (samples, reference, normal(2, 7, 9, 2))),
+    ):
+        expected = score(*map(np.asarray, arguments), **options)
+        value = score(*arguments, **options, mesh=mesh)
+        jax.tree.map(ft.partial(np.testing.assert_allclose, rtol=1e-5), value, expected)
 
 
 def test_scores_with_floor_are_means_over_collections():

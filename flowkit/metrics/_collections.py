@@ -5,11 +5,13 @@ and on the number of points. Its floor is what real clouds score in place of the
 generated ones, with everything else equal.
 """
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray
@@ -63,6 +65,7 @@ def set_scores(
     distance: Callable[..., Any] = chamfer,
     mask_samples: Bool[AnyArray, "a n"] | None = None,
     mask_reference: Bool[AnyArray, "b m"] | None = None,
+    mesh: Mesh | None = None,
 ) -> SetScores:
     """`one_nna`, `mmd` and `coverage` of samples, from one set of distances.
 
@@ -73,6 +76,7 @@ def set_scores(
         them the same number of points; otherwise these alone tell them apart.
     - `distance`: `(x, y) -> ()`, symmetric, as in `pairwise`. About `2 a^2` distances
         are computed.
+    - `mesh`: devices that share the distances, as in `pairwise`.
 
     **Returns:** `SetScores(one_nna, mmd, coverage)`. Compare them with the scores of
     other real clouds in place of the samples: `scores_with_floor`.
@@ -84,8 +88,9 @@ def set_scores(
             "samples, or `mmd` and `coverage` on their own."
         )
 
-    within = pairwise(distance, reference, mask_xs=mask_reference)
-    return _scores(distance, samples, mask_samples, reference, mask_reference, within)
+    matrix = ft.partial(pairwise, distance, mesh=mesh)
+    within = matrix(reference, mask_xs=mask_reference)
+    return _scores(matrix, samples, mask_samples, reference, mask_reference, within)
 
 
 def scores_with_floor(
@@ -97,6 +102,7 @@ def scores_with_floor(
     mask_samples: Bool[AnyArray, "a n"] | None = None,
     mask_reference: Bool[AnyArray, "b m"] | None = None,
     mask_floor: Bool[AnyArray, "c k"] | None = None,
+    mesh: Mesh | None = None,
 ) -> ScoresWithFloor:
     """`set_scores` of generated clouds and, as their floor, of other real clouds.
 
@@ -112,6 +118,7 @@ def scores_with_floor(
         them: training clouds, or another part of the held-out ones.
     - `distance`: `(x, y) -> ()`, symmetric, as in `pairwise`.
     - `mask_samples`, `mask_reference`, `mask_floor`: the valid points.
+    - `mesh`: devices that share the distances, as in `pairwise`.
 
     **Returns:** `ScoresWithFloor(samples, floor)`, two `SetScores`. It prints as a
     table, and `as_dict()` makes plain numbers of it.
@@ -130,7 +137,8 @@ def scores_with_floor(
             )
 
     # Once, for the collections of the samples and of the floor alike.
-    within = pairwise(distance, reference, mask_xs=mask_reference)
+    matrix = ft.partial(pairwise, distance, mesh=mesh)
+    within = matrix(reference, mask_xs=mask_reference)
 
     def mean_scores(clouds: AnyArray, mask: Any) -> SetScores:
         scores = []
@@ -139,7 +147,7 @@ def scores_with_floor(
             part_mask = None if mask is None else mask[part]
             scores.append(
                 _scores(
-                    distance, clouds[part], part_mask, reference, mask_reference, within
+                    matrix, clouds[part], part_mask, reference, mask_reference, within
                 )
             )
 
@@ -151,16 +159,14 @@ def scores_with_floor(
 
 
 def _scores(
-    distance: Callable[..., Any],
+    matrix: Callable[..., Array],
     samples: AnyArray,
     mask_samples: AnyArray | None,
     reference: AnyArray,
     mask_reference: AnyArray | None,
     within_reference: Array,
 ) -> SetScores:
-    within = pairwise(distance, samples, mask_xs=mask_samples)
-    across = pairwise(
-        distance, samples, reference, mask_xs=mask_samples, mask_ys=mask_reference
-    )
+    within = matrix(samples, mask_xs=mask_samples)
+    across = matrix(samples, reference, mask_xs=mask_samples, mask_ys=mask_reference)
     accuracy = one_nna(within, across, within_reference)
     return SetScores(accuracy, mmd(across), coverage(across))

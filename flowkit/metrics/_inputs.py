@@ -29,7 +29,7 @@ def check_values(name: str, x: FloatArray, mask: AnyMask = None) -> None:
         raise ValueError(
             f"`{name}` has shape {x.shape}: at least one point in one dimension is needed."
         )
-    if is_traced(x, mask):
+    if is_traced(x, mask) or not _is_known(x):
         return
 
     values = np.asarray(x)
@@ -45,6 +45,11 @@ def check_values(name: str, x: FloatArray, mask: AnyMask = None) -> None:
             f"`{name}` holds values that are not finite; drop those points or mask them."
         )
     _warn_of_rounding(name, values)
+
+
+def _is_known(x: FloatArray) -> bool:
+    """Whether this process has all of the values, or may have a part of them."""
+    return not isinstance(x, Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
 def _warn_of_rounding(name: str, values: np.ndarray) -> None:

@@ -7,8 +7,16 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from flowkit._devices import (
+    check_axes,
+    divided,
+    Division,
+    over_devices,
+    with_auto_axes,
+)
 from flowkit._types import AnyArray, is_traced
 from flowkit.metrics._inputs import check_values, working_dtype
 from flowkit.metrics._reductions import block_entries
@@ -22,6 +30,7 @@ def pairwise(
     mask_xs: Bool[AnyArray, "a n"] | None = None,
     mask_ys: Bool[AnyArray, "b m"] | None = None,
     block_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "a b"]:
     """The matrix of `distance(xs[i], ys[j])` between two lists of clouds.
 
@@ -37,9 +46,12 @@ def pairwise(
     - `mask_xs`, `mask_ys`: their valid points.
     - `block_size`: the number of pairs that are computed together. By default as many as
         keep the memory at some MB.
+    - `mesh`: devices with the axis `"data"`, as of `fk.training.data_mesh`, each of which
+        computes its part of the pairs. The number of clouds is arbitrary, and they may be
+        spread over the devices of several processes.
 
-    **Returns:** `(a, b)`, rows for `xs`. A distance that is NaN raises a `ValueError`
-    that names its pair.
+    **Returns:** `(a, b)`, rows for `xs`, whole on every device. A distance that is NaN
+    raises a `ValueError` that names its pair.
     """
     check_values("xs", xs, mask_xs)
     if ys is not None:
@@ -61,8 +73,13 @@ def pairwise(
         )
 
     pairs = np.stack([rows, columns], axis=1).astype(np.int32)
+    if mesh is not None:
+        check_axes(mesh)
+        mesh = with_auto_axes(mesh)
+        # Each device has as many: the last pair is computed again.
+        pairs = np.pad(pairs, ((0, -len(pairs) % mesh.size), (0, 0)), mode="edge")
     size = min(size, len(pairs))
-    matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, size)
+    matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, size, mesh)
     _check_matrix(matrix)
     return matrix
 
@@ -90,28 +107,41 @@ def _number(value: Any) -> Array:
 
 
 @eqx.filter_jit
-def _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size):
+def _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size, mesh):
     within = ys is None
     if within:
         ys = xs
         mask_ys = mask_xs
     dtype = working_dtype(xs)
+    shape = (len(xs), len(ys))
     xs = jnp.asarray(xs, dtype)
     ys = jnp.asarray(ys, dtype)
 
-    def one(pair):
-        i, j = pair
-        masks = {}
-        if mask_xs is not None:
-            masks["mask_x"] = jnp.asarray(mask_xs)[i]
-        if mask_ys is not None:
-            masks["mask_y"] = jnp.asarray(mask_ys)[j]
-        return _number(distance(xs[i], ys[j], **masks))
+    def of_pairs(shared, pairs):
+        one = lambda pair: _of_pair(shared, pair)
+        return lax.map(one, pairs, batch_size=block_size)
 
-    values = lax.map(one, pairs, batch_size=block_size)
-    if not within:
-        return values.reshape(len(xs), len(ys))
+    shared = (distance, xs, ys, mask_xs, mask_ys)
+    if mesh is None:
+        values = of_pairs(shared, pairs)
+    else:
+        with divided(Division(mesh.size, mesh)):
+            values = over_devices(of_pairs, shared, pairs)
+        whole = NamedSharding(mesh, PartitionSpec())
+        values = lax.with_sharding_constraint(values, whole)
 
+    # What fills up the parts of the devices is set once more, to the same value.
     i, j = pairs.T
-    matrix = jnp.zeros((len(xs), len(xs)), values.dtype)
-    return matrix.at[i, j].set(values).at[j, i].set(values)
+    matrix = jnp.zeros(shape, values.dtype).at[i, j].set(values)
+    return matrix.at[j, i].set(values) if within else matrix
+
+
+def _of_pair(shared, pair):
+    distance, xs, ys, mask_xs, mask_ys = shared
+    i, j = pair
+    masks = {}
+    if mask_xs is not None:
+        masks["mask_x"] = jnp.asarray(mask_xs)[i]
+    if mask_ys is not None:
+        masks["mask_y"] = jnp.asarray(mask_ys)[j]
+    return _number(distance(xs[i], ys[j], **masks))

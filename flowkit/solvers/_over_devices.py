@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from flowkit._devices import (
-    AXIS,
+    check_axes,
     divided,
     Division,
     over_devices,
@@ -39,11 +39,7 @@ class OverDevices(AbstractBatching):
     batching: AbstractBatching = Lockstep()
 
     def __check_init__(self):
-        if self.mesh.axis_names != (AXIS,):
-            raise ValueError(
-                f'`mesh` must have the axis "{AXIS}" alone, got {self.mesh.axis_names}; '
-                "`fk.training.data_mesh()` makes one."
-            )
+        check_axes(self.mesh)
 
     def solve(
         self, rows: Rows, times: tuple[Array, Array], options: Solve
