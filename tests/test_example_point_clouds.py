@@ -412,6 +412,55 @@ def test_missing_run_is_an_error(tmp_path):
         pipelines.load_set_flow(tmp_path)
 
 
+RUNS = {
+    "point clouds": {"model": dataclasses.asdict(pipelines.SetFlowConfig())},
+    "images": {"model": dataclasses.asdict(pipelines.ImageFlowConfig())},
+    "sparse images": {"model": dataclasses.asdict(pipelines.SparseFlowConfig())},
+    "something else": {"model": "fm"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "staged"),
+    [
+        ("point clouds", True),
+        ("images", True),
+        ("images", False),
+        ("sparse images", False),
+        ("something else", True),
+    ],
+)
+def test_runs_of_another_kind_are_named(tmp_path, kind, staged):
+    loss = lambda model, x, key: jnp.mean(jax.vmap(model)(x) ** 2)
+    stage = fk.training.Stage("flow", loss, num_steps=1)
+    folder = tmp_path / "checkpoints"
+    checkpoints = fk.training.Checkpoints(folder, every=1, config=RUNS[kind])
+    fk.training.fit_stages(
+        [stage],
+        eqx.nn.Linear(1, 1, key=jr.key(0)),
+        np.ones((2, 1), np.float32),
+        batch_size=2,
+        checkpoints=checkpoints,
+        key=jr.key(0),
+    )
+    # Without stages the checkpoints are in the folder itself.
+    if not staged:
+        (folder / "flow" / "1").rename(folder / "1")
+
+    loaders = {
+        "point clouds": pipelines.load_set_flow,
+        "images": pipelines.load_image_flow,
+    }
+    for other, load in loaders.items():
+        if other != kind:
+            message = f"`folder`: {tmp_path} holds a run of {kind}, not of {other}"
+            with pytest.raises(ValueError, match=message):
+                load(tmp_path)
+    if kind != "point clouds":
+        with pytest.raises(ValueError, match=f"holds a run of {kind}"):
+            pipelines.continued(tmp_path, pipelines.SetFlowConfig(), {})
+
+
 @pytest.mark.parametrize(
     "words", ["--grid-size 4", "--num-clouds 3", "--start-from no/run"]
 )

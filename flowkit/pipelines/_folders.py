@@ -12,6 +12,13 @@ from flowkit import training
 
 _RECORD = "config.json"
 
+# What a run is of, by a field that only its models have.
+_KINDS = {
+    "encoder_sizes": "point clouds",
+    "channels": "images",
+    "network": "sparse images",
+}
+
 
 def open_run(
     folder: str | os.PathLike[str],
@@ -87,13 +94,47 @@ def restore_stages(
     return models, training.stored_config(folder / trained[0])
 
 
+def stored_run(
+    folder: str | os.PathLike[str], kind: str
+) -> tuple[Path, dict[str, Any]]:
+    """The folder with the last checkpoints of a run, and the stored options of the run.
+
+    **Raises:** `FileNotFoundError` without checkpoints, and `ValueError` for a run of
+    another kind.
+    """
+    checkpoints = Path(folder) / "checkpoints"
+    # A run in stages has a folder for each of them.
+    if not checkpoint_steps(checkpoints):
+        checkpoints = _of_last_stage(folder)
+    options = training.stored_config(checkpoints)
+    found = _kind(options)
+    if found != kind:
+        raise ValueError(f"`folder`: {folder} holds a run of {found}, not of {kind}.")
+    return checkpoints, options
+
+
+def _of_last_stage(folder: str | os.PathLike[str]) -> Path:
+    try:
+        return training.last_stage(Path(folder) / "checkpoints")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_missing(folder)) from error
+
+
+def _kind(options: Any) -> str:
+    model = options.get("model") if isinstance(options, dict) else None
+    if not isinstance(model, dict):
+        return "something else"
+    kinds = [kind for field, kind in _KINDS.items() if field in model]
+    return kinds[0] if kinds else "something else"
+
+
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps of the checkpoints in a folder, from the first to the last."""
     names = [path.name for path in Path(folder).glob("[0-9]*")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _missing(folder: Path) -> str:
+def _missing(folder: str | os.PathLike[str]) -> str:
     return f"{folder} holds no checkpoints: train there first."
 
 

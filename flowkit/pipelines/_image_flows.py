@@ -14,7 +14,7 @@ import flowkit as fk
 from flowkit import data, training
 from flowkit._checks import as_size, check_units
 from flowkit._types import AnyArray, PRNGKey
-from flowkit.pipelines._folders import checkpoint_steps
+from flowkit.pipelines._folders import checkpoint_steps, stored_run
 from flowkit.pipelines._image_flow_config import ImageFlowConfig
 
 
@@ -157,15 +157,12 @@ def load_image_flow(
     - `checkpoint`: `"best"` for the one with the lowest held-out loss, `"last"`, or the
         number of the epoch that it was saved after.
     - `ema`: the averaged weights, or those of the last step.
+
+    **Raises:** `FileNotFoundError` for a folder without checkpoints, and `ValueError` for
+    one that holds a run of something else, or not the `checkpoint`.
     """
     epoch = _as_epoch(checkpoint)
-    checkpoints = Path(folder) / "checkpoints"
-    if not checkpoint_steps(checkpoints):
-        raise FileNotFoundError(f"{folder} holds no checkpoints: train there first.")
-    options = training.stored_config(checkpoints)
-    if not isinstance(options, dict) or "channels" not in options.get("model", {}):
-        raise ValueError(f"{folder} holds a run of something else than images.")
-
+    checkpoints, options = stored_run(folder, "images")
     step = None
     if checkpoint == "best":
         step = training.best_step(checkpoints)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowkit import latent, training
+from flowkit.pipelines._folders import stored_run
 from flowkit.pipelines._set_flow_config import LEGACY, SetFlowConfig
 
 
@@ -19,11 +20,11 @@ def load_set_flow(
 
     - `folder`: the output folder, with the checkpoints of `fk.training.fit_stages` in
         `checkpoints`. Their `config` has a `fk.pipelines.SetFlowConfig` under `model`.
+
+    **Raises:** `FileNotFoundError` for a folder without checkpoints, and `ValueError` for
+    one that holds a run of something else.
     """
-    checkpoints = training.last_stage(Path(folder) / "checkpoints")
-    options = training.stored_config(checkpoints)
-    if not isinstance(options, dict) or "model" not in options:
-        raise ValueError(f"{folder} holds a run of something else than a `SetFlow`.")
+    checkpoints, options = stored_run(folder, "point clouds")
 
     def build(config: Any) -> latent.SetFlow:
         return SetFlowConfig.from_json(config["model"]).build()
@@ -50,16 +51,17 @@ def continued(
     - `free`: names of options that may change when a run goes on.
 
     **Returns:** the model to build, and the `config` of `fk.training.Checkpoints`.
+
+    **Raises:** `ValueError` for a folder that holds a run of something else.
     """
     fixed = {name: value for name, value in options.items() if name not in free}
     fields = dataclasses.asdict(model)
     try:
-        checkpoints = training.last_stage(Path(folder) / "checkpoints")
+        _, before = stored_run(folder, "point clouds")
     # No run yet: what is asked for now decides.
     except FileNotFoundError:
         return model, fixed | {"model": fields}
 
-    before = training.stored_config(checkpoints)
     # The stored values of free options, so that comparing the two configurations finds
     # no difference in them.
     fixed |= {name: before[name] for name in free if name in before}
