@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     config = checked(config, split)
     folder = Path(config.output)
     options = dataclasses.asdict(config)
-    options |= options.pop("training")
+    options |= options.pop("training") | {"units": split.units}
     model_config, options = pipelines.continued(
         folder, config.model, options, free=FREE
     )

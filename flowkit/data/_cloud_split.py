@@ -20,7 +20,7 @@ from flowkit.data._clouds import image_clouds, scenes
 from flowkit.data._digits import digits
 from flowkit.data._mnist import load_mnist
 from flowkit.data._npz import load_npz
-from flowkit.data._sets import normalize, PointSets
+from flowkit.data._sets import normalize, PointSets, Units
 from flowkit.data._split import train_test_split
 
 
@@ -61,11 +61,14 @@ class CloudSplit(NamedTuple):
     - `train`: the training clouds.
     - `seen`: held-out clouds, for the encoder.
     - `other`: other points of the same shapes in the same order, for comparison.
+    - `units`: of a file, the map to these clouds and back; `None` for data sets by name,
+        which are as they are.
     """
 
     train: PointSets
     seen: PointSets
     other: PointSets
+    units: Units | None = None
 
 
 def cloud_split(
@@ -130,6 +133,7 @@ def cloud_split(
         _first(split.train, max_samples),
         _first(split.seen, test_samples),
         _first(split.other, test_samples),
+        split.units,
     )
 
 
@@ -217,7 +221,7 @@ def _scenes(
 def _file(
     path: str | os.PathLike[str], num_points: int, options: dict[str, Any]
 ) -> CloudSplit:
-    sets, _ = normalize(load_npz(path))
+    sets, units = normalize(load_npz(path))
     # Any cloud may be held out. Its number in the file is not that in the split.
     _check_halves(_valid(sets), f"`{os.fspath(path)}`")
     train, test = train_test_split(sets, **options, stratify=sets.labels)
@@ -227,7 +231,7 @@ def _file(
     if test.points.shape[1] > size:
         rng = np.random.default_rng(options["seed"])
         test = subsample(test, rng, num_points=size)
-    return CloudSplit(train, *halve(test, seed=options["seed"]))
+    return CloudSplit(train, *halve(test, seed=options["seed"]), units)
 
 
 def _first(data: Any, size: int | None) -> Any:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowkit import latent, training
+import numpy as np
+
+from flowkit import data, latent, training
 from flowkit.pipelines._folders import stored_run
 from flowkit.pipelines._set_flow_config import LEGACY, SetFlowConfig
 
@@ -15,6 +17,9 @@ def load_set_flow(
     folder: str | os.PathLike[str],
 ) -> tuple[latent.SetFlow, dict[str, Any]]:
     """The model that the last stage of a run left, and the stored options of the run.
+
+    Among the options are the `units` of clouds from a file, `None` for others: samples are
+    brought back to the units of the file by `options["units"].undo`.
 
     **Arguments:**
 
@@ -25,6 +30,8 @@ def load_set_flow(
     one that holds a run of something else.
     """
     checkpoints, options = stored_run(folder, "point clouds")
+    if options.get("units") is not None:
+        options["units"] = data.Units(*map(np.asarray, options["units"]))
 
     def build(config: Any) -> latent.SetFlow:
         return SetFlowConfig.from_json(config["model"]).build()
@@ -65,6 +72,9 @@ def continued(
     # The stored values of free options, so that comparing the two configurations finds
     # no difference in them.
     fixed |= {name: before[name] for name in free if name in before}
+    # Some runs have not stored them; they are those of the same file.
+    if "units" not in before:
+        fixed.pop("units", None)
     missing = {
         name: value for name, value in LEGACY.items() if name not in before["model"]
     }
