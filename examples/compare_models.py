@@ -19,7 +19,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -189,7 +189,8 @@ def train(
     key = key_of(config, 1, [*MODELS].index(name))
     model_key, fit_key, output_key = jr.split(key, 3)
     steps = -(-len(data) // config.batch_size)
-    described = {"model": name, "size": SIZES[dim], **stored(config)}
+    described = {"model": name, "size": SIZES[dim]}
+    described |= stored(Config(), MODELS, SIZES) | stored(config, [name], [dim])
     folder = Path(config.output) / "checkpoints" / dim / name
     wanted = MODELS[name].outputs
     record = fk.pipelines.record_outputs(wanted, shown.z, shown.x, key=output_key)
@@ -210,10 +211,25 @@ def train(
     )
 
 
-def stored(config: Config) -> dict[str, Any]:
-    """What all models of a folder share, as JSON has it."""
-    values = {name: one for name, one in vars(config).items() if name not in FREE}
+def stored(
+    config: Config, names: Collection[str], dims: Collection[str]
+) -> dict[str, Any]:
+    """What some models depend on, as JSON has it."""
+    others = FREE | {*without_effect(names, dims)}
+    values = {name: one for name, one in vars(config).items() if name not in others}
     return json.loads(json.dumps(values))
+
+
+def without_effect(names: Collection[str], dims: Collection[str]) -> dict[str, str]:
+    """The options that none of some models depends on, with the reason."""
+    idle = {}
+    if "vae_beta" not in names:
+        idle["vae_beta"] = "the model `vae_beta` is not among --models"
+    if not any("paths" in MODELS[name].outputs for name in names):
+        idle["coupling"] = "there is no flow among --models"
+    for dim in set(SIZES) - set(dims):
+        idle[f"data_{dim}"] = f"--dim is {' '.join(dims)}"
+    return idle
 
 
 def final_model(output: str | Path, name: str, dim: str) -> Any:
@@ -227,6 +243,10 @@ def final_model(output: str | Path, name: str, dim: str) -> Any:
     return fk.training.restore_model(Path(output) / "checkpoints" / dim / name, build)
 
 
+def dims_of(config: Config) -> list[str]:
+    return list(SIZES) if config.dim == "both" else [config.dim]
+
+
 def check(config: Config) -> list[str]:
     """The names of the models. Misuse is an error before anything is trained."""
     names = [name for part in config.models for name in part.split(",") if name]
@@ -236,15 +256,7 @@ def check(config: Config) -> list[str]:
             f"--models must be some of {', '.join(MODELS)}, got {given!r}."
         )
 
-    idle = {}
-    if "vae_beta" not in names:
-        idle["vae_beta"] = "the model `vae_beta` is not among --models"
-    if not any("paths" in MODELS[name].outputs for name in names):
-        idle["coupling"] = "there is no flow among --models"
-    if config.dim != "both":
-        other = {"1d": "data_2d", "2d": "data_1d"}[config.dim]
-        idle[other] = f"--dim is {config.dim}"
-    fk.pipelines.check_options(config, idle)
+    fk.pipelines.check_options(config, without_effect(names, dims_of(config)))
 
     if config.num_samples < max(config.batch_size, config.num_inference):
         raise ValueError(
@@ -257,9 +269,9 @@ def check(config: Config) -> list[str]:
 def main(config: Config) -> None:
     start = time.perf_counter()
     names = check(config)
-    dims = list(SIZES) if config.dim == "both" else [config.dim]
+    dims = dims_of(config)
     scenes = {dim: make_scene(config, dim) for dim in dims}
-    output = fk.pipelines.open_run(config.output, stored(config))
+    output = fk.pipelines.open_run(config.output, stored(config, names, dims))
     metrics: dict[str, Any] = {}
 
     for dim, (sampler, data, shown) in scenes.items():

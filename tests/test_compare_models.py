@@ -200,7 +200,8 @@ def test_wrong_options_are_refused_before_anything_is_written(example, config):
 
 def test_folders_that_cannot_hold_the_run(example, config, tmp_path):
     def opened(config):
-        return fk.pipelines.open_run(config.output, example.stored(config))
+        given = example.stored(config, config.models, example.dims_of(config))
+        return fk.pipelines.open_run(config.output, given)
 
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written to"):
@@ -214,6 +215,14 @@ def test_folders_that_cannot_hold_the_run(example, config, tmp_path):
     opened(dataclasses.replace(other, dim="both", models=("fm",), num_workers=3))
     with pytest.raises(ValueError, match="learning_rate is 0.1 there and 0.001 here"):
         opened(config)
+
+    # No model of this run depends on it: it is neither refused nor forgotten.
+    beta = dataclasses.replace(other, models=("vae_beta",), vae_beta=20.0)
+    opened(beta)
+    opened(other)
+    opened(beta)
+    with pytest.raises(ValueError, match="vae_beta is 20.0 there and 10.0 here"):
+        opened(dataclasses.replace(beta, vae_beta=10.0))
 
 
 def test_command_line_overrides_every_field(example):

@@ -33,7 +33,9 @@ def open_run(
     **Arguments:**
 
     - `folder`: the folder.
-    - `config`: what all results in the folder depend on, as JSON can hold it.
+    - `config`: what the results depend on, as JSON can hold it. An option that it leaves
+        out, since it has no effect this time, stays as the folder has it, and one that the
+        folder does not have is added to it.
     - `made`: a pattern of results, by default checkpoints. While there are none, the
         configuration may still change.
 
@@ -49,19 +51,21 @@ def open_run(
 
     # Through JSON and back, because the record has lists where the options have tuples.
     given = json.loads(json.dumps(dict(config)))
-    found = json.loads(record.read_text()) if record.exists() else given
-    if found != given and any(folder.glob(made)):
-        differences = [
-            f"{name} is {found.get(name)} there and {given.get(name)} here"
-            for name in found | given
-            if found.get(name) != given.get(name)
-        ]
+    found = {}
+    if record.exists() and any(folder.glob(made)):
+        found = json.loads(record.read_text())
+    differences = [
+        f"{name} is {found[name]} there and {given[name]} here"
+        for name in found
+        if name in given and found[name] != given[name]
+    ]
+    if differences:
         raise ValueError(
             f"`folder`: {folder} holds a run of another configuration "
             f"({'; '.join(differences)}). Nothing was changed: name another folder, or "
             "give the options as they were."
         )
-    record.write_text(json.dumps(given, indent=2) + "\n")
+    record.write_text(json.dumps(found | given, indent=2) + "\n")
 
     return folder
 
