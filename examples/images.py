@@ -85,7 +85,7 @@ def check(config: Config) -> None:
     if config.data.name in ("digits", "mnist", "cifar10"):
         folder = ("crop", "skip_damaged", "num_threads")
         idle |= {f"data.{name}": "the images are no folder" for name in folder}
-    if not config.class_conditional and config.start_from is None:
+    if config.command != "sample" and not is_conditional(config):
         options = ("training.class_dropout", "sampling.labels", "sampling.guidance")
         idle |= {name: "the flow is not conditioned on classes" for name in options}
     if config.start_from is not None:
@@ -111,6 +111,14 @@ def check(config: Config) -> None:
         raise ValueError("--sampling.file must be a name without a folder.")
     if not config.sampling.file.endswith(".png"):
         raise ValueError("--sampling.file must end in .png.")
+
+
+def is_conditional(config: Config) -> bool:
+    """Whether the flow is given the class, which an earlier run has decided."""
+    if config.start_from is None:
+        return config.class_conditional
+    _, stored = pipelines.load_image_flow(config.start_from)
+    return stored["model"]["num_classes"] > 0
 
 
 def chosen(config: Config) -> Config:

@@ -243,6 +243,21 @@ def test_misuse_is_one_line_and_status_2(example, tmp_path, capsys, monkeypatch,
     check_misuse(example, line, tmp_path, capsys)
 
 
+@pytest.mark.parametrize(
+    "option", ["training.class-dropout", "sampling.guidance", "sampling.labels"]
+)
+def test_an_earlier_run_decides_about_classes(example, monkeypatch, option):
+    def check(num_classes):
+        model = {"num_classes": num_classes}
+        load = lambda folder: (None, {"model": model})
+        monkeypatch.setattr(pipelines, "load_image_flow", load)
+        example.check(parsed(example, f"all --start-from run --{option} 0"))
+
+    check(10)
+    with pytest.raises(ValueError, match=f"--{option} has no effect.*conditioned"):
+        check(0)
+
+
 def test_every_option_is_among_the_misuses(example):
     check_every_option_is_among(example, MISUSE)
 
