@@ -182,6 +182,10 @@ def test_flows_start_from_a_gaussian_process_given_the_observed_pixels():
     )
     model = config.build()
     assert model.process.length_scale == 0.5
+    with pytest.raises(
+        ValueError, match="`length_scale` has no.*`process` has its own"
+    ):
+        config.build(process=model.process)
     seen = (PIXELS.input_coords, PIXELS.input_values)
     values = model.sample(*seen, PIXELS.input_coords, num_steps=1, key=jr.key(0))
     np.testing.assert_allclose(values, PIXELS.input_values, atol=0.05)

@@ -128,13 +128,17 @@ class SparseFlowConfig:
         **Arguments:** the `process` that the flow starts from, as in `SparseFlow`, in place
         of the one that `start` names.
 
-        **Raises:** `ValueError` for sizes that do not fit together.
+        **Raises:** `ValueError` for sizes that do not fit together, and for a
+        `length_scale` next to a `process`.
         """
         if self.shape is None:
             raise ValueError(
                 "`shape` is missing: give height, width and channels of the images."
             )
-        self.check()
+        idle = self.without_effect()
+        if process is not None:
+            idle["length_scale"] = "`process` has its own"
+        check_options(self, idle, flags=False)
 
         height, width, channels = self.shape
         if process is None and self.start == "gaussian-process":
