@@ -168,9 +168,15 @@ def as_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(operator.index(size) for size in shape)
 
 
-def as_size(name: str, size: int) -> int:
+def as_size(name: str, size: int, *, least: int = 1) -> int:
     """A size as a Python integer, which can be a constant of a program."""
     size = operator.index(size)
-    if size < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {size}.")
+    if size < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {size}.")
     return size
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises for a size below 1, by the name of its argument."""
+    for name, size in sizes.items():
+        as_size(name, size)

@@ -1,6 +1,7 @@
 """Every network, given what users have: NumPy's sizes and arrays, half precision."""
 
 import dataclasses
+import inspect
 
 import equinox as eqx
 import jax
@@ -94,6 +95,61 @@ NUMPY_SIZES = {
         TWO, FOUR, width_size=EIGHT, depth=TWO, key=KEY
     ),
 }
+
+
+# Sizes of which there must be at least one, and those of which there may be none.
+POSITIVE = {
+    "LayerNorm": ((), "size"),
+    "GroupNorm": ((), "size"),
+    "ClassEmbedding": ((3,), "size"),
+    "LearnedTime": ((), "size"),
+    "Modulation": ((4, 2, 3), "cond_size width_size"),
+    "Attention": ((8,), "width_size context_size num_heads num_kv_heads"),
+    "AttentionBlock": ((8,), "width_size context_size num_heads"),
+    "ISAB": ((8,), "width_size num_inducing num_heads"),
+    "SetTransformer": ((2, 4), "width_size num_heads"),
+    "DGCNN": ((2, 4), "width_size num_neighbors"),
+    "SlotAttention": ((2, 4), "width_size hidden_size num_slots"),
+    "CrossAttentionEncoder": ((2, 4), "width_size depth num_latents num_heads"),
+    "PMA": ((4,), "size num_seeds num_heads"),
+    "Set2Set": ((4,), "size num_steps"),
+    "AttentionPool": ((4,), "size key_size"),
+    "Select": ((2, 4), "width_size"),
+    "CrossAttend": ((2, 4), "width_size num_heads"),
+    "AdaLNMLP": ((2, 4), "width_size depth cond_size"),
+    "DiT": ((2, 4), "width_size depth cond_size num_heads"),
+    "CrossAttentionCRN": ((2, 4), "width_size depth cond_size num_tokens num_heads"),
+    "ConcatSquashMLP": ((2, 4), "width_size"),
+    "PatchDiT": ((3,), "width_size depth patch_size num_heads"),
+    "UNet": ((3,), "width_size patch_size num_heads num_groups"),
+    "PixelField": ((), "width_size depth cond_size num_latents num_heads"),
+    "PerceiverField": ((), "width_size depth num_latents num_frequencies"),
+    "PerceiverIO": ((2, 3), "width_size depth num_latents num_heads"),
+}
+NATURAL = {
+    "Linear": ((2, 4), "in_size out_size"),
+    "SwiGLU": ((2, 4), "hidden_size"),
+    "SetTransformer": ((2, 4), "depth num_tokens"),
+    "DGCNN": ((2, 4), "depth"),
+    "PMA": ((4,), "depth"),
+    "ConcatSquashMLP": ((2, 4), "depth"),
+}
+
+
+@pytest.mark.parametrize("name", {**POSITIVE, **NATURAL})
+def test_sizes_that_cannot_be_are_named(name):
+    kind = getattr(nn, name)
+    for table, wrong in ((POSITIVE, (0, -1)), (NATURAL, (-1,))):
+        sizes, arguments = table.get(name, ((), ""))
+        for argument in arguments.split():
+            # A size by its position is given by its name.
+            names = [*inspect.signature(kind.__init__).parameters][1:]
+            options = dict(zip(names, sizes, strict=False))
+            if "key" in names:
+                options["key"] = KEY
+            for size in wrong:
+                with pytest.raises(ValueError, match=f"`{argument}` must"):
+                    kind(**options | {argument: size})
 
 
 def values_in(module):

@@ -82,7 +82,7 @@ def test_trains_by_every_kind_of_derivative(key):
     [
         (lambda key: nn.PatchDiT(1, patch_size=0, key=key), "`patch_size` must"),
         (lambda key: nn.PatchDiT(1, width_size=6, key=key), "divisible by 4"),
-        (lambda key: nn.PatchDiT(1, depth=0, key=key), "`depth` must be positive"),
+        (lambda key: nn.PatchDiT(1, depth=0, key=key), "`depth` must be at least 1"),
         (
             lambda key: nn.PatchDiT(1, **SMALL, key=key)(0.3, jnp.zeros((5, 4, 1))),
             "divisible by 2 for the patches",

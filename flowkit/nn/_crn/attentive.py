@@ -4,6 +4,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray, Points, PRNGKey, Times
 from flowkit.nn._crn.base import latents_there, with_time
 from flowkit.nn._crn.conditioners import AbstractConditioner
@@ -50,6 +51,7 @@ class Select(AbstractConditioner):
         features: AbstractFeatures | None = None,
         key: PRNGKey,
     ):
+        check_sizes(width_size=width_size)
         if time_embedding is None:
             time_embedding = SinusoidalTime(32)
         embedding_key, latent_key = jr.split(key)
@@ -99,6 +101,7 @@ class CrossAttend(AbstractConditioner):
         features: AbstractFeatures | None = None,
         key: PRNGKey,
     ):
+        check_sizes(width_size=width_size)
         if time_embedding is None:
             time_embedding = SinusoidalTime(32)
         embedding_key, latent_key, attention_key = jr.split(key, 3)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
+from flowkit._checks import check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Mask, Points, PRNGKey, Times
 from flowkit.nn._crn.conditioners import AbstractConditioner
@@ -75,6 +76,7 @@ class TimeAndLatent(eqx.Module):
         *,
         key: PRNGKey,
     ):
+        check_sizes(cond_size=cond_size)
         latent_key, time_key, hidden_key = jr.split(key, 3)
         self.latent_in = None
         if latent_size:

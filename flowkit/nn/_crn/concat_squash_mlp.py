@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size, check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._crn.base import (
@@ -75,6 +76,8 @@ class ConcatSquashMLP(AbstractCRN):
         activation: Callable[[Array], Array] = jax.nn.softplus,
         key: PRNGKey,
     ):
+        check_sizes(width_size=width_size)
+        depth = as_size("depth", depth, least=0)
         self.in_size = in_size
         self.out_size = in_size if out_size is None else out_size
         self.latent_size = latent_size

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import as_size
+from flowkit._checks import as_size, check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import Mask, Points, PRNGKey, Times
 from flowkit.nn._crn.base import (
@@ -92,6 +92,7 @@ class CrossAttentionCRN(AbstractCRN):
     ):
         num_tokens = as_size("num_tokens", num_tokens)
         depth = as_size("depth", depth)
+        check_sizes(width_size=width_size)
         if time_embedding is None:
             time_embedding = SinusoidalTime(32)
         conditioning_key, tokens_key, embedding_key, out_key, *keys = jr.split(

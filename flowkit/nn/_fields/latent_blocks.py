@@ -101,6 +101,7 @@ class LatentReader(eqx.Module):
         key: PRNGKey,
         **block_options: Any,
     ):
+        width_size = as_size("width_size", width_size)
         depth = as_size("depth", depth)
         num_latents = as_size("num_latents", num_latents)
         latents_key, *keys = jr.split(key, depth + 1)

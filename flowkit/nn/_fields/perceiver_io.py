@@ -93,9 +93,6 @@ class PerceiverIO(eqx.Module):
             scale=frequency_scale,
             key=keys[0],
         )
-        num_features = 2 * num_frequencies
-        self.token_in = Linear(num_features + value_size, width_size, key=keys[1])
-        self.token_norm = LayerNorm(width_size)
         self.reader = LatentReader(
             width_size,
             num_latents,
@@ -105,6 +102,9 @@ class PerceiverIO(eqx.Module):
             dropout=dropout,
             key=keys[2],
         )
+        num_features = 2 * num_frequencies
+        self.token_in = Linear(num_features + value_size, width_size, key=keys[1])
+        self.token_norm = LayerNorm(width_size)
         self.query_in = Linear(num_features, width_size, key=keys[3])
         self.query_norm = LayerNorm(width_size)
         self.decoder = Attention(

@@ -8,6 +8,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Cond, Mask, PRNGKey, Times
 from flowkit.nn._fields.latent_blocks import LatentBlock, LatentReader
@@ -119,6 +120,7 @@ class PixelField(eqx.Module):
         key: PRNGKey,
         **block_options: Any,
     ):
+        check_sizes(width_size=width_size, cond_size=cond_size)
         keys = jr.split(key, 8)
         if time_embedding is None:
             time_embedding = SinusoidalTime(32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray, Cond, is_traced, PRNGKey, Times
 from flowkit.nn._images.parts import Image, Vector
 from flowkit.nn._layers.arrays import cast
@@ -41,8 +42,7 @@ class ClassEmbedding(eqx.Module):
     out_size: int = eqx.field(static=True, converter=operator.index)
 
     def __init__(self, num_classes: int, size: int, *, key: PRNGKey):
-        if num_classes < 1:
-            raise ValueError(f"`num_classes` must be positive, got {num_classes}.")
+        check_sizes(num_classes=num_classes, size=size)
         self.vectors = normal((num_classes + 1, size), size**-0.5, key=key)
         self.num_classes = num_classes
         self.out_size = size

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray
 from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.initial import ones, zeros
@@ -31,6 +32,7 @@ class GroupNorm(eqx.Module):
     num_groups: int = eqx.field(static=True, converter=operator.index)
 
     def __init__(self, size: int, num_groups: int = 8):
+        check_sizes(size=size)
         if num_groups < 1 or size % num_groups:
             raise ValueError(
                 f"`num_groups` must divide the {size} channels, got {num_groups}."

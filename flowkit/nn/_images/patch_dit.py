@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import Cond, FloatArray, PRNGKey, Times
 from flowkit.nn._images.condition import learned_time, TimeAndCondition
 from flowkit.nn._images.parts import check_image, Vector
@@ -143,10 +144,7 @@ def positions(height: int, width: int, size: int) -> Float[np.ndarray, "n size"]
 
 
 def _check_sizes(patch_size: int, width_size: int, depth: int) -> None:
-    if depth < 1:
-        raise ValueError(f"`depth` must be positive, got {depth}.")
-    if patch_size < 1:
-        raise ValueError(f"`patch_size` must be positive, got {patch_size}.")
+    check_sizes(patch_size=patch_size, width_size=width_size, depth=depth)
     if width_size % 4:
         raise ValueError(
             "`width_size` must be divisible by 4, for sines and cosines of rows and "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import Cond, FloatArray, PRNGKey, Times
 from flowkit.nn._images.condition import learned_time, TimeAndCondition
 from flowkit.nn._images.layouts import AbstractLayout, SkipEveryBlock, Stages
@@ -96,7 +97,8 @@ class UNet(eqx.Module):
         key: PRNGKey,
         **part_options: Any,
     ):
-        _check_sizes(multipliers, attention_levels, patch_size)
+        check_sizes(width_size=width_size, patch_size=patch_size)
+        _check_levels(multipliers, attention_levels)
         time_key, cond_key, parts_key = jr.split(key, 3)
         if time_embedding is None:
             time_embedding = learned_time(4 * width_size, width_size, time_key)
@@ -167,11 +169,7 @@ class UNet(eqx.Module):
         return stage(h, vector, key)
 
 
-def _check_sizes(
-    multipliers: Sequence[int], attention_levels: Sequence[int], patch_size: int
-) -> None:
-    if patch_size < 1:
-        raise ValueError(f"`patch_size` must be positive, got {patch_size}.")
+def _check_levels(multipliers: Sequence[int], attention_levels: Sequence[int]) -> None:
     if not multipliers or min(multipliers) < 1:
         raise ValueError(
             f"`multipliers` must be positive, one for each level, got {multipliers}."

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray, PRNGKey, sum_dtype
 from flowkit.nn._layers.linear import Linear
 
@@ -61,6 +62,7 @@ class Attention(eqx.Module):
             context_size = width_size
         if num_kv_heads is None:
             num_kv_heads = num_heads
+        check_sizes(width_size=width_size, context_size=context_size)
         if num_heads < 1 or width_size % num_heads:
             raise ValueError(
                 f"`num_heads` must divide the width of {width_size}, got {num_heads}."

@@ -15,6 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from flowkit._checks import as_size
 from flowkit._types import AnyArray, Points, PRNGKey
 from flowkit.nn._layers.arrays import in_sum_dtype, out_size_of
 from flowkit.nn._layers.linear import Linear
@@ -90,7 +91,7 @@ class FourierFeatures(AbstractFeatures):
         key: PRNGKey,
     ):
         self.in_size = in_size
-        self.num_frequencies = num_frequencies
+        self.num_frequencies = as_size("num_frequencies", num_frequencies)
         self.scale = scale
         seed = jr.bits(key, dtype=jnp.uint32)
         self.seed = None if learnable else seed

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.nn._layers.linear import Linear
 
@@ -93,6 +94,7 @@ class SwiGLU(eqx.Module):
     ):
         if out_size is None:
             out_size = in_size
+        hidden_size = as_size("hidden_size", hidden_size, least=0)
         in_key, out_key = jr.split(key)
 
         # Gate and value read the same input: one matrix product makes both.

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray
 from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.initial import ones, zeros
@@ -39,6 +40,7 @@ class LayerNorm(eqx.Module):
     shift: Float[AnyArray, " size"]
 
     def __init__(self, size: int):
+        check_sizes(size=size)
         self.scale = ones(size)
         self.shift = zeros(size)
 

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.initial import lecun_normal, zeros
@@ -43,11 +44,11 @@ class Linear(eqx.Module):
         zero_init: bool = False,
         key: PRNGKey,
     ):
-        self.in_size = in_size
-        self.out_size = out_size
-        shape = (in_size, out_size)
+        self.in_size = as_size("in_size", in_size, least=0)
+        self.out_size = as_size("out_size", out_size, least=0)
+        shape = (self.in_size, self.out_size)
         self.weight = zeros(shape) if zero_init else lecun_normal(shape, key=key)
-        self.bias = zeros(out_size) if use_bias else None
+        self.bias = zeros(self.out_size) if use_bias else None
 
     def __call__(self, x: Float[AnyArray, "*leading _"]) -> Float[Array, "*leading _"]:
         x = jnp.asarray(x)

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray, PRNGKey
 from flowkit.nn._layers.linear import Linear
 
@@ -40,6 +41,7 @@ class Modulation(eqx.Module):
         zero_init: bool = False,
         key: PRNGKey,
     ):
+        check_sizes(cond_size=cond_size, width_size=width_size)
         self.linear = Linear(
             cond_size, number * width_size, zero_init=zero_init, key=key
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._compat import restoring
 from flowkit._types import PRNGKey, sum_dtype, Times
 from flowkit.nn._layers.feed_forward import FeedForward
@@ -188,12 +189,14 @@ class LearnedTime(AbstractTimeEmbedding):
         activation: Callable[[Array], Array] = jax.nn.silu,
         key: PRNGKey,
     ):
+        width_size = size if width_size is None else width_size
+        check_sizes(size=size, width_size=width_size)
         self.out_size = size
         self.embedding = embedding
         self.layers = FeedForward(
             embedding.out_size,
             size,
-            hidden_sizes=(width_size or size,),
+            hidden_sizes=(width_size,),
             activation=activation,
             key=key,
         )

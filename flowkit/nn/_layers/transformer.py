@@ -210,6 +210,7 @@ class ISAB(eqx.Module):
         key: PRNGKey,
         **block_options: Any,
     ):
+        width_size = as_size("width_size", width_size)
         num_inducing = as_size("num_inducing", num_inducing)
         inducing_key, gather_key, spread_key = jr.split(key, 3)
         self.inducing = learned_rows(num_inducing, width_size, key=inducing_key)

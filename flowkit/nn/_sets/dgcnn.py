@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size, check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import Mask, Points, PRNGKey
 from flowkit.nn._layers.arrays import out_size_of
@@ -69,6 +70,8 @@ class DGCNN(AbstractEncoder):
         features: AbstractFeatures | None = None,
         key: PRNGKey,
     ):
+        check_sizes(width_size=width_size)
+        depth = as_size("depth", depth, least=0)
         if num_neighbors < 1:
             raise ValueError(
                 f"`num_neighbors` must be at least 1, got {num_neighbors}."

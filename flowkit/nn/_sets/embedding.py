@@ -5,6 +5,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import Points, PRNGKey
 from flowkit.nn._layers.features import AbstractFeatures, PointEmbedding
 from flowkit.nn._layers.linear import Linear
@@ -28,6 +29,7 @@ class RowEmbedding(eqx.Module):
         features: AbstractFeatures | None = None,
         key: PRNGKey,
     ):
+        check_sizes(width_size=width_size)
         embedding_key, out_key = jr.split(key)
         self.embedding = PointEmbedding(
             in_size, width_size, features=features, key=embedding_key

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import as_size
+from flowkit._checks import as_size, check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Mask, PRNGKey
 from flowkit.nn._layers.arrays import cast
@@ -37,6 +37,7 @@ class AttentionPool(eqx.Module):
     keys: Linear
 
     def __init__(self, size: int, *, key_size: int = 64, key: PRNGKey):
+        check_sizes(size=size)
         key_size = as_size("key_size", key_size)
         query_key, keys_key = jr.split(key)
         self.query = learned_rows(1, key_size, key=query_key)[0]
@@ -72,7 +73,7 @@ class Set2Set(eqx.Module):
     num_steps: int = eqx.field(static=True, converter=operator.index)
 
     def __init__(self, size: int, *, num_steps: int = 3, key: PRNGKey):
-        size = operator.index(size)
+        size = as_size("size", size)
         self.cell = eqx.nn.LSTMCell(2 * size, size, key=key)
         self.num_steps = as_size("num_steps", num_steps)
 
@@ -127,7 +128,9 @@ class PMA(eqx.Module):
                 f"`{min(dropped)}` is not for a pooling, which has no key and drops "
                 "nothing."
             )
+        size = as_size("size", size)
         num_seeds = as_size("num_seeds", num_seeds)
+        depth = as_size("depth", depth, least=0)
         seeds_key, feed_forward_key, gather_key, *keys = jr.split(key, depth + 3)
 
         self.seeds = learned_rows(num_seeds, size, key=seeds_key)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import as_size
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Mask, Points, PRNGKey
 from flowkit.nn._layers.features import AbstractFeatures
@@ -81,6 +82,8 @@ class SetTransformer(AbstractEncoder):
                 "`num_tokens` must be at least 1 if they are returned, "
                 f"got {num_tokens}."
             )
+        depth = as_size("depth", depth, least=0)
+        num_tokens = as_size("num_tokens", num_tokens, least=0)
         embedding_key, tokens_key, out_key, *keys = jr.split(key, depth + 3)
         rates = depth_rates(stochastic_depth, depth)
 

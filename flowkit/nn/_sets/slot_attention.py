@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import as_size
+from flowkit._checks import as_size, check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import Mask, Points, PRNGKey
 from flowkit.nn._layers.arrays import cast, in_sum_dtype
@@ -81,6 +81,7 @@ class SlotAttention(AbstractEncoder):
         features: AbstractFeatures | None = None,
         key: PRNGKey,
     ):
+        check_sizes(width_size=width_size, hidden_size=hidden_size)
         num_slots = as_size("num_slots", num_slots)
         width = operator.index(width_size)
         ekey, kkey, vkey, skey, qkey, ckey, fkey, okey = jr.split(key, 8)
