@@ -4,6 +4,7 @@ Setting all of them up on import would take longer than the rest of the import.
 """
 
 import functools as ft
+import inspect
 import reprlib
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,8 @@ def turn_on() -> None:
     _is_on = True
 
 
-class WrongKeyError(AnnotationError, TypeCheckError):
-    """A `key` that is not of the new style.
+class WrongArgumentError(AnnotationError, TypeCheckError):
+    """A wrong argument, with the remedy, which the error of a type does not name.
 
     It is an `AnnotationError` too, the only kind whose text jaxtyping does not replace.
     """
@@ -49,20 +50,36 @@ def checked_when_called(fn: Callable) -> Callable:
         except Exception as error:
             # Keys are keyword-only, so they are found here.
             _check_key(kwargs.get("key"), error)
+            _check_class(fn, args, kwargs, error)
             raise
 
     return checked
 
 
 def _check_key(key: Any, error: Exception) -> None:
-    """Raises if the key is what is wrong, with the remedy, which the error does not name."""
+    """Raises if the key is what is wrong."""
     dtype = getattr(key, "dtype", type(key))
     if key is None or jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return
-    raise WrongKeyError(
+    raise WrongArgumentError(
         "`key` must be made by `jax.random.key(seed)`, not by `jax.random.PRNGKey`; got "
         f"{reprlib.repr(key)}."
     ) from error
+
+
+def _check_class(fn: Callable, args: Any, kwargs: Any, error: Exception) -> None:
+    """Raises if a class in place of an instance is what is wrong."""
+    # What beartype found to be wrong, and what it lies in.
+    culprits = getattr(error, "culprits", None)
+    if culprits is None:
+        return
+    arguments = inspect.signature(fn).bind(*args, **kwargs).arguments
+    for name, value in arguments.items():
+        if isinstance(value, type) and any(value is one for one in culprits):
+            raise WrongArgumentError(
+                f"`{name}` is the class {value.__name__}; give an instance of it, such as "
+                f"`{value.__name__}(...)`."
+            ) from error
 
 
 @ft.cache

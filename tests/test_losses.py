@@ -1,6 +1,7 @@
 import re
 import warnings
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -423,8 +424,18 @@ def test_a_class_in_place_of_an_instance(key):
         fk.flow_matching_loss(flow, x1, key=key, times=fk.LogitNormal)
     with pytest.raises(ValueError, match="`network` is the class Linear; give an inst"):
         fk.Flow(Linear)
-    with pytest.raises(TypeCheckError, match="path"):
-        fk.Flow(network(), path=fk.CosinePath)
+    message = "`path` is the class CosinePath; give an instance of it"
+    for make in (
+        lambda: fk.Flow(network(), path=fk.CosinePath),
+        lambda: fk.Flow(network(), fk.CosinePath),
+    ):
+        with pytest.raises(TypeCheckError, match=message):
+            make()
+    with pytest.raises(TypeCheckError, match="`solver` is the class Tsit5; give an"):
+        fk.sample(flow, (2,), num_samples=1, solver=dfx.Tsit5, key=key)
+    # Here the class is right, and something else is wrong.
+    with pytest.raises(TypeCheckError, match="'out_size'"):
+        fk.nn.SetTransformer(2, "3", block=fk.nn.ISAB, key=key)
 
 
 def test_float64_input_does_not_warn(key):

@@ -898,6 +898,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": noisy, "callbacks": [lambda s, i: {"size": 3.0} if i else None]},
         r"\['size'\] are returned by a callback",
     ),
+    "class of a callback": (
+        {"callbacks": [tr.EarlyStopping]},
+        "`callbacks` is the class EarlyStopping; give an instance",
+    ),
+    "class of a decay": (
+        {"ema_decay": tr.WarmUpDecay},
+        "`ema_decay` is the class WarmUpDecay; give an instance",
+    ),
     "callback shape": ({"callbacks": [lambda s, i: {"a": np.ones(i)}]}, "one shape"),
 }
 
@@ -939,6 +947,8 @@ def test_a_state_that_was_made_for_another_step(made, used, message, key):
 def test_wrong_use_of_the_rest(key):
     with pytest.raises(ValueError, match="`n` must be at least 1"):
         tr.Every(0, lambda state, step: None)
+    with pytest.raises(ValueError, match="`function` is the class EarlyStopping"):
+        tr.Every(1, tr.EarlyStopping)
     with pytest.raises(ValueError, match="`ema_decay`"):
         tr.WarmUpDecay(2.0)
     step = tr.make_step(mse, ADAM, steps_per_call=3)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import numpy as np
 
+from flowkit._checks import check_instance
 from flowkit.training._step import METRICS, positive, TrainState
 
 
@@ -36,6 +37,7 @@ class Every(eqx.Module):
     function: Callable[..., Any]
 
     def __check_init__(self):
+        check_instance("function", self.function)
         if self.n < 1:
             raise ValueError(
                 f"`n` must be at least 1, got {self.n}: the callback is called every "
@@ -135,6 +137,7 @@ def as_callbacks(given: Sequence[Every | Callable[..., Any]]) -> list[Callback]:
     """The callbacks of a run that begins; plain functions are called after every call."""
     callbacks = []
     for one in given:
+        check_instance("callbacks", one)
         every = one if isinstance(one, Every) else Every(1, one)
         if hasattr(every.function, "begin_run"):
             every.function.begin_run()

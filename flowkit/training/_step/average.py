@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Real
 
+from flowkit._checks import check_instance
 from flowkit._types import AnyArray, Number
 
 
@@ -38,7 +39,8 @@ class WarmUpDecay(eqx.Module):
 
 
 def check_decay(ema_decay: EMADecay) -> None:
-    """Raises for a constant outside [0, 1]."""
+    """Raises for a constant outside [0, 1], and for a class."""
+    check_instance("ema_decay", ema_decay)
     if ema_decay is None or callable(ema_decay):
         return
     if not 0 <= ema_decay <= 1:
