@@ -898,6 +898,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": noisy, "callbacks": [lambda s, i: {"size": 3.0} if i else None]},
         r"\['size'\] are returned by a callback",
     ),
+    "callbacks with one name": (
+        {"callbacks": [lambda s, i: {"a": 1.0}, tr.Every(5, lambda s, i: {"a": 2.0})]},
+        "<lambda>.* and .*<lambda>.* both return 'a'.*rename one",
+    ),
     "class of a callback": (
         {"callbacks": [tr.EarlyStopping]},
         "`callbacks` is the class EarlyStopping; give an instance",

@@ -16,8 +16,8 @@ class Every(eqx.Module):
     """A callback that `fit` calls before the first step, every `n` steps, and at the end.
 
     `function(state, step)` returns `None`, or a dict of numbers or arrays that join the
-    history under its names, or `fk.training.Stop()` to end the training. `state` is a
-    copy that may be kept.
+    history under its names, which no other callback may return, or
+    `fk.training.Stop()` to end the training. `state` is a copy that may be kept.
 
     With an argument `metrics`, `function(state, step, metrics)` is also given the
     metrics of the last step, a dict of NumPy arrays with `"loss"`, `"grad_norm"`,
@@ -167,6 +167,19 @@ def call(
     if isinstance(report, Stop):
         return _values(callback.function, report.values), True
     return _values(callback.function, report), False
+
+
+def check_names(
+    owners: dict[str, Callback], callback: Callback, values: Mapping[str, Any]
+) -> None:
+    """Raises for a name that another callback has returned; `owners` keeps all of them."""
+    for name in values:
+        owner = owners.setdefault(name, callback)
+        if owner is not callback:
+            raise ValueError(
+                f"`callbacks`: {owner.function} and {callback.function} both return "
+                f"{name!r}, which would be one series; rename one of them."
+            )
 
 
 def _values(function: Callable[..., Any], report: Any) -> dict[str, np.ndarray]:

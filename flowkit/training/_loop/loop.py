@@ -11,7 +11,12 @@ import jax.numpy as jnp
 
 from flowkit.training._checkpoints import SaveFailed, Saver, Snapshot
 from flowkit.training._loop.batches import Resident, Stream
-from flowkit.training._loop.callbacks import call, Callback, passed
+from flowkit.training._loop.callbacks import (
+    call,
+    Callback,
+    check_names,
+    passed,
+)
 from flowkit.training._loop.history import Recorder, Series, TooManySkipped
 from flowkit.training._loop.interrupts import Interruption
 from flowkit.training._step import (
@@ -70,6 +75,7 @@ class Loop:
         self._stopped_total: int | None = None
         self._seconds_before = 0.0
         self._calls: dict[int, int] = {}
+        self._owners: dict[str, Callback] = {}  # of names in the history
         history = self._resume()
         self._began = time.monotonic()
         self._recorder = Recorder(
@@ -262,6 +268,7 @@ class Loop:
         metrics = dict(self._recorder.last)
         for one in callbacks:
             values, stops = call(one, state, self.step, metrics)
+            check_names(self._owners, one, values)
             self._recorder.add(self.step, values)
             metrics |= values
             if stops:
