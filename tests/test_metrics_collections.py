@@ -308,7 +308,19 @@ def test_scores_of_equal_clouds():
         ),
         (
             lambda x, y: metrics.set_scores(x * np.float32(np.nan), y),
-            "`xs` holds values that are not finite",
+            "`samples` holds values that are not finite",
+        ),
+        (
+            lambda x, y: metrics.set_scores(x, y * np.float32(np.nan)),
+            "`reference` holds values that are not finite",
+        ),
+        (
+            lambda x, y: metrics.scores_with_floor(x, y, x * np.float32(np.inf)),
+            "`floor` holds values that are not finite",
+        ),
+        (
+            lambda x, y: metrics.set_scores(x, y, mask_samples=np.zeros((4, 5), bool)),
+            "`mask_samples` leaves no valid point",
         ),
         (
             lambda x, y: metrics.set_scores(x, y[:, :3], distance=metrics.emd),

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._types import AnyArray
 from flowkit.metrics._chamfer import chamfer
-from flowkit.metrics._pairwise import pairwise
+from flowkit.metrics._inputs import check_values
+from flowkit.metrics._pairwise import matrix_of
 from flowkit.metrics._scores import coverage, mmd, one_nna
 
 
@@ -88,7 +89,10 @@ def set_scores(
             "samples, or `mmd` and `coverage` on their own."
         )
 
-    matrix = ft.partial(pairwise, distance, mesh=mesh)
+    check_values("samples", samples, mask_samples)
+    check_values("reference", reference, mask_reference)
+
+    matrix = ft.partial(matrix_of, distance, mesh=mesh)
     within = matrix(reference, mask_xs=mask_reference)
     return _scores(matrix, samples, mask_samples, reference, mask_reference, within)
 
@@ -126,18 +130,21 @@ def scores_with_floor(
     size = len(reference)
     if size < 2:
         raise ValueError(
-            f"`reference` holds {size} cloud; 1-NNA needs at least two of them."
+            f"`reference` holds {size} cloud(s); 1-NNA needs at least two of them."
         )
 
-    for name, clouds in (("samples", samples), ("floor", floor)):
+    both = {"samples": (samples, mask_samples), "floor": (floor, mask_floor)}
+    for name, (clouds, mask) in both.items():
         if len(clouds) < size:
             raise ValueError(
                 f"`{name}` holds {len(clouds)} clouds and `reference` {size}; give at "
                 "least as many clouds as the reference has, or cut the reference."
             )
+        check_values(name, clouds, mask)
+    check_values("reference", reference, mask_reference)
 
     # Once, for the collections of the samples and of the floor alike.
-    matrix = ft.partial(pairwise, distance, mesh=mesh)
+    matrix = ft.partial(matrix_of, distance, mesh=mesh)
     within = matrix(reference, mask_xs=mask_reference)
 
     def mean_scores(clouds: AnyArray, mask: Any) -> SetScores:
@@ -153,9 +160,8 @@ def scores_with_floor(
 
         return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *scores)
 
-    return ScoresWithFloor(
-        mean_scores(samples, mask_samples), mean_scores(floor, mask_floor)
-    )
+    scores = {name: mean_scores(*one) for name, one in both.items()}
+    return ScoresWithFloor(**scores)
 
 
 def _scores(

@@ -56,13 +56,36 @@ def pairwise(
     check_values("xs", xs, mask_xs)
     if ys is not None:
         check_values("ys", ys, mask_ys)
-        rows, columns = np.indices((len(xs), len(ys))).reshape(2, -1)
     elif mask_ys is not None:
         raise ValueError(
             "`mask_ys` was given without `ys`; within one list `mask_xs` is used for both."
         )
-    else:
+    return matrix_of(
+        distance,
+        xs,
+        ys,
+        mask_xs=mask_xs,
+        mask_ys=mask_ys,
+        block_size=block_size,
+        mesh=mesh,
+    )
+
+
+def matrix_of(
+    distance: Callable[..., Any],
+    xs: AnyArray,
+    ys: AnyArray | None = None,
+    *,
+    mask_xs: AnyArray | None = None,
+    mask_ys: AnyArray | None = None,
+    block_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "a b"]:
+    """`pairwise` of clouds that were checked under the names that they have elsewhere."""
+    if ys is None:
         rows, columns = np.triu_indices(len(xs))
+    else:
+        rows, columns = np.indices((len(xs), len(ys))).reshape(2, -1)
 
     width = (xs if ys is None else ys).shape[1]
     fitting = max(1, 4 * block_entries() // (xs.shape[1] * width))
