@@ -406,6 +406,7 @@ def test_optimizer_and_length():
     [
         ({"learning_rate": -1.0}, {}, "`learning_rate` must be"),
         ({"batch_size": 0}, {}, "`batch_size` must be at least 1"),
+        ({"batch_size": 22}, {}, "`batch_size` is 22, but there are only 20 images"),
         ({}, {"image_size": 16}, r"`model` is built for images of shape \(16, 16, 1\)"),
         ({}, {"num_classes": 9}, "`split` has labels from 0 to 9, but .* are 0 to 8"),
     ],

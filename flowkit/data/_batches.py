@@ -48,7 +48,8 @@ def batches(
         one array). It is never changed, and not copied if it is on the host: do not change
         it while batches are drawn. Of what `fk.data.npz_folder` or `array_record_folder`
         returns, and of any `grain.MapDataset` of examples, only those of a batch are read.
-    - `batch_size`: the size of a batch over all shards; it may exceed the data.
+    - `batch_size`: the size of a batch over all shards. It may exceed the data: a batch
+        then goes through more than one epoch, and holds examples several times.
     - `num_steps`: the number of batches; `None` means no end.
     - `seed`: the random seed of the permutations and of the transform.
     - `transform`: a function `(batch, rng)` that returns the batch to use. Each step and

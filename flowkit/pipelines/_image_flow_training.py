@@ -131,14 +131,15 @@ def fit_image_flow(
     - `seed`: the seed of the batches.
     - `key`: the random seed.
 
-    **Raises:** `ValueError` for options out of their range, and for a model that was built
-    for other images or classes.
+    **Raises:** `ValueError` for options out of their range, for a model that was built for
+    other images or classes, and for a batch larger than the data.
     """
     check_options(options, flags=False)
     _check_data(model, split.held_out)
+    _check_batch(options.batch_size, split.num_train)
     mesh = options.mesh()
     folder = Path(folder)
-    per_epoch = max(1, split.num_train // options.batch_size)
+    per_epoch = split.num_train // options.batch_size
     fit_key, watch_key = jr.split(key)
     stored = {"model": dataclasses.asdict(model), "training": options.fixed}
     watch = _Watch(options, model, split.held_out, per_epoch, folder, watch_key)
@@ -182,6 +183,15 @@ def _check_data(model: ImageFlowConfig, images: data.LabeledImages) -> None:
             f"`split` has labels from {labels.min()} to {labels.max()}, but those of a "
             f"`model` with `num_classes={model.num_classes}` are 0 to "
             f"{model.num_classes - 1}, and {model.num_classes} stands for none."
+        )
+
+
+def _check_batch(batch_size: int, num_train: int) -> None:
+    # Every step would be an epoch, with a checkpoint and previews.
+    if batch_size > num_train:
+        raise ValueError(
+            f"`batch_size` is {batch_size}, but there are only {num_train} images to train "
+            "on; make it smaller."
         )
 
 
