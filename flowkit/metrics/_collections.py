@@ -94,7 +94,7 @@ def set_scores(
 
     matrix = ft.partial(matrix_of, distance, mesh=mesh)
     within = matrix(reference, mask_xs=mask_reference)
-    return _scores(matrix, samples, mask_samples, reference, mask_reference, within)
+    return _scores(matrix, reference, mask_reference, within, samples, mask_samples)
 
 
 def scores_with_floor(
@@ -146,31 +146,31 @@ def scores_with_floor(
     # Once, for the collections of the samples and of the floor alike.
     matrix = ft.partial(matrix_of, distance, mesh=mesh)
     within = matrix(reference, mask_xs=mask_reference)
-
-    def mean_scores(clouds: AnyArray, mask: Any) -> SetScores:
-        scores = []
-        for start in range(0, len(clouds) - size + 1, size):
-            part = slice(start, start + size)
-            part_mask = None if mask is None else mask[part]
-            scores.append(
-                _scores(
-                    matrix, clouds[part], part_mask, reference, mask_reference, within
-                )
-            )
-
-        return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *scores)
-
-    scores = {name: mean_scores(*one) for name, one in both.items()}
+    score = ft.partial(_scores, matrix, reference, mask_reference, within)
+    scores = {name: _mean_scores(score, size, *one) for name, one in both.items()}
     return ScoresWithFloor(**scores)
+
+
+def _mean_scores(
+    score: Callable[[AnyArray, Any], SetScores], size: int, clouds: AnyArray, mask: Any
+) -> SetScores:
+    """The means over collections of `size` clouds."""
+    scores = []
+    for start in range(0, len(clouds) - size + 1, size):
+        part = slice(start, start + size)
+        part_mask = None if mask is None else mask[part]
+        scores.append(score(clouds[part], part_mask))
+
+    return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *scores)
 
 
 def _scores(
     matrix: Callable[..., Array],
-    samples: AnyArray,
-    mask_samples: AnyArray | None,
     reference: AnyArray,
     mask_reference: AnyArray | None,
     within_reference: Array,
+    samples: AnyArray,
+    mask_samples: AnyArray | None,
 ) -> SetScores:
     within = matrix(samples, mask_xs=mask_samples)
     across = matrix(samples, reference, mask_xs=mask_samples, mask_ys=mask_reference)
