@@ -163,3 +163,12 @@ def test_pages_run(page, monkeypatch, tmp_path):
         r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
     )
     exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": page.stem})
+
+
+def test_pictures_of_benchmarks_are_those_of_their_results():
+    pages = (ROOT / "docs" / "pages" / "images").glob("benchmark_*.png")
+    copies = {path.name.removeprefix("benchmark_"): path for path in pages}
+    assert copies
+    for name, copy in copies.items():
+        result = ROOT / "benchmarks" / "results" / name
+        assert copy.read_bytes() == result.read_bytes(), name
