@@ -94,13 +94,19 @@ def _walk(
     cond: Cond,
 ) -> Float[Array, "..."]:
     """The end of all steps."""
-    x = start
-    values = []
-    for k in range(len(scales)):
-        values.append(velocity(times[k], x, cond))
-        x = scales[k] * start
-        for j, value in enumerate(values):
-            x = x + weights[k, j] * value
+    number = len(scales)
+
+    # A loop, so that the velocity is compiled once.
+    def step(carry, row):
+        x, values = carry
+        k, time, scale, weights_of_step = row
+        values = values.at[k].set(velocity(time, x, cond))
+        x = scale * start + jnp.tensordot(weights_of_step, values, axes=1)
+        return (x, values), None
+
+    values = jnp.zeros((number, *start.shape), start.dtype)
+    rows = (jnp.arange(number), times[:-1], scales, weights)
+    (x, _), _ = jax.lax.scan(step, (start, values), rows)
     return x
 
 
