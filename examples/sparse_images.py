@@ -212,8 +212,8 @@ def evaluate(config: Config) -> None:
     """Whole images, in numbers and figures, from the last checkpoint alone."""
     options = config.evaluation
     folder = Path(config.output)
-    stored = fk.training.stored_config(folder / "checkpoints")
-    model = fk.training.restore_model(folder / "checkpoints", rebuild)
+    checkpoints, stored = fk.pipelines.stored_run(folder, "sparse images")
+    model = fk.training.restore_model(checkpoints, rebuild)
     images, pixels = load(DataConfig(**stored["data"]), stored["seed"])
 
     print("Reconstructing whole images ...", flush=True)

@@ -101,6 +101,15 @@ def test_another_run_is_refused(example, run):
 
 
 @pytest.mark.slow
+def test_runs_have_a_kind(run):
+    folder, stored = fk.pipelines.stored_run(run[1], "sparse images")
+    assert folder == run[1] / "checkpoints"
+    assert stored["seed"] == 7
+    with pytest.raises(ValueError, match="a run of sparse images, not of images"):
+        fk.pipelines.stored_run(run[1], "images")
+
+
+@pytest.mark.slow
 def test_options_reach_the_model(example, run):
     folder = run[1] / "checkpoints"
     stored = fk.training.stored_config(folder)

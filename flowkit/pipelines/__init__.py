@@ -10,6 +10,7 @@ from flowkit.pipelines._folders import (
     checkpoint_steps as checkpoint_steps,
     open_run as open_run,
     restore_stages as restore_stages,
+    stored_run as stored_run,
 )
 from flowkit.pipelines._image_flow_config import ImageFlowConfig as ImageFlowConfig
 from flowkit.pipelines._image_flow_training import (

@@ -103,6 +103,11 @@ def stored_run(
 ) -> tuple[Path, dict[str, Any]]:
     """The folder with the last checkpoints of a run, and the stored options of the run.
 
+    **Arguments:**
+
+    - `folder`: the output folder.
+    - `kind`: what the run must be: "point clouds", "images" or "sparse images".
+
     **Raises:** `FileNotFoundError` without checkpoints, and `ValueError` for a run of
     another kind.
     """
