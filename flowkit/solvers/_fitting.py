@@ -24,8 +24,8 @@ from flowkit._types import Cond, PRNGKey, VelocityField
 _SMALLEST = 1e-3  # of the mean increment, the least one
 
 _NUM_AT_A_TIME = 2**17
-"""Derivatives of ends in parameters that are computed at a time by default. With more, what
-the network computes on the way no longer fits into the caches of a CPU."""
+"""Derivatives of ends in parameters that are computed at a time by default. More of them
+take more memory, and no less time on a CPU."""
 
 
 class Task(eqx.Module):
