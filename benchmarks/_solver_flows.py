@@ -233,7 +233,9 @@ def make_case(name: str, recipe: Recipe, train: Trainer, *, key: jax.Array) -> C
     return Case(name, flow, starts, ends, recipe, rms(loose, ends))
 
 
-def reference(flow: Any, starts: jax.Array, *, tolerance: float) -> np.ndarray:
+def reference(
+    flow: Any, starts: jax.Array, *, tolerance: float, cond: Any = None
+) -> np.ndarray:
     """The ends of a solve of order eight in float64, with the same weights."""
     starts64 = np.asarray(starts, np.float64)
     with jax.enable_x64(True):
@@ -242,6 +244,7 @@ def reference(flow: Any, starts: jax.Array, *, tolerance: float) -> np.ndarray:
             starts.shape[1:],
             num_samples=len(starts),
             x0=starts64,
+            cond=in_float64(cond),
             **accurate(tolerance),
         )
         return np.asarray(samples.values)

@@ -17,6 +17,7 @@ mean square, over all entries, of the distances to a solve in float64. Results g
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import _report
@@ -27,16 +28,13 @@ import jax.random as jr
 import numpy as np
 import optax
 import tyro
-from _solver_flows import accurate, checkerboard_data, in_float64, rms
+from _solver_flows import checkerboard_data, reference, rms
 from _solver_methods import fixed_grids
 
 import flowkit as fk
 
 
 NUM_COLUMNS = 4
-
-SOLVERS = {"fitted grid": (dfx.Midpoint(), 4), "fitted steps": (None, 8)}
-"""What is fitted: the solver of a grid, and its steps; the evaluations of free steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,57 +119,32 @@ def fit(
         "num_noises": config.num_samples,
         "key": key,
     }
-    fitted = {}
-    for name, (solver, number) in SOLVERS.items():
-        if solver is None:
-            steps = fk.solvers.fit_steps(
-                situation.flow, (2,), num_evaluations=number, **options
-            )
-            fitted[name] = {"solver": steps}
-            continue
-        times = fk.solvers.fit_grid(
-            situation.flow, (2,), num_steps=number, solver=solver, **options
-        )
-        controller = dfx.StepTo(times)
-        fitted[name] = {"solver": solver, "stepsize_controller": controller}
-    return fitted
+    times = fk.solvers.fit_grid(
+        situation.flow, (2,), num_steps=4, solver=dfx.Midpoint(), **options
+    )
+    steps = fk.solvers.fit_steps(situation.flow, (2,), num_evaluations=8, **options)
+    return {"fitted grid": on_grid(times), "fitted steps": {"solver": steps}}
 
 
-class Judge:
-    """The errors of solvers in a situation, on noise that no fit saw."""
+def on_grid(times: jax.Array) -> dict[str, Any]:
+    controller = dfx.StepTo(times)
+    return {"solver": dfx.Midpoint(), "stepsize_controller": controller}
 
-    def __init__(self, situation: Situation, config: Config, *, key: jax.Array):
-        self.flow = situation.flow
-        self.starts = jr.normal(key, (config.num_samples, 2))
-        self.conds = situation.conds(config.num_samples)
-        self.ends = self.reference()
 
-    def reference(self) -> np.ndarray:
-        with jax.enable_x64(True):
-            starts = jnp.asarray(np.asarray(self.starts, np.float64))
-            conds = jnp.asarray(np.asarray(self.conds, np.float64))
-            flow = in_float64(self.flow)
-            return self.drawn(flow, starts, conds, accurate(1e-9))
+def judge(
+    situation: Situation, config: Config, *, key: jax.Array
+) -> Callable[[dict[str, Any]], float]:
+    """The error of a solver in the situation, on noise that no fit saw."""
+    starts = jr.normal(key, (config.num_samples, 2))
+    cond = situation.conds(config.num_samples)
+    ends = reference(situation.flow, starts, tolerance=1e-9, cond=cond)
+    given = {"num_samples": len(starts), "x0": starts, "cond": cond}
 
-    def error(self, options: dict[str, Any]) -> float:
-        return rms(self.drawn(self.flow, self.starts, self.conds, options), self.ends)
+    def error(options):
+        drawn = fk.sample(situation.flow, (2,), **given, **options)
+        return rms(np.asarray(drawn.values), ends)
 
-    @staticmethod
-    def drawn(
-        flow: Any, starts: Any, conds: Any, options: dict[str, Any]
-    ) -> np.ndarray:
-        given = {"x0": starts, "cond": conds}
-        drawn = fk.sample(flow, (2,), num_samples=len(starts), **given, **options)
-        return np.asarray(drawn.values)
-
-    def best_fixed(self) -> float:
-        """The least error of the midpoint rule on nine grids of four steps."""
-        grids = fixed_grids(4, 1.0)
-        options = {"solver": dfx.Midpoint()}
-        return min(
-            self.error(options | {"stepsize_controller": dfx.StepTo(grid)})
-            for grid in grids
-        )
+    return error
 
 
 def main(config: Config) -> None:
@@ -179,14 +152,16 @@ def main(config: Config) -> None:
     flow = train(config, key=flow_key)
     several = situations(flow, config)
     known = fit(several[0], config, key=fit_key)
+    grids = [on_grid(grid) for grid in fixed_grids(4, 1.0)]
 
     rows = []
-    for situation in several:
-        judge = Judge(situation, config, key=judge_key)
-        row = {"situation": situation.name, "best of nine": judge.best_fixed()}
-        row |= {name: judge.error(options) for name, options in known.items()}
-        own = fit(situation, config, key=fit_key)
-        row |= {f"{name} here": judge.error(options) for name, options in own.items()}
+    for i, situation in enumerate(several):
+        error = judge(situation, config, key=judge_key)
+        best = min(error(options) for options in grids)
+        row = {"situation": situation.name, "best of nine": best}
+        row |= {name: error(options) for name, options in known.items()}
+        own = fit(situation, config, key=fit_key) if i else known
+        row |= {f"{name} here": error(options) for name, options in own.items()}
         rows.append(row)
         _report.show("errors", [row])
 
