@@ -7,7 +7,7 @@ The data are mixtures of eight Gaussians, and the flow is exact, so all that dif
 posterior is the method's. A quarter of the coordinates is observed with noise. Each row is a
 mean over problems: the error of the mean and of the standard deviations, relative to those of
 the posterior; the sliced Wasserstein distance to it, beside that of another draw (the floor);
-the coverage of 90 % intervals of the true data, and its CRPS beside that of exact samples.
+the coverage of 90% intervals of the true data, and its CRPS beside that of exact samples.
 """
 
 import argparse

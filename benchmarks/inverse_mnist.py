@@ -6,7 +6,7 @@ Two models are trained for the same time: a flow of MNIST, which knows of no obs
 is used by all methods, and a `fk.pipelines.SparseFlow`, which sees the observed pixels. Both
 have the same U-Net on patches. Observed are a fifth of the pixels of a test image, with
 noise. Each row is a mean over images: PSNR of the mean of 20 samples, and at the hidden
-pixels the coverage of 90 % intervals and the CRPS. The misfit is the root mean square of
+pixels the coverage of 90% intervals and the CRPS. The misfit is the root mean square of
 what the samples leave of the observation, in units of its noise: 1 is right. The particles
 of `TwistedSMC` are five times as many; with them comes what they are worth.
 

@@ -30,7 +30,7 @@ import pytest
 MAPS = Path("/proc/self/maps")
 
 # Programs that stay leave millions of objects: to search them for garbage again and again, as
-# Python does by default, takes 3 to 8 % of the time.
+# Python does by default, takes 3 to 8% of the time.
 gc.set_threshold(50_000, 20, 100)
 
 

@@ -103,7 +103,7 @@ def test_half_precision_and_initial_values(key):
     conv = nn.Conv(64, 128, key=key)
     assert conv(jnp.zeros((4, 4, 64), jnp.bfloat16)).dtype == jnp.bfloat16
     # LeCun: variance 1 / (9 * 64); the estimate of 73,728 draws has a relative error of
-    # sqrt(2 / 73,728) = 0.5 %.
+    # sqrt(2 / 73,728) = 0.5%.
     assert abs(9 * 64 * jnp.var(conv.weight) - 1) < 5 * 0.0052
     zero = nn.Conv(2, 3, zero_init=True, key=key)
     assert not np.any(zero(jnp.ones((4, 4, 2))))

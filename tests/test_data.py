@@ -114,7 +114,7 @@ def test_mixture_1d_is_its_exact_density(key):
 def test_mixture_1d_with_exact_counts(num, key):
     points = data.mixture_1d(num, exact_counts=True, key=key)
     shuffled = data.mixture_1d(num, exact_counts=True, key=jr.fold_in(key, 1))
-    # A point beyond 0 belongs to the other component by chance only: 0.6 % and 0.04 % of them.
+    # A point beyond 0 belongs to the other component by chance only: 0.6% and 0.04% of them.
     assert abs(int(jnp.sum(points < 0)) - int(0.7 * num)) <= 0.03 * num + 1
     assert num == 1 or not jnp.array_equal(points < 0, shuffled < 0)
 

@@ -118,7 +118,7 @@ class Constant(eqx.Module):
 
 
 def trained(head, size, steps, key):
-    """The best constant output at t = 0 for data at -1 (70 %) and 1.
+    """The best constant output at t = 0 for data at -1 (70%) and 1.
 
     Velocities are x1 - x0, with noise that is small.
     """

@@ -449,6 +449,14 @@ def test_grids_that_do_not_fit(times, fragment, key):
             on_grid(times, back, field, x)
 
 
+@pytest.mark.parametrize("back", [fk.encode, fk.log_prob])
+def test_a_grid_for_samples_is_turned_around_by_the_user(back):
+    field, x = lambda t, x, cond: x, jnp.ones(2)
+    with pytest.raises(ValueError, match=r"give `times\[::-1\]`"):
+        on_grid([0, 0.2, 1], back, field, x)
+    assert np.all(np.isfinite(on_grid([1, 0.2, 0], back, field, x)))
+
+
 def test_grids_that_end_elsewhere(key):
     drawn = {"num_samples": 2, "key": key}
     target = fk.Flow(lambda t, x, cond: x, prediction=fk.Target())

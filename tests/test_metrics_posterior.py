@@ -14,7 +14,7 @@ import flowkit.metrics as metrics
 
 CASES = 2000
 SAMPLES = 99
-# The 99.9 % quantile of the largest distance between a curve and the diagonal.
+# The 99.9% quantile of the largest distance between a curve and the diagonal.
 CRITICAL = 1.95 / CASES**0.5
 
 

@@ -227,7 +227,7 @@ def test_linear_is_the_affine_map_with_weights_of_lecun():
     expected = np.einsum("abi,io->abo", x, linear.weight)
     np.testing.assert_allclose(linear(x), expected, atol=1e-4)
     # LeCun: variance 1 / in_size; the estimate of 120,000 draws has a relative error of
-    # sqrt(2 / 120,000) = 0.4 %.
+    # sqrt(2 / 120,000) = 0.4%.
     assert abs(400 * jnp.var(linear.weight) - 1) < 5 * 0.0041
     zero = nn.Linear(4, 3, zero_init=True, key=KEY)
     assert not np.any(

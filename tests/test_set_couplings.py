@@ -67,7 +67,7 @@ def test_cost_is_least_and_the_noise_stays_the_same_set(coupling, size):
     ("num", "num_points", "size"), [(40, 40, 2), (40, 40, 3), (3, 300, 2), (3, 300, 3)]
 )
 def test_entropic_is_near_the_exact_cost_on_average(num, num_points, size):
-    """As documented: below 1 % for curves and for skewed clouds, some per cent for
+    """As documented: below 1% for curves and for skewed clouds, some per cent for
     clouds that are like the noise."""
     x0, skewed = clouds(1, num, num_points, size)
     rng = np.random.default_rng(20)

@@ -301,7 +301,7 @@ def test_scores_of_a_constant(keep, tmp_path):
         assert numbers[name] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-5)
     hidden = np.abs(IMAGES - 0.5)[~mask[..., 0]]
     assert numbers["crps"] == pytest.approx(hidden.mean(), rel=1e-5)
-    # Too few samples for a central interval of 90 %.
+    # Too few samples for a central interval of 90%.
     assert "coverage_90" not in numbers
     names = "reconstruction samples errors pixel_flow resolution"
     assert {path.stem for path in tmp_path.iterdir()} == set(names.split())

@@ -150,7 +150,7 @@ def test_one_point_has_no_permutation():
 def test_perturbed_moves_floating_arrays_only():
     model = (jnp.zeros(10_000), jnp.arange(3), jax.nn.silu, 2.0)
     moved = perturbed(model, key=KEY, scale=0.5)
-    # 10,000 draws: the standard deviation is known to 0.7 %.
+    # 10,000 draws: the standard deviation is known to 0.7%.
     assert abs(jnp.std(moved[0]) / 0.5 - 1) < 5 * 0.0071
     assert jnp.array_equal(moved[1], model[1])
     assert moved[2:] == model[2:]

@@ -204,6 +204,7 @@ def test_trains_and_samples_images_of_a_class(key):
         ),
         (lambda u, key: nn.UNet(1, width_size=12, key=key), "`num_groups` must divide"),
         (lambda u, key: nn.UNet(1, patch_size=0, key=key), "`patch_size` must be"),
+        (lambda u, key: nn.UNet(1, cond_image_size=-1, key=key), "`cond_image_size`"),
         (lambda u, key: nn.UNet(1, dropout=2.0, key=key), "`dropout` is a probability"),
         (lambda u, key: nn.SkipEveryBlock(-1), "`num_blocks` must be at least 1"),
         (lambda u, key: nn.SkipEveryLevel(0), "`num_down` must be at least 1"),

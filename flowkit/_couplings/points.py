@@ -84,7 +84,7 @@ class EntropicPointAssignment(eqx.Module):
     that lowers the cost. Unlike draws from the plan, a permutation keeps every noise point
     once, so the source is unchanged.
 
-    In two and three dimensions its cost exceeds the optimum by less than 1 % on average, and
+    In two and three dimensions its cost exceeds the optimum by less than 1% on average, and
     by a few percent for clouds that are distributed like the noise, where the optimum is
     small. It needs `n^2` memory per cloud.
 

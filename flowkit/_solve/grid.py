@@ -67,9 +67,12 @@ def checked_now(
     # Written so that a time that is NaN fails.
     if not (np.all(steps > 0) and np.all(times[[0, -1]] == ends)):
         change = "increase" if t0 < t1 else "decrease"
+        # A grid for samples, given to a solve from data to noise.
+        backward = np.all(steps < 0) and np.all(times[[-1, 0]] == ends)
+        advice = "; give `times[::-1]`" if backward else ""
         raise ValueError(
             f"`stepsize_controller` StepTo must have times that {change} from {t0:g} to "
             f"{t1:g}, where this solve begins and ends (a `fk.Flow` ends at its `t_end`), got "
-            f"{times}."
+            f"{times}{advice}."
         )
     return Grid(controller.ts)

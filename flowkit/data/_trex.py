@@ -74,14 +74,14 @@ def trex_parametric(
 
     | part | share | curve, `s` uniform in (0, 1), all divided by 1.15 |
     |---|---|---|
-    | head | 20 % | upper half of the ellipse around (0.8, 0.4) with radii 0.3 and 0.35 |
-    | jaw | 10 % | `(0.5 + 0.6 s, 0.4 - 0.15 sin(pi s))` |
-    | neck | 8 % | from (0.5, 0.4) to (0.3, 0.2) |
-    | body | 15 % | the ellipse around zero with radii 0.35 and 0.3 |
-    | tail | 15 % | `(-0.35 - 0.8 s, 0.3 sin(pi s) (1 - 0.7 s))` |
-    | left leg | 6 % each | (-0.2, -0.3) to (-0.15, -0.6), and on to (-0.1, -0.8) |
-    | right leg | 6 % each | (0.15, -0.3) to (0.2, -0.6), and on to (0.25, -0.8) |
-    | arms | 4 % each | (0.2, 0.15) to (0.25, 0) and (0.25, 0.1) to (0.3, -0.05) |
+    | head | 20% | upper half of the ellipse around (0.8, 0.4) with radii 0.3 and 0.35 |
+    | jaw | 10% | `(0.5 + 0.6 s, 0.4 - 0.15 sin(pi s))` |
+    | neck | 8% | from (0.5, 0.4) to (0.3, 0.2) |
+    | body | 15% | the ellipse around zero with radii 0.35 and 0.3 |
+    | tail | 15% | `(-0.35 - 0.8 s, 0.3 sin(pi s) (1 - 0.7 s))` |
+    | left leg | 6% each | (-0.2, -0.3) to (-0.15, -0.6), and on to (-0.1, -0.8) |
+    | right leg | 6% each | (0.15, -0.3) to (0.2, -0.6), and on to (0.25, -0.8) |
+    | arms | 4% each | (0.2, 0.15) to (0.25, 0) and (0.25, 0.1) to (0.3, -0.05) |
     """
     check_draw(num, noise=noise)
     return _trex_parametric(num, noise, key)

@@ -39,7 +39,7 @@ class ExpectedCoverage(NamedTuple):
         r"""The largest distance of the coverage from its level.
 
         For an exact posterior it is $0.87 / \sqrt{\mathrm{cases}}$ on average, and above
-        $1.36 / \sqrt{\mathrm{cases}}$ in 5 % of trials, or less with few samples.
+        $1.36 / \sqrt{\mathrm{cases}}$ in 5% of trials, or less with few samples.
         """
         return jnp.max(jnp.abs(self.coverage - self.levels))
 

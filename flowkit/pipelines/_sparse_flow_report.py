@@ -107,7 +107,7 @@ class SparseFlowReport(eqx.Module):
 
         `mse`, `mae`, `psnr` and `ssim` are of one sample, on the whole image;
         `psnr_of_mean` and `ssim_of_mean` of the mean of all samples. `crps` and
-        `coverage_90`, how often the truth lies in a central interval of 90 %, are of the
+        `coverage_90`, how often the truth lies in a central interval of 90%, are of the
         hidden pixels, and need 2 and 19 samples. Without hidden pixels, these two and their
         pictures are left out. Windows of `ssim` are uniform, 7 x 7.
 

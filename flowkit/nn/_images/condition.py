@@ -91,6 +91,10 @@ class TimeAndCondition(eqx.Module):
         activation: Callable[[Array], Array] = jax.nn.silu,
         key: PRNGKey,
     ):
+        if cond_image_size < 0:
+            raise ValueError(
+                f"`cond_image_size` must not be negative, got {cond_image_size}."
+            )
         self.time_embedding = time_embedding
         self.cond_embedding = cond_embedding
         self.linear = None

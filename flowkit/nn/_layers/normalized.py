@@ -4,7 +4,7 @@ Of $y = s\, (h - \bar h)$ with $s = (\overline{(h - \bar h)^2} + \epsilon)^{-1/2
 
 $$\dot y = s\, \bigl(\dot h - \overline{\dot h} - y\, \overline{y \dot h}\bigr).$$
 
-It takes two means, where autodiff takes four: 4 to 8 % of a training step on a CPU.
+It takes two means, where autodiff takes four: 4 to 8% of a training step on a CPU.
 """
 
 import functools as ft

@@ -37,7 +37,7 @@ class GMMFeaturizer(AbstractEncoder):
     `(n, in_size) -> (num_components (1 + 2 in_size), in_size)`. Components are sorted by
     weight, heaviest first, and axes by length, shortest first. Axes are directed so that
     their largest entry is positive; axes of equal length may be rotated. The rows of
-    components with at most 1 % of the points are zero.
+    components with at most 1% of the points are zero.
 
     The rows are points themselves, so another encoder can read them:
     `Chained(GMMFeaturizer(2), SetTransformer(2, 32, key=key))`.

@@ -24,7 +24,7 @@ class WarmUpDecay(eqx.Module):
     """A decay that starts small: `min(decay, (1 + n) / (10 + n))` at step `n`.
 
     With a constant decay the average holds `decay**n` of the random initial weights
-    after `n` steps, which is 5 % after 3000 steps at 0.999. This schedule forgets them
+    after `n` steps, which is 5% after 3000 steps at 0.999. This schedule forgets them
     within the first tens of steps. Pass it as `ema_decay=WarmUpDecay(0.999)`.
     """
 
