@@ -24,7 +24,7 @@ def peer_versions(python: str | None, script: str) -> dict[str, str]:
 class Peer:
     """A script that stays alive, so that what it compiles serves all requests.
 
-    It is given a request as a line of JSON, and answers by a line of JSON.
+    It is given a request as a line of JSON, and answers with a line of JSON.
     """
 
     def __init__(self, python: str, script: str, *arguments: str):

@@ -207,7 +207,7 @@ def works(sizes: Sizes, job: MainJob) -> dict[str, Work]:
 
 
 def speeds(values: Values) -> list[dict[str, Any]]:
-    """Milliseconds of a step, and how often as long the others take as flowkit."""
+    """Milliseconds of a step, and how many times as long as flowkit the others take."""
     rows = []
     for name in dict.fromkeys(what for what, _ in values if what != "machine"):
         own = values[name, FLOWKIT]

@@ -10,10 +10,10 @@ evaluations are fitted to three of them, and judged
 - on the three, and on the fourth, under guidance,
 - without a condition.
 
-Beside them stand the best of nine fixed grids of the midpoint rule, chosen by its error in
-the situation itself, and solvers that are fitted to that situation. The error is the root
-mean square, over all entries, of the distances to a solve in float64. Results go to
-`benchmarks/results/fitted_conditions.json`.
+They are compared with the best of nine fixed grids of the midpoint rule, chosen by its
+error in the situation itself, and with solvers that are fitted to that situation. The
+error is the root mean square, over all entries, of the distances to a solve in float64.
+Results go to `benchmarks/results/fitted_conditions.json`.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Situation(NamedTuple):
 
 
 def train(config: Config, *, key: jax.Array) -> fk.Standardized:
-    """A flow that knows the columns, and no condition as zeros."""
+    """A flow conditioned on the columns, where zeros stand for no condition."""
     data_key, network_key, fit_key = jr.split(key, 3)
     points = checkerboard_data(200_000, key=data_key)
     # The board is as wide as it is high, and its middle is the origin.

@@ -3,11 +3,12 @@
     python benchmarks/inverse.py
     python benchmarks/inverse.py --dimensions 2 16
 
-The data are mixtures of eight Gaussians, and the flow is exact, so all that differs from the
-posterior is the method's. A quarter of the coordinates is observed with noise. Each row is a
-mean over problems: the error of the mean and of the standard deviations, relative to those of
-the posterior; the sliced Wasserstein distance to it, beside that of another draw (the floor);
-the coverage of 90% intervals of the true data, and its CRPS beside that of exact samples.
+The data are mixtures of eight Gaussians, and the flow is exact, so any deviation from the
+posterior is due to the method. A quarter of the coordinates is observed with noise. Each
+row is a mean over problems: the error of the mean and of the standard deviations, relative
+to those of the posterior; the sliced Wasserstein distance to it, beside that of another
+draw (the floor); the coverage of 90% intervals of the true data, and its CRPS beside that
+of exact samples.
 """
 
 import argparse
@@ -36,7 +37,7 @@ METHODS = {
 
 
 def mixture_of(size: int) -> fk.GaussianMixture:
-    """Eight parts with means from the standard normal law."""
+    """Eight components with means from the standard normal distribution."""
     means = jr.normal(jr.key(SEED), (8, size))
     return fk.GaussianMixture(means, COMPONENT_STD)
 

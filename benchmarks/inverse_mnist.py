@@ -2,13 +2,13 @@
 
     python benchmarks/inverse_mnist.py --minutes 20
 
-Two models are trained for the same time: a flow of MNIST, which knows of no observation and
-is used by all methods, and a `fk.pipelines.SparseFlow`, which sees the observed pixels. Both
-have the same U-Net on patches. Observed are a fifth of the pixels of a test image, with
-noise. Each row is a mean over images: PSNR of the mean of 20 samples, and at the hidden
-pixels the coverage of 90% intervals and the CRPS. The misfit is the root mean square of
-what the samples leave of the observation, in units of its noise: 1 is right. The particles
-of `TwistedSMC` are five times as many; with them comes what they are worth.
+Two models are trained for the same time: a flow of MNIST, which sees no observation in
+training and is used by all methods, and a `fk.pipelines.SparseFlow`, which sees the
+observed pixels. Both have the same U-Net on patches. A fifth of the pixels of a test image
+is observed, with noise. Each row is a mean over images: PSNR of the mean of 20 samples, and
+at the hidden pixels the coverage of 90% intervals and the CRPS. The misfit is the root mean
+square of the residual of the observation, in units of its noise; the correct value is 1.
+`TwistedSMC` uses five times as many particles, and their effective number is reported, too.
 
 Results go to `benchmarks/results/inverse_mnist.json` and `.png`.
 """
@@ -111,7 +111,7 @@ def options_of(config: Config) -> dict[str, Any]:
 
 
 class Samples(NamedTuple):
-    """Images in [0, 1], and how many independent ones a method says they are worth."""
+    """Images in [0, 1], and their effective number if the method reports one."""
 
     values: np.ndarray  # (images, samples, h, w, 1)
     effective: float | None = None

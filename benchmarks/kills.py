@@ -1,4 +1,4 @@
-"""A training that is killed at random steps ends with the bits of one that is not.
+"""A training run that is killed at random steps ends with the same bits as one that is not.
 
     python benchmarks/kills.py
     python benchmarks/kills.py --placement FullySharded --devices 4

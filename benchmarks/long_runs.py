@@ -1,9 +1,9 @@
-"""Trainings of 10,000 steps on virtual devices, in every placement: which of them end.
+"""Training runs of 10,000 steps on virtual devices, in every placement: which finish.
 
     python benchmarks/long_runs.py
 
-Virtual devices of a CPU share its cores. Steps that are dispatched too far ahead, or devices
-that wait for each other in the wrong order, stand still, and that shows in long runs only.
+Virtual devices of a CPU share its cores. Steps that are dispatched too far ahead, or
+devices that wait for each other in the wrong order, hang, and this shows only in long runs.
 Each training has a process of its own, which is ended after `--seconds`. It makes one step
 in a call, or ten in a loop. The time per step is the median over the tenths of a run, the
 loss is the mean of its last tenth. Results go to `benchmarks/results/long_runs.json`.
@@ -35,7 +35,7 @@ class Config:
     num_steps: int = 10_000
     """Steps of each training."""
     seconds: float = 600.0
-    """After which time a training counts as standing still."""
+    """Time after which a training run counts as hanging."""
     child: bool = False
     """Train the first of all these, and print its result: what the benchmark itself calls."""
 

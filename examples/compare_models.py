@@ -4,9 +4,10 @@
     python examples/compare_models.py --dim 1d --models fm meanflow --coupling assignment
     python examples/compare_models.py --dim 2d --data-2d moons --output artifacts/moons
 
-A decoder, an autoencoder, two VAEs, flow matching, MeanFlow, FACM and BackFlow learn the same
-small data with networks of the same size. Interrupt the run and start it again: models that
-are trained are not trained again. The output folder holds, also for `2d`:
+A decoder, an autoencoder, two VAEs, flow matching, MeanFlow, FACM and BackFlow learn the
+same small data with networks of the same size. Interrupt the run and start it again: models
+that are trained are not trained again. The output folder holds the following, and the same
+with `2d` in place of `1d`:
 
 - `comparison_1d.gif`, `comparison_1d.png`: all models, a frame for each epoch and the last one
 - `comparison_1d_epochs/`, `<model>_1d_epochs/`: the frames, of all models and of each

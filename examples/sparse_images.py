@@ -4,10 +4,10 @@
     python examples/sparse_images.py evaluate --evaluation.resolution 32
     python examples/sparse_images.py --data.name cifar10 --model.network unet
 
-A flow is trained to move noise to the values at any coordinates, given the observed pixels.
-Its samples are what the image may be, and their spread says how sure that is. CIFAR-10 is
-used where the environment variable FLOWKIT_DATA leads to it; otherwise scikit-learn's
-digits, which need no download.
+A flow is trained to move noise to the values at any coordinates, given the observed
+pixels. Its samples are plausible images given these pixels, and their spread shows the
+uncertainty. CIFAR-10 is used where the environment variable FLOWKIT_DATA leads to it;
+otherwise scikit-learn's digits, which need no download.
 
 Everything goes to the output folder. Interrupt the training and start it again: it goes on
 from its last checkpoint.

@@ -4,10 +4,10 @@
     python examples/trex.py all --data.name points.csv --output artifacts/points
     python examples/trex.py visualize --visualization.solver midpoint
 
-At equal times a network of two times is the velocity of a flow, which is trained first. Then
-it learns the average velocity between two times by MeanFlow, on pairs that the flow makes.
-`visualize` draws what the checkpoints in the output folder hold. Interrupt the training and
-start it again: it goes on.
+A network of two times is the velocity of a flow where the times are equal, and this flow is
+trained first. The network then learns the average velocity between two times by MeanFlow,
+on pairs that the flow makes. `visualize` draws what the checkpoints in the output folder
+hold. Interrupt the training and start it again: it goes on.
 """
 
 import dataclasses

@@ -33,8 +33,8 @@ def array_record_folder(
 
     `fk.data.batches` shuffles over all files, gives each process its part of every batch,
     and reads only the records of that part. With the same seed they are the batches of the
-    same data in memory. What grain does with a dataset is done before: `data[1000:]` are all
-    but the first thousand examples, `data.map(fn)` changes each of them.
+    same data in memory. Apply grain's own operations to the dataset first: `data[1000:]`
+    holds all but the first thousand examples, and `data.map(fn)` changes each of them.
 
     A record is one example. Without `parse` it holds what `numpy.save` writes, one array, or
     `numpy.savez`, several by name; nothing is unpickled. Such files are made by ArrayRecord
@@ -61,9 +61,9 @@ def array_record_folder(
     **Returns:** a `grain.MapDataset` of examples.
 
     **Raises:** `ValueError`, with the name of the file and the fix, for a folder without
-    such files or without records, and files that are cut short or none of ArrayRecord; when
-    examples are read, for damaged records and those of another encoding. The first example
-    is read at once. `FileNotFoundError` if there is no such folder.
+    such files or without records, and for files that are cut short or are not ArrayRecord
+    files; when examples are read, for damaged records and for those in another encoding.
+    The first example is read at once. `FileNotFoundError` if there is no such folder.
     """
     paths = paths_in(folder, pattern)
     read = ft.partial(_open, parse=parse or _arrays)
@@ -76,7 +76,7 @@ def array_record_folder(
         raise ValueError(
             f"`folder`: the files {pattern} in {paths[0].parent} hold no records."
         )
-    # A wrong `parse` is seen before a training starts.
+    # A wrong `parse` is noticed before training starts.
     _ = files[0][0]
     sources = [grain.MapDataset.source(file) for file in files]
     return grain.MapDataset.concatenate(sources)

@@ -37,17 +37,18 @@ def batches(
 ) -> grain.IterDataset:
     """A grain dataset whose elements are shuffled batches of a pytree of arrays.
 
-    One record is one batch. Those of data in memory are gathered in a few hundredths of a
-    millisecond, in the calling thread. Batch `i` is a pure function of `seed` and `i`: an
-    iterator that is set to a saved state (`get_state`, `set_state`) continues with bitwise
-    the batches that would have come.
+    One record is one batch. Those of data in memory are gathered in a few hundredths of
+    a millisecond, in the calling thread. Batch `i` is a pure function of `seed` and
+    `i`: an iterator that is set to a saved state (`get_state`, `set_state`) continues
+    with exactly the batches that would have followed, bit by bit.
 
     **Arguments:**
 
-    - `data`: a pytree of arrays with one leading axis, the examples (`PointSets`, a dict,
-        one array). It is never changed, and not copied if it is on the host: do not change
-        it while batches are drawn. Of what `fk.data.npz_folder` or `array_record_folder`
-        returns, and of any `grain.MapDataset` of examples, only those of a batch are read.
+    - `data`: a pytree of arrays with one leading axis, the examples (`PointSets`, a
+        dict, one array). It is never changed, and not copied if it is on the host: do
+        not change it while batches are drawn. If it comes from `fk.data.npz_folder` or
+        `array_record_folder`, or is any `grain.MapDataset` of examples, only the
+        examples of a batch are read.
     - `batch_size`: the size of a batch over all shards. It may exceed the data: a batch
         then goes through more than one epoch, and holds examples several times.
     - `num_steps`: the number of batches; `None` means no end.
@@ -108,7 +109,7 @@ def read_options(num_threads: int) -> grain.ReadOptions:
 
 @dataclasses.dataclass(frozen=True)
 class _Gather:
-    """From the number of a step to its batch.
+    """Maps the number of a step to its batch.
 
     A class, because grain's worker processes cannot take a closure.
     """

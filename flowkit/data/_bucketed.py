@@ -1,8 +1,8 @@
-"""Batches of clouds of different sizes: each of clouds that have about the same size.
+"""Batches of clouds of different sizes; the clouds in one batch have about the same size.
 
-A compiled program is made for one shape, and what is padded is computed for nothing. With
-all clouds padded to the largest one there is one program, and most of the work may be
-padding. Buckets lie in between: each has a size of its own, to which its clouds are padded.
+A program is compiled for one shape, and the computation on padding is wasted. With all
+clouds padded to the largest one there is one program, and most of the work may be padding.
+Buckets lie in between: each has a size of its own, to which its clouds are padded.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,16 +41,16 @@ def bucketed_batches(
     fk.training.fit(loss, flow, batches, num_steps=1000, key=key)
     ```
 
-    A cloud is padded to the smallest bucket that holds it. Buckets take turns, each as
-    often as its share of the clouds, so every cloud is seen equally often. A step is
+    A cloud is padded to the smallest bucket that holds it. Buckets take turns, each in
+    proportion to its share of the clouds, so every cloud is seen equally often. A step is
     compiled once for each bucket; since their shapes differ, `steps_per_call` is 1. All
     processes take the same bucket in the same step.
 
     **Arguments:**
 
     - `clouds`: arrays `(n_i, d)`, each with at least one point.
-    - `buckets`: the sizes to fill up to, of which the largest holds every cloud; or how many
-      there are, each with about as many clouds as any other.
+    - `buckets`: the sizes to fill up to, the largest of which must hold every cloud; or the
+      number of buckets, each of which then gets about the same number of clouds.
     - `labels`: one integer per cloud.
     - `batch_size`, `num_steps`, `seed`, `transform`, `shard_index`, `num_shards`: as in
       `fk.data.batches`.

@@ -61,8 +61,8 @@ class CloudSplit(NamedTuple):
     - `train`: the training clouds.
     - `seen`: held-out clouds, for the encoder.
     - `other`: other points of the same shapes in the same order, for comparison.
-    - `units`: of a file, the map to these clouds and back; `None` for data sets by name,
-        which are as they are.
+    - `units`: for a file, the map to the units of these clouds and back; `None` for named
+      data sets, whose units are unchanged.
     """
 
     train: PointSets

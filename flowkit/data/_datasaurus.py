@@ -104,7 +104,7 @@ def datasaurus(
     return resample(_in_units(_find())[shape], num, noise=noise, key=key)
 
 
-# By the path, so that another folder in FLOWKIT_DATA is not answered from the last one.
+# Cached by path, so a change of FLOWKIT_DATA does not return points of the old folder.
 @ft.lru_cache(maxsize=1)
 def _in_units(path: Path) -> dict[str, np.ndarray]:
     return {

@@ -1,9 +1,9 @@
 r"""Folders of pictures, as batches that are read while a model trains, or as one array.
 
-With $n$ pictures and batch size $B$, epoch $e$ has the $\lfloor n / B \rfloor$ batches that
-the permutation $P_e$ fills; the rest of its pictures are left out, which are others in each
-epoch. Batch $i$ is a pure function of the seed and $i$, so threads may read ahead without
-any effect on what comes next, or on where a run resumes.
+With $n$ pictures and batch size $B$, epoch $e$ has the $\lfloor n / B \rfloor$ batches
+that the permutation $P_e$ fills; the rest of its pictures, different ones in each
+epoch, are left out. Batch $i$ is a pure function of the seed and $i$, so threads may
+read ahead without any effect on what comes next, or on where a run resumes.
 """
 
 import dataclasses
@@ -82,9 +82,10 @@ def image_folder(
     **Returns:** a `grain.IterDataset` of float32 arrays `(b, side, side, 3)` in [-1, 1],
     row 0 at the top, where `b = batch_size // num_shards`.
 
-    **Raises:** `ValueError` if the folder has no pictures or fewer than `batch_size`, and
-    for files that are cut short, no pictures in spite of their names, of a size that could
-    be meant to fill the memory, or of samples of unknown range.
+    **Raises:** `ValueError` if the folder has no pictures or fewer than `batch_size`,
+    and for files that are cut short, that are not pictures despite their names, that
+    are so large that they may be meant to fill the memory, or whose samples have an
+    unknown range.
     """
     side = as_size("side", side)
     paths = listed_pictures(folder)
@@ -156,7 +157,7 @@ def random_flips(
 
 @dataclasses.dataclass(frozen=True)
 class ReadBatch:
-    """From the number of a step to its batch.
+    """Maps the number of a step to its batch.
 
     A class, because grain's worker processes cannot take a closure.
     """

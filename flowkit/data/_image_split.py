@@ -187,7 +187,7 @@ class _Files:
 
     def split(self, held_out: list[Path]) -> ImageSplit:
         """These pictures to learn from, and others that are held out."""
-        # No threads means none next to the training; here nothing is trained yet.
+        # Zero threads means none during training, which has not started yet.
         threads = max(1, self.num_threads)
         images = read_pictures(held_out, self.size, self.fit, threads)
         return ImageSplit(self, len(self.paths), LabeledImages(images), 0)

@@ -111,7 +111,7 @@ def images_to_points(
 
 
 class _Jitters(NamedTuple):
-    """What is drawn, in pixels, and in place of images without ink if there are any."""
+    """What draws the jitter, in pixels, and points for images without ink, if any."""
 
     noise: Noise
     empty: Noise | None
@@ -211,7 +211,7 @@ def _choose_pixels(images: Array, num_points: int, dtype: Any, key: PRNGKey) -> 
 
 
 def _all_inked(images: np.ndarray, *, must: bool) -> bool:
-    """Whether every image has ink. Raises for what is no image, and without ink if must."""
+    """Whether every image has ink. Raises for invalid images and, if `must`, for blank ones."""
     if 0 in images.shape:
         raise ValueError(
             f"`images` is empty, shape {images.shape}; give at least one image with pixels."

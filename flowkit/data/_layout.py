@@ -57,7 +57,7 @@ def check_layout(arrays: dict[str, Any], kind: type, where: str) -> None:
         field = fields[name]
         shape = tuple(array.shape)
         if len(shape) == len(field.axes):
-            # An axis is as long as where it was met first.
+            # The first array with an axis determines its length.
             sizes = dict(zip(field.axes, shape, strict=True)) | sizes
         expected = tuple(sizes.get(axis) for axis in field.axes)
         # Longer numbers than float64 exist on some machines only, and never in JAX.

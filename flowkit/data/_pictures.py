@@ -1,7 +1,7 @@
 """Picture files as arrays: which of them are whole, and how one is read.
 
-Files are not trusted. Opening a picture reads only its header, and so would decode the rest
-in the middle of training. `whole_pictures` finds in advance what cannot be decoded, without
+Files are not trusted. Opening a picture reads only its header; the rest would be decoded in
+the middle of training. `whole_pictures` finds in advance what cannot be decoded, without
 decoding photographs.
 """
 
@@ -21,7 +21,7 @@ Fit: TypeAlias = Callable[[Image.Image, int], Image.Image]
 """`(picture, side) -> picture` of `side` x `side` pixels: `stretch`, `center_crop`."""
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-# Pillow would call other programs for some others.
+# For some other formats, Pillow would call external programs.
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _END_OF_JPEG = b"\xff\xd9"
@@ -35,7 +35,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture upright, by the number of its orientation in EXIF."""
+"""The operation that turns a picture upright, by its orientation number in EXIF."""
 
 
 def stretch(picture: Image.Image, side: int) -> Image.Image:
@@ -66,7 +66,7 @@ def listed_pictures(folder: str | os.PathLike) -> list[Path]:
 
 
 def whole_pictures(paths: list[Path], *, skip_damaged: bool) -> list[Path]:
-    """Those of the files that can be read. Raises if there are others, unless skipped."""
+    """The usable files. Raises if there are others, unless these are skipped."""
     # Before any threads start, because the filter is that of the whole process.
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -119,7 +119,7 @@ def check_range(name: str, ends: Range, *, positive: bool = False) -> None:
 
 
 def check_angles(name: str, ends: Range) -> None:
-    """Raises for what is no range of angles, or one of more than a turn: degrees."""
+    """Raises unless these are angles within a full turn; larger ones are likely degrees."""
     check_range(name, ends)
     # A little more than a turn, for ends that were rounded.
     if max(abs(float(end)) for end in ends) > 2 * np.pi + 1e-3:

@@ -1,4 +1,4 @@
-"""Data larger than memory: a folder of `.npz` files, whose rows are read where they lie.
+"""Data larger than memory: a folder of `.npz` files, whose rows are read in place.
 
 `numpy.savez` stores arrays one after the other without compression, so each of them can be
 mapped into memory, and a batch reads its own rows alone.

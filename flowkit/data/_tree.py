@@ -75,6 +75,6 @@ def take(leaf: Any, rows: np.ndarray) -> Any:
 
 
 def _stack(*arrays: Any) -> np.ndarray:
-    # Without a change of types, which one batch might have and the next one not.
+    # Without type promotion, which might happen in one batch and not in the next.
     dtype = np.asarray(arrays[0]).dtype
     return np.stack(arrays, dtype=dtype, casting="no")

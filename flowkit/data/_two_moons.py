@@ -112,8 +112,8 @@ def two_moons_log_posterior(
 ) -> Float[Array, ""]:
     """The exact log-density of the posterior of the two-moons task, in nats.
 
-    It is `-inf` outside the square of the prior. Where the edges of the square cut off a part
-    of the moons it is normalized by quadrature, and right to about 1e-4.
+    It is `-inf` outside the square of the prior. Where the edges of the square cut off a
+    part of the moons it is normalized by quadrature, and accurate to about 1e-4.
 
     **Arguments:** `parameters (2,)` and `observation (2,)`. Vectorize with `jax.vmap`.
 

@@ -1,4 +1,4 @@
-r"""One-step generators from a latent, and what trains them: baselines for flows.
+r"""One-step generators from a latent, and their losses: baselines for flows.
 
 $$x = G(z), \qquad z \sim \mathrm{prior},$$
 
@@ -194,7 +194,7 @@ def vae_loss(
     - `kl_weight`: $\beta$; as an array it may grow during training and recompiles nothing.
     - `kl_reduction`: how the latents are combined, `jnp.sum` or `jnp.mean`.
     - `free_bits`: the divergence of a latent in nats, averaged over the batch, below which
-      it is not pressed: there it has no gradient.
+      it is not penalized: there it has no gradient.
 
     **Returns:** the loss, and the parts `reconstruction` and `kl`, the latter without its
     weight.

@@ -95,7 +95,7 @@ def _squared_bures_jvp(primals, tangents):
 
 
 def _roots(cov):
-    """Square roots of the eigenvalues, those below zero being rounding; and eigenvectors."""
+    """Roots of the eigenvalues, where negative ones count as zero, and the eigenvectors."""
     values, vectors = jnp.linalg.eigh(cov)
     return safe_sqrt(jnp.maximum(values, 0)), vectors
 

@@ -1,4 +1,4 @@
-r"""The Jensen-Shannon divergence of where two collections of clouds have their points.
+r"""The Jensen-Shannon divergence between the occupancies of two collections of clouds.
 
 With the fractions $p$ and $q$ of all points in the cells of one grid, and $m = (p + q)/2$,
 

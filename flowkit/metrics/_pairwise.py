@@ -46,9 +46,9 @@ def pairwise(
     - `mask_xs`, `mask_ys`: their valid points.
     - `block_size`: the number of pairs that are computed together. By default as many as
         keep the memory at some MB.
-    - `mesh`: devices with the axis `"data"`, as of `fk.training.data_mesh`, each of which
-        computes its part of the pairs. The number of clouds is arbitrary, and they may be
-        spread over the devices of several processes.
+    - `mesh`: devices with the axis `"data"`, such as those of `fk.training.data_mesh`;
+      each computes its share of the pairs. The number of clouds is arbitrary, and the
+      clouds may be spread over the devices of several processes.
 
     **Returns:** `(a, b)`, rows for `xs`, whole on every device. A distance that is NaN
     raises a `ValueError` that names its pair.
@@ -81,7 +81,7 @@ def matrix_of(
     block_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "a b"]:
-    """`pairwise` of clouds that were checked under the names that they have elsewhere."""
+    """`pairwise` for clouds that the caller has checked, under its own argument names."""
     if ys is None:
         rows, columns = np.triu_indices(len(xs))
     else:

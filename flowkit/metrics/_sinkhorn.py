@@ -105,8 +105,9 @@ def sinkhorn_divergence(
 
     - `x (n, d)`, `y (m, d)`: clouds of any sizes.
     - `epsilon`: the regularization, the same for all three terms. Small ones need many
-        iterations: for 200 points and 1e-4, the first 1000 leave an error of 3e-4 of the
-        value. To see what is left, compare with the value of more iterations.
+        iterations: for 200 points and 1e-4, the first 1000 leave an error of 3e-4 of
+        the value. To estimate the remaining error, compare with the value after more
+        iterations.
     - `relative`: whether `epsilon` is relative to the mean of $C$ between the clouds. To
         compare pairs with each other, give one in the units of $C$ and `relative=False`.
     - `max_iterations`: the most iterations of Sinkhorn, which stops earlier at relative

@@ -49,9 +49,10 @@ def classifier_two_sample(
     grows with the number of points, from which the classifier learns, so compare equal
     numbers only.
 
-    The test is that of the simulation-based inference benchmark: both sets in units of the
-    mean and the deviation of the reference, scikit-learn's `MLPClassifier` with two hidden
-    layers of `10 d` ReLUs, and the accuracy on the held-out part, for each of five parts.
+    The test is that of the simulation-based inference benchmark. Both sets are standardized
+    by the mean and the standard deviation of the reference. The score is the accuracy of
+    scikit-learn's `MLPClassifier`, with two hidden layers of `10 d` ReLUs, on the held-out
+    part, for each of five parts.
 
     **Arguments:**
 

@@ -68,7 +68,7 @@ class ImageFlowConfig:
     path: Literal["linear", "cosine", "polynomial", "variance-preserving"] = "linear"
     """The path from noise to data."""
     prediction: Literal["velocity", "noise", "target"] = "velocity"
-    """What the network predicts, in whose squared error it is trained."""
+    """What the network predicts; it is trained on the squared error of this prediction."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that a U-Net computes in. Its weights stay float32."""
     rematerialize: bool = False
@@ -110,7 +110,7 @@ class ImageFlowConfig:
         return dataclasses.replace(self, **sizes)
 
     def check(self) -> None:
-        """Raises a `ValueError` for fields that cannot be, or not together.
+        """Raises a `ValueError` for invalid fields or combinations of fields.
 
         With the sizes of the images the network is also traced, so that sides, widths,
         groups and heads that do not fit are found before any work.

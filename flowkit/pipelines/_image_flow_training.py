@@ -63,7 +63,7 @@ class ImageFlowTraining:
     class_dropout: Fraction = 0.1
     """Probability in training that the class is hidden, for guidance."""
     keep: Count = 2
-    """Last checkpoints that stay, one per epoch, next to the best one."""
+    """Number of last checkpoints to keep, one per epoch, in addition to the best one."""
     previews: Natural = 16
     """Samples drawn after each epoch, in 20 steps of Heun's method; 0 for none."""
     devices: Count | None = None
@@ -116,7 +116,7 @@ def fit_image_flow(
     seed: int = 0,
     key: PRNGKey,
 ) -> training.FitResult:
-    """Trains a flow of images in a folder, where the same call goes on.
+    """Trains a flow of images in a folder, from which the same call resumes.
 
     The folder gets `checkpoints`, `epochs/epoch_0001.png` and so on, `metrics.json` with
     the losses of all epochs, and `loss_trajectory.png`.

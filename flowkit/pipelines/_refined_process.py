@@ -1,15 +1,16 @@
-r"""A process whose mean a network corrects: what is sure is predicted, the rest is drawn.
+r"""A process whose mean a network corrects: what is certain is predicted, the rest drawn.
 
 With the mean $\mu$ and a draw $x$ of a process given the observed pixels $y$, the mean and
 the draw become
 
 $$\hat\mu = \mu + f(\mu, y), \qquad \hat x = x + f(\mu, y).$$
 
-The network in $f$ is trained by the squared error, so that $\hat\mu$ is the expected image. A
-flow that starts from $\hat x$ is left with the deviations from it.
+The network in $f$ is trained by the squared error, so that $\hat\mu$ is the expected image.
+A flow that starts from $\hat x$ only has to model the deviations from this image.
 
-Light and contrast are none of the network's business: it sees the image with the mean $m$
-of the observed pixels of each channel taken away, divided by their standard deviation $s$,
+The network does not have to handle brightness and contrast. It sees the image with the mean
+$m$ of the observed pixels of each channel subtracted, divided by their standard deviation
+$s$,
 
 $$f(\mu, y) = \tfrac{s}{3}\, \mathrm{net}\Big(\frac{\mu - m}{s}, \frac{y - m}{s}\Big),$$
 

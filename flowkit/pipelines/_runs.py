@@ -48,8 +48,8 @@ def continued(
 ) -> tuple[SetFlowConfig, dict[str, Any]]:
     """Model and options as they are compared with those of the run that a folder holds.
 
-    Options that are free may differ from those of the run. What the version of flowkit that
-    started the run did not store has the value that it had then.
+    Options that are free may differ from those of the run. Options that the version of
+    flowkit that started the run did not store have the values that they had then.
 
     **Arguments:**
 

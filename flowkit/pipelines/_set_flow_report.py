@@ -92,9 +92,9 @@ class SetFlowReport(eqx.Module):
         generated: bool = True,
         key: jax.Array,
     ) -> dict[str, Any]:
-        """The numbers, once the pictures are in the folder.
+        """Writes the pictures to the folder, and returns the numbers.
 
-        With `generated=False` there are none of samples of the prior, as in `draw`.
+        With `generated=False`, those of samples of the prior are left out, as in `draw`.
         """
         rebuilt_key, sample_key, velocity_key, picture_key = jr.split(key, 4)
         seen = self.split.seen

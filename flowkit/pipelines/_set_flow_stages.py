@@ -109,7 +109,7 @@ def _trained_stages(
     source: _Clouds,
     folder: str | os.PathLike[str] | None,
 ) -> list[training.Stage]:
-    """The stage of the encoder in the folder, as long as it is: nothing is left to do."""
+    """The encoder's stage in the folder, at its saved length: nothing is left to do."""
     # Without a folder the model comes trained, and has no stage to restore.
     if folder is None:
         return []

@@ -106,9 +106,9 @@ class SparseFlow(eqx.Module):
         - `query_coords`: where values are wanted, `(m, 2)` for all images alike or
             `(b, m, 2)`. With a `grid` these must be all pixels, by `fk.data.pixel_coords`.
         - `mirrored`: start on the other side of the mean. The sample is as good as the one
-            of the same key, and their errors cancel in part: half of the samples mirrored
-            have a mean that is nearer to the expected image. The two are not independent, so
-            pairs are for means, not for the CRPS or for intervals.
+            of the same key, and their errors cancel in part: if half of the samples are
+            mirrored, their mean is nearer to the expected image. The two are not
+            independent, so pairs are for means, not for the CRPS or for intervals.
         - `options`: `solver`, `num_steps` and others, as in `fk.sample`.
 
         **Raises:** `ValueError`, where values are known, for coordinates or observed values

@@ -16,7 +16,7 @@ UNIT = 0.1
 
 
 class WithMean(eqx.Module):
-    r"""What a network adds to the velocity that would be right if the process were.
+    r"""The network's correction to the velocity that would be correct if the process were.
 
     If the data were further draws of the process, with its mean $\mu$ given the observed
     pixels, the velocity would be, whatever the covariance,

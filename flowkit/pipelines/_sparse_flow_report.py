@@ -238,10 +238,10 @@ class SparseFlowReport(eqx.Module):
         )
 
     def _draw_pixel(self, model, samples, path, num_steps, key) -> None:
-        """The flow of that hidden pixel of the first image whose samples differ most."""
+        """The flow of the hidden pixel of the first image at which samples differ most."""
         images, pixels = self._batch(0)
         spread = np.std(samples[:, 0], axis=0).mean(-1)
-        # An observed pixel is no question, whatever the flow makes of it.
+        # An observed pixel is known, whatever the flow returns there.
         spread = np.where(self._mask(pixels)[0], -1, spread)
         row, column = np.unravel_index(np.argmax(spread), spread.shape)
         height, width = spread.shape

@@ -1,4 +1,4 @@
-"""What decoders and autoencoders map to what: pairs of latents and examples."""
+"""How decoders and autoencoders map latents and examples to each other, as pairs."""
 
 from typing import Any, NamedTuple
 

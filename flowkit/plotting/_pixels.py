@@ -36,8 +36,8 @@ def pixel_flow(
 ) -> Figure:
     """The values of one pixel on their way from noise to data, a line for each channel.
 
-    Dots mark the ends of the trajectories. The spread of the dots of one color is what
-    the model does not know about that channel.
+    Dots mark the ends of the trajectories. The spread of the dots of one color shows
+    how uncertain the model is about that channel.
 
     **Arguments:**
 

@@ -1,7 +1,7 @@
 """Training of any model with any loss `(model, batch, key) -> scalar`.
 
-A step updates the weights, a loop makes steps, checkpoints keep what it made, and a
-mesh spreads it over many devices.
+A step updates the weights, a loop runs the steps, checkpoints save their results, and a
+mesh spreads the work over many devices.
 """
 
 from flowkit._blocks import mean_over_batch as mean_over_batch

@@ -15,7 +15,7 @@ from flowkit.training._step import positive, trainable_mask
 
 
 class Factors(eqx.Module):
-    """Two matrices, whose product is what is added to a third one."""
+    """Two matrices whose product is added to a third one."""
 
     left: Float[Array, "rows rank"]
     right: Float[Array, "rank columns"]
@@ -35,10 +35,10 @@ class LowRankAdapters(eqx.Module):
     flow = result.ema.merged()
     ```
 
-    $B$ starts at zero, so a new one is the model itself. The kernel of a convolution counts
-    as a matrix from all its inputs to its output channels, the longer one of its first and
-    last axes. Biases, and matrices that have no
-    more than `rank` rows or columns, have no factors.
+    $B$ starts at zero, so at first the adapted model equals the model. The kernel of a
+    convolution counts as a matrix from all its inputs to its output channels, which are
+    the longer of its first and last axes. Biases, and matrices that have no more than
+    `rank` rows or columns, have no factors.
 
     **Arguments:**
 

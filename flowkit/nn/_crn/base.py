@@ -26,11 +26,11 @@ class AbstractCRN(eqx.Module):
     """A velocity field of clouds: `(t, points, latents) -> (n, out_size)`.
 
     `latents` takes the place of the `cond` of a flow. They may be those of an encoder,
-    `(k, latent_size)`, or anything else that is known about the cloud, such as the class
-    as a vector `(latent_size,)`. With `latent_size=0` there are none: a velocity field
-    of clouds alone, or of the latents `(k, c)` themselves, read as a cloud of `k`
-    points, as needed by `fk.latent.FlowPrior`. A velocity has `out_size = in_size`;
-    another `out_size` is for what needs more.
+    `(k, latent_size)`, or anything else that is known about the cloud, such as the
+    class as a vector `(latent_size,)`. With `latent_size=0` there are none: a velocity
+    field of clouds alone, or of the latents `(k, c)` themselves, read as a cloud of `k`
+    points, as needed by `fk.latent.FlowPrior`. A velocity has `out_size = in_size`; use
+    another `out_size` if more outputs are needed.
 
     To add one, give it the three sizes and `__call__`, pass the latents through
     `checked_latents` and a conditioner, start the last layer at zero, and test it with
@@ -160,7 +160,7 @@ def checked_latents(
 def latents_there(latents: Float[AnyArray, "k c"]) -> Bool[Array, " k"]:
     """Which latents are attended to.
 
-    Rows of zeros stand for nothing, unless there is nothing else.
+    Rows of zeros are left out, unless all rows are zero.
     """
     there = nonzero_rows(latents)
     return there | ~jnp.any(there)

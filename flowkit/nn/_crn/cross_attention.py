@@ -135,7 +135,7 @@ class CrossAttentionCRN(AbstractCRN):
 
         h = jax.nn.silu(self.embedding(points))
         tokens = self.tokens(self.conditioning(t, latents)).reshape(-1, h.shape[1])
-        # The tokens of a latent follow each other, and are there if it is.
+        # The tokens of a latent are consecutive, and are valid if the latent is.
         there = jnp.repeat(latents_there(latents), tokens.shape[0] // latents.shape[0])
 
         keys = split_or_none(key, len(self.blocks))

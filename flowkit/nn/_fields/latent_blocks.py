@@ -23,7 +23,7 @@ from flowkit.nn._layers.transformer import learned_rows, Residual, split_or_none
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The function itself, not its approximation by a hyperbolic tangent."""
+    """The exact GELU, not its approximation by a hyperbolic tangent."""
     return jax.nn.gelu(x, approximate=False)
 
 

@@ -1,4 +1,4 @@
-"""The condition of a field: where it is asked for, and what is known of it."""
+"""The condition of a field: where its values are wanted, and its known values."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class Observed(eqx.Module):
         _check_range("coords", self.coords, valid)
 
     def as_null(self) -> "Observed":
-        """The same queries, with nothing observed: what `fk.guided` takes for no condition.
+        """The same queries with nothing observed: the empty condition for `fk.guided`.
 
         **Raises:** `ValueError` without a mask.
         """
@@ -106,7 +106,7 @@ def checked_observed(
     """The condition with masked rows set to zero and values in the dtype of `x`.
 
     `mask` marks the valid rows of `x`, and so of the query coordinates. Raises a
-    `ValueError` if the condition is another one or does not fit `x`.
+    `ValueError` if the condition is not an `Observed` or does not fit `x`.
     """
     if not isinstance(cond, Observed):
         raise ValueError(
@@ -151,7 +151,7 @@ def joined_masks(
     second: Bool[AnyArray, " _"] | None,
     num_second: int,
 ) -> Bool[Array, " _"] | None:
-    """The mask of two sets joined, of which either may have none."""
+    """The joint mask of two sets, either of which may have none."""
     if first is None and second is None:
         return None
     masks = [

@@ -60,11 +60,12 @@ class PixelField(eqx.Module):
     It does not depend on the order of the observations, and is equivariant in the
     queries. The cost is linear in the number of either.
 
-    The queried points know of each other, because their states are tokens: without that,
-    every point would be right on its own, but not together with the others. So the
+    The queried points see each other, because their states are tokens. Without that,
+    each value would be plausible by itself, but not jointly with the others. So the
     velocity at one point depends on which others are queried. If many more points are
-    queried than in training, set `state_tokens` to about the number of training: the rest
-    is queried, but not read, and the latents see what they are used to.
+    queried than in training, set `state_tokens` to about the number of points in
+    training. The other points are then queried, but not read, and the latents see about
+    as many tokens as in training.
 
     **Arguments:**
 
@@ -74,9 +75,9 @@ class PixelField(eqx.Module):
     - `features`: fixed features of the coordinates; by default `FourierFeatures` with
       128 frequencies of scale 10.
     - `num_neighbors`: the number of nearest observations that a query holds.
-    - `state_tokens`: the maximum number of states that become tokens, spread evenly over
-      the queries by their coordinates; `None` for all. With 0 the queries do not know of
-      each other.
+    - `state_tokens`: the maximum number of states that become tokens, spread evenly
+      over the queries by their coordinates; `None` for all. With 0 the queries do not
+      see each other.
     - `cond_size`: the width of the embedded time.
     - `time_embedding`: how the time enters; `SinusoidalTime(32)` by default, and
       `TwoTimes(...)` for flow maps.

@@ -1,4 +1,4 @@
-"""What is asked of the latents of a field, with what is known right there."""
+"""Queries to the latents of a field, with what is known at and near each point."""
 
 import operator
 

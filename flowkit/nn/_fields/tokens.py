@@ -20,8 +20,9 @@ from flowkit.nn._layers.linear import Linear
 class FieldTokens(eqx.Module):
     """`GELU(LayerNorm(place(c) + V v + b))`, with `V` and `b` of observed values or states.
 
-    The two biases are the embeddings of the two types. A value has a linear map of its
-    own: next to hundreds of features of its coordinates it would hardly count at first.
+    The two biases are the embeddings of the two types. Values have a separate linear
+    map: joined with hundreds of features of the coordinates, they would hardly count at
+    first.
     """
 
     place: PointEmbedding
@@ -77,14 +78,15 @@ class FieldTokens(eqx.Module):
 def spread_rows(coords: Points, num: int, mask: Mask | None) -> Int[Array, " num"]:
     """The indices of `num` valid rows spread evenly, whatever the order of the rows.
 
-    Those with the smallest fraction of `w . c` are taken. The entries of `w` have no
-    common measure, so that on a grid the fractions are spread evenly, and with them the
-    rows below any bound. It is no random choice: a velocity is the same at every call.
+    The rows with the smallest fractional part of `w . c` are taken. The entries of `w`
+    are incommensurable, so on a grid the fractional parts are spread evenly, and so are
+    the rows whose parts lie below any bound. The choice is not random: a velocity is
+    the same at every call.
     """
     coords = jax.lax.stop_gradient(coords)
     # Large, so that neighbors on a grid are many turns apart.
     turns = 1000 * np.exp(1 / np.arange(1, coords.shape[1] + 1))
-    # A sum and not a product of matrices, which may round each row in another way.
+    # A sum, not a matrix product, which may round each row differently.
     total = jnp.sum(coords * jnp.asarray(turns, coords.dtype)[None, :], axis=1)
 
     fractions = total - jnp.floor(total)

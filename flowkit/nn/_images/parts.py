@@ -22,7 +22,7 @@ Vector = Float[Array, " _"]
 
 
 def check_image(x: Array, in_size: int, divisor: int, reason: str) -> None:
-    """Raises unless `x` is one image with as many channels, and sides that divide."""
+    """Raises unless `x` is one image with `in_size` channels and divisible sides."""
     if x.ndim != 3 or x.shape[-1] != in_size:
         raise ValueError(
             f"`x` must be one image (h, w, {in_size}), channels last, got shape "

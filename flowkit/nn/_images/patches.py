@@ -17,7 +17,7 @@ def to_patches(
 def from_patches(
     patches: Float[Array, "h_patches w_patches patch"], size: int
 ) -> Float[Array, "h w c"]:
-    """The image of which `to_patches` makes these patches."""
+    """The image from which `to_patches` makes these patches."""
     height, width, _ = patches.shape
     image = patches.reshape(height, width, size, size, -1)
     image = jnp.swapaxes(image, 1, 2)

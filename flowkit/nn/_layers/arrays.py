@@ -20,7 +20,7 @@ Module = TypeVar("Module")
 
 
 def out_size_of(fn: Callable[..., Any], *shapes: tuple[int, ...]) -> int:
-    """The size of the last axis of `fn` at float arrays of these shapes.
+    """The size of the last axis of what `fn` returns for float arrays of these shapes.
 
     Nothing is computed.
     """

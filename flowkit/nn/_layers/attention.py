@@ -129,7 +129,7 @@ def _gather(
     divided, and its derivative is one product of `e`: half of the passes over memory that
     a softmax takes.
     """
-    # Half precision is multiplied as it is, and summed in float32.
+    # Half precision is multiplied without a cast, and summed in float32.
     product = ft.partial(jnp.matmul, preferred_element_type=sum_dtype(values.dtype))
 
     # Heads that share keys and values are rows of one product with them.

@@ -19,12 +19,12 @@ class HalfPrecision(eqx.Module):
     flow = fk.Flow(fk.nn.HalfPrecision(fk.nn.MLP(2, key=key)))
     ```
 
-    Weights, points and conditions are rounded at each call, and the result comes back in the
-    type of what was given. The gradient goes through the rounding, so weights, moments of
-    the optimizer and averages stay in float32, and so do losses. Times are not rounded, nor is
-    anything else without axes. The result has some three digits: sample on a grid of steps, or
-    from `flow.network.network`, the same weights without rounding; an adaptive solver would
-    resolve the errors of rounding.
+    Weights, points and conditions are rounded at each call, and the result comes back in
+    the type of what was given. The gradient goes through the rounding, so weights, moments
+    of the optimizer and averages stay in float32, and so do losses. Times are not rounded,
+    nor is anything else without axes. The result has about three digits: sample on a grid
+    of steps, or from `flow.network.network`, the same weights without rounding; an adaptive
+    solver would resolve the errors of rounding.
 
     **Arguments:**
 

@@ -1,8 +1,8 @@
 """Initial values of parameters, without a compiled program for every shape.
 
 Drawn eagerly, each new shape would compile programs of its own, and a U-Net would take 15
-seconds to build. So a few sizes serve all shapes, and of what is drawn the first numbers
-are taken: the generator gives them whatever the size.
+seconds to build. So numbers are drawn in a few sizes only, and each array takes the first
+ones that it needs: the generator returns the same first numbers for every size.
 """
 
 import functools as ft

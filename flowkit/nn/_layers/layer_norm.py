@@ -30,8 +30,8 @@ def _mean_of_last_axis(h: Array) -> Array:
 class LayerNorm(eqx.Module):
     """`y = scale * normalize(h) + shift`, with a learned scale and shift per feature.
 
-    Scales start at 1 and shifts at 0. It is never applied to raw coordinates: of a
-    vector in the plane it would leave only the sign of `x - y`.
+    Scales start at 1 and shifts at 0. It is never applied to raw coordinates: it would
+    reduce a vector in the plane to the sign of `x - y`.
 
     **Reference:** Ba, Kiros, Hinton, Layer Normalization, 2016 (arXiv 1607.06450).
     """

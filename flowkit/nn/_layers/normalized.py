@@ -1,6 +1,6 @@
 r"""Arrays with mean 0 and variance 1, whatever the mean is taken over.
 
-Of $y = s\, (h - \bar h)$ with $s = (\overline{(h - \bar h)^2} + \epsilon)^{-1/2}$ the derivative is
+For $y = s\, (h - \bar h)$ with $s = (\overline{(h - \bar h)^2} + \epsilon)^{-1/2}$ the derivative is
 
 $$\dot y = s\, \bigl(\dot h - \overline{\dot h} - y\, \overline{y \dot h}\bigr).$$
 
@@ -19,7 +19,7 @@ from flowkit.nn._layers.arrays import in_sum_dtype
 
 
 Mean = Callable[[Array], Array]
-"""A mean over some entries, in a shape that fits to the array again."""
+"""A mean over some entries, in a shape that broadcasts against the array."""
 
 
 def normalized(

@@ -131,7 +131,8 @@ class SinusoidalTime(AbstractTimeEmbedding):
                 f"`size` must be even and at least 4 (sines and cosines), got {size}."
             )
         if scale is None:
-            # What flowkit 0.2.0 saved was trained with the default of that time.
+            # Models saved by flowkit 0.2.0 were trained with the default of that
+            # release.
             scale = 1000.0 if restoring.get() == "0.2.0" else DEFAULT_SCALE
         self.out_size = size
         self.max_period = max_period

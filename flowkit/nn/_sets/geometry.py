@@ -2,7 +2,7 @@
 
 Squared distances are sums of squared differences, never `|x|^2 + |y|^2 - 2 x . y`: that
 sum loses all digits of distances that are small next to the spread of the cloud, so
-that of two tight groups the nearest neighbors would be drawn by rounding errors.
+within two tight groups, rounding errors would decide which neighbors are nearest.
 """
 
 import operator
@@ -103,7 +103,7 @@ def _farthest_points(points: Points, num: int, mask: Mask | None) -> Int[Array, 
 
 
 def order_of_coordinates(points: Points, mask: Mask | None = None) -> Int[Array, " n"]:
-    """What sorts the points by their coordinates, and masked points to the end.
+    """The order of the points by their coordinates, with masked points at the end.
 
     The first coordinate counts first, then the second, and so on.
     """
@@ -125,7 +125,7 @@ def k_means(
     """The centers after some steps of Lloyd's algorithm.
 
     In each step a center becomes the mean of the valid points that are nearest to it. A
-    center to which no point is nearest stays.
+    center that is not the nearest one of any point stays.
 
     **Reference:** Lloyd, Least Squares Quantization in PCM, 1982.
     """

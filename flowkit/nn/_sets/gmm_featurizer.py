@@ -42,10 +42,10 @@ class GMMFeaturizer(AbstractEncoder):
     The rows are points themselves, so another encoder can read them:
     `Chained(GMMFeaturizer(2), SetTransformer(2, 32, key=key))`.
 
-    The mixture is fitted by variational Bayes with damped steps, from means that are far
-    from each other. Its prior keeps components from collapsing and empties those that
-    are not needed, which takes longer than the default number of steps. Points count at
-    most 40 for each component.
+    The mixture is fitted by variational Bayes with damped steps, from means that are
+    far from each other. Its prior keeps components from collapsing and empties those
+    that are not needed, which takes longer than the default number of steps. Together,
+    the points count as at most 40 per component.
 
     **Arguments:**
 

@@ -1,6 +1,6 @@
 """Which rows of a set are there.
 
-What stands in a masked row has no influence on values and gradients. Encoders return
+The content of a masked row has no influence on values and gradients. Encoders return
 rows of zeros for latents that stand for nothing, and networks leave such rows out.
 """
 

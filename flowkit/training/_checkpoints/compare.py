@@ -67,7 +67,7 @@ def _static_differences(stored: dict[str, str], given: dict[str, str]) -> list[s
     changed = []
     for path, there in stored.items():
         here = given.get(path, there)
-        # Nothing below a node that is another one already can be compared.
+        # Below a node that already differs, nothing can be compared.
         below = any(path.startswith((f"{one}.", f"{one}[")) for one in changed)
         if there != here and not below:
             changed.append(path)

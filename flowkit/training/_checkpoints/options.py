@@ -15,13 +15,14 @@ from flowkit.training._step import positive
 class Checkpoints:
     """Where and how often `fit` saves, and from where it resumes.
 
-    If the folder holds checkpoints of this run, `fit` goes on from the last one: the
-    same command resumes. A last checkpoint that is damaged is set aside with a warning,
-    and the one before it is used. Checkpoints of another model or configuration are a
-    `ValueError`, and stay as they are; so are those of an optimizer whose state has
-    other arrays. What a model is made of counts too, not only its arrays: the prediction
-    and the path of a flow, activations, sizes and other options. What an optimizer is
-    made of is not compared: a run goes on with another learning rate.
+    If the folder holds checkpoints of this run, `fit` resumes from the last one, so the
+    same command continues the run. A last checkpoint that is damaged is set aside with
+    a warning, and the one before it is used. Checkpoints of another model or
+    configuration raise a `ValueError` and are left unchanged; so do those of an
+    optimizer whose state has other arrays. What a model is made of counts too, not only
+    its arrays: the prediction and the path of a flow, activations, sizes and other
+    options. What an optimizer is made of is not compared: a run goes on with another
+    learning rate.
 
     **Arguments:**
 

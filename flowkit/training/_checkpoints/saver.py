@@ -1,4 +1,4 @@
-"""The folder of a run that is under way: where it goes on, and where it is saved."""
+"""The folder of a run in progress: where it resumes from, and where it is saved."""
 
 import contextlib
 import warnings

@@ -17,7 +17,7 @@ from flowkit.training._checkpoints.describe import is_array
 
 
 BEST = "best"
-"""The name of the number that the best checkpoint has the lowest of."""
+"""The name of the number that is lowest for the best checkpoint."""
 
 
 class Damaged(Exception):

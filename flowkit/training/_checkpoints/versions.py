@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def changed_versions(meta: Any) -> str:
-    """The end of an error: which libraries were others; empty if none, or not recorded."""
+    """The end of an error: libraries of other versions; empty if none or not recorded."""
     here = versions()
     changed = [
         f"{name} {there} (here {here.get(name)})"

@@ -1,7 +1,7 @@
 """Whether all processes were asked for the same training.
 
-Processes that disagree would wait for each other forever, or train on with weights that are
-not the same, and nothing would say so.
+Processes that disagree would wait for each other forever, or keep training with different
+weights, without any error.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ def check_agreement(
 ) -> None:
     """Raises on all processes if they would not train one model together.
 
-    They would not on one device each, nor if one of them has other arguments than the
-    first one. Arguments are those of which the configuration and the first state are made, and
-    `others`. They are compared by structure, types, shapes and values; functions by their
-    names.
+    They would not if each used a single device of its own, or if the arguments of one
+    differed from those of the first. The arguments are those that make up the configuration
+    and the first state, and `others`. They are compared by structure, types, shapes and
+    values; functions by their names.
     """
     _check_shared(configuration.placement)
     # Without a mesh of all processes each of them may train something of its own.

@@ -156,7 +156,7 @@ def make_source(
 
 
 def _is_tree(batches: Any) -> bool:
-    """Whether this is a pytree of arrays. An iterator is not used up by the look."""
+    """Whether this is a pytree of arrays. The check does not consume an iterator."""
     if isinstance(batches, list):
         raise ValueError(
             "`batches` is a list, which could be one pytree of arrays or a list of "

@@ -49,7 +49,8 @@ class Stop(Exception):
     """Returned or raised by a callback, it ends `fit`, which returns its result.
 
     The other callbacks are called once more, and the last step is saved. The run then
-    counts as complete: the same command trains no further, another `num_steps` does.
+    counts as complete: the same command does not train further, but one with another
+    `num_steps` does.
 
     **Arguments:**
 

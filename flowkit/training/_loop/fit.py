@@ -161,7 +161,7 @@ def fit(
       last step, see `Every`.
     - `progress`: a progress bar with the loss and the rate, and a line that says where
       a run resumes. Without it that line goes to the logger `flowkit.training`.
-    - `key`: random seed. A resumed run goes on with the key that it was started with.
+    - `key`: random seed. A resumed run keeps the key that it was started with.
 
     An iterator that ends early ends the training, with a warning. With `checkpoints`,
     Ctrl-C (of one process) and SIGTERM finish the step and save it; the process then ends

@@ -1,4 +1,4 @@
-"""Callbacks that write the metrics of a training down as it goes on.
+"""Callbacks that log metrics during training.
 
 They are given the metrics of the last step, and what callbacks before them returned.
 """
@@ -23,9 +23,9 @@ class JsonLines:
     callbacks = [fk.training.Every(100, fk.training.JsonLines("run/log.jsonl"))]
     ```
 
-    A line holds the `step`, and the `run`: the key of the training, or of its stage. A run
-    that is resumed or repeated takes away what the file says about its own later steps.
-    Numbers that are not finite are `null`.
+    A line holds the `step`, and the `run`: the key of the training, or of its stage. A
+    run that is resumed or repeated removes the lines about its own later steps from the
+    file. Numbers that are not finite are `null`.
 
     **Arguments:**
 
@@ -107,7 +107,8 @@ class WeightsAndBiases:
 
     **Arguments:**
 
-    - `run`: what has a method `log(values, step=step)`, as what `wandb.init` returns.
+    - `run`: an object with a method `log(values, step=step)`, such as `wandb.init`
+      returns.
     """
 
     def __init__(self, run: Any):

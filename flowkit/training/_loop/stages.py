@@ -122,13 +122,13 @@ def fit_stages(
     - `start_from_average`: start a later stage from the averaged weights of the one
       before, if it kept an average; with `False` from those of its last step. A stage
       never moves what it does not train: those weights are final.
-    - `checkpoints`: each stage saves to the folder of its name in
-      `checkpoints.directory`, from which `restore_model` reads. The same command resumes
-      in the stage where it stopped, and on a CPU ends with the same bits. Stages that
-      are complete may be left out from the beginning of the list: in the folder of the
-      stage `flow`, `[prior]` starts from its model, as `[flow, prior]` does. Other
-      stages than those of the folder are a `ValueError`; so is another `num_steps` of a
-      stage that was followed by a later one.
+    - `checkpoints`: each stage saves to the folder of its name in `checkpoints.directory`,
+      from which `restore_model` reads. The same command resumes in the stage where it
+      stopped, and on a CPU ends with the same bits. Stages that are complete may be left
+      out from the beginning of the list: in the folder of the stage `flow`, `[prior]`
+      starts from its model, as `[flow, prior]` does. Stages other than those of the folder
+      raise a `ValueError`; so does another `num_steps` for a stage that a later one has
+      followed.
     - `callbacks`: of all stages.
     - `ema_decay`, `skipping`, `parallel`, `mesh`, `steps_per_call`, `progress`: as in `fit`.
     - `key`: random seed. Stage `i` of the folder, or of the list, draws from

@@ -1,4 +1,4 @@
-r"""Where a training lives: which device holds what, and who does which work.
+r"""Where training runs: which device holds what, and which one does what work.
 
 With $n$ devices and $P$ bytes of weights, a step of flowkit's losses moves over each link, in
 every placement,
@@ -79,8 +79,8 @@ class AbstractPlacement(eqx.Module):
 class OneDevice(AbstractPlacement):
     """Everything happens on one device, JAX's default: the default of `parallel=`.
 
-    `fit` refuses it on several processes, which would train a model each. If they are
-    meant to, pass `Replicated(data_mesh(jax.local_devices()))`.
+    `fit` refuses it on several processes, each of which would train its own model. If that
+    is intended, pass `Replicated(data_mesh(jax.local_devices()))`.
     """
 
     def place_state(self, leaves):
@@ -286,7 +286,7 @@ class Pmapped(AbstractPlacement):
                 "device does all of the work; use `fk.training.mean_over_batch` in it.",
                 stacklevel=2,
             )
-        # What the devices joined goes back to each of them as a sum.
+        # The gradient of what was joined comes back to each device as a sum.
         return value, jax.lax.pmean(grads, AXIS)
 
     def compiled(self, run, *, batch_axis):

@@ -170,8 +170,8 @@ def _average(
     if before is None or after is None:
         return update_ema(state.average, model, decay_at(decay, state.step))
 
-    # The gradient is accumulated over several steps. The average follows the updates:
-    # a thousand of them, not a thousand steps, are what a decay of 0.999 remembers.
+    # The gradient is accumulated over several steps. The average follows the updates: a
+    # decay of 0.999 remembers a thousand updates, not a thousand steps.
     followed = update_ema(state.average, model, decay_at(decay, jnp.max(before)))
     return _where(jnp.any(after != before), followed, state.average)
 
