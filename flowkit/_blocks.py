@@ -33,16 +33,16 @@ class AutomaticBlock(eqx.Module):
     The choice is made while the computation is traced. On a CPU a block is the largest
     part of the batch for which the results of all matrix products, in the error that is
     averaged, fit into `cache_bytes`, together with the shifted views of the largest
-    `fk.nn.Conv`. A block is larger than that if its products take less than
-    `flops_per_byte` operations for each byte of the weights, which every block reads, and
-    whose gradients it adds up; it is smaller if the results of all operations do not fit
-    into `memory_bytes`. But it has at least four examples, which in a batch of a prime
-    number is all of them. The whole batch is one block:
+    `fk.nn.Conv`. A block is larger than that if its products take fewer than
+    `flops_per_byte` operations per byte of the weights, since every block reads all
+    weights and adds up their gradients. It is smaller if the results of all operations do
+    not fit into `memory_bytes`. It always has at least four examples, so a batch of prime
+    size is one block. The whole batch is also one block:
 
     - where all of it fits,
     - on any other platform,
-    - if the error has a convolution of XLA, whose gradient takes several times as long
-      inside a loop on a CPU; that of `fk.nn.Conv` does not, and counts as a product,
+    - if the error has an XLA convolution, whose gradient takes several times as long
+      inside a loop on a CPU (`fk.nn.Conv` does not, and counts as a product),
     - if JAX sees more than one device, outside of a training step that divides the batch
       over them, since it may be split all the same.
 
@@ -50,7 +50,7 @@ class AutomaticBlock(eqx.Module):
 
     - `cache_bytes`: the limit in bytes. `benchmarks/blocks.py` compares the default with
       fixed sizes.
-    - `flops_per_byte`: what is worth another round through the weights.
+    - `flops_per_byte`: how many operations justify another pass over the weights.
     - `memory_bytes`: the limit in bytes for the results of all operations. About half of
       them exist at a time.
     """
@@ -93,8 +93,8 @@ def mean_over_batch(
         return fk.training.mean_over_batch(error, model, batch)[0]
     ```
 
-    flowkit's losses are made of it. It works through the batch block by block, and in a
-    training on several devices each works on its own part of the examples; the value and
+    flowkit's losses are built on it. It processes the batch block by block. In training
+    on several devices, each device processes its own part of the examples; the value and
     its gradients stay the same.
 
     **Arguments:**

@@ -6,12 +6,12 @@ single examples is divided. Each device takes its share of
 
 $$L = \frac1B \sum_{i=1}^B f(\theta, z_i)$$
 
-with the gradient of that share, and the gradients are added up once, at the end: not in
-every turn of a loop inside of $f$, which is where a compiler that partitions the whole
-program would add them up.
+with the gradient of that share, and the gradients are added up once, at the end. A
+compiler that partitions the whole program would add them up in every iteration of a
+loop inside $f$.
 
-A training step says how, in a context. JAX compares the context when it looks for a
-program that it has traced already, so functions that are jitted inside of the step follow.
+A training step specifies the division in a context. JAX compares the context when it looks
+up a traced program, so functions that are jitted inside the step follow it.
 """
 
 import contextlib

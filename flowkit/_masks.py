@@ -1,8 +1,8 @@
 """Masks of point clouds: `(n,)`, which rows of a cloud are valid.
 
-What stands at a masked row means nothing and may be infinite or NaN, so it is selected
-away, never multiplied by zero. Whether a function takes a mask is read off its
-signature.
+The values in a masked row are meaningless and may be infinite or NaN, so they are
+replaced by selection, never multiplied by zero. The signature of a function tells
+whether it takes a mask.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""How a model prints: in one line, with its parts by the names of their types.
+"""How a model prints: on one line, with the type names of its parts.
 
 Errors of types print all arguments, and a network fills pages. `print(flow.network)` still
 shows all of it.

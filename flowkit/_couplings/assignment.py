@@ -61,10 +61,11 @@ def _sorted_alike(
 class ConditionalAssignment(eqx.Module):
     r"""Exact optimal transport with the condition in the cost (C2OT).
 
-    A plain assignment ties the noise to the condition by way of the data. In sampling the
-    noise knows nothing of the condition, and samples are worse than without a coupling.
-    Here noise $j$ is drawn along with the condition $c_j$ of its batch, and goes to data
-    with similar conditions, so that given a condition the noise stays the source:
+    A plain assignment makes the noise depend on the condition, through the data. In
+    sampling, the noise is independent of the condition, and samples are worse than without
+    a coupling. Here noise $j$ is drawn along with the condition $c_j$ of its batch and
+    assigned to data with similar conditions, so that the noise given a condition still
+    follows the source:
 
     $$C_{ij} = \|x_{1,i} - x_{0,j}\|^2 + w \|c_i - c_j\|^2,$$
 

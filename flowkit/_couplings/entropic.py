@@ -73,15 +73,16 @@ class EntropicCoupling(eqx.Module):
 
     - `epsilon`: the regularization relative to the spread, which is the mean of $C_{ij}$
       once both batches have mean zero; at least 1e-6, the least that float32 resolves.
-    - `max_iterations`: the most iterations of Sinkhorn. They are too few for a small
-      `epsilon`, of 1e-3 or less: see `plan(x0, x1).error`.
+    - `max_iterations`: the maximum number of Sinkhorn iterations. The default is too
+      low for an `epsilon` of 1e-3 or less: see `plan(x0, x1).error`.
     - `tolerance`: the relative error of a row's marginal at which it stops earlier.
     - `relative`: if `False`, `epsilon` is in the unit of $C$, the same for every batch.
 
-    **Raises:** an error for a diffuse plan, whose effective number of partners is above nine
-    tenths of the batch: it barely differs from `fk.independent`; and for NaN or infinity in
-    the batch. A `ValueError` where values are known, otherwise an error at run time. Only
-    where values are known, a `ValueError` for an iteration that ends with errors above 0.1.
+    **Raises:** an error for NaN or infinity in the batch, and for a diffuse plan, whose
+    effective number of partners is above nine tenths of the batch, so that it barely differs
+    from `fk.independent`. It is a `ValueError` where values are known, and an error at run
+    time otherwise. An iteration that ends with errors above 0.1 is a `ValueError`, but only
+    where values are known.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Pooladian et al.,
     Multisample Flow Matching (2023), arXiv 2304.14772; Tong et al. (2024), arXiv 2302.00482.
@@ -133,8 +134,8 @@ class UnbalancedCoupling(eqx.Module):
     the source does not reach.
 
     With `weight_power` $k$ the loss of a pair is multiplied by $(B \nu_i)^{-k}$, limited to
-    `max_weight`. Then $k = 1$ restores the data as they are, and $k > 1$ stresses what is
-    rare.
+    `max_weight`. Then $k = 1$ restores the original distribution of the data, and $k > 1$
+    emphasizes rare data.
 
     **Arguments:**
 

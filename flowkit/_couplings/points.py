@@ -92,8 +92,8 @@ class EntropicPointAssignment(eqx.Module):
 
     - `epsilon`: the regularization relative to the mean cost, at least 1e-6, the least that
       float32 resolves.
-    - `max_iterations`: the most iterations of Sinkhorn, which stops earlier at relative
-      marginal errors below 1/2: scores need no more.
+    - `max_iterations`: the maximum number of Sinkhorn iterations. It stops early once
+      relative marginal errors are below 1/2, which is accurate enough for the scores.
     - `num_swaps`: the most rounds of exchanges.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; see
@@ -174,10 +174,10 @@ class AlignedAssignment(eqx.Module):
     minimizes $\sum_i \|x_{0,\pi(i)} R - x_{1,i}\|^2$, found by a singular value
     decomposition; then $\pi$ is found again.
 
-    This is legitimate where all orientations of a cloud are equally likely and the network
-    cannot know which one it sees, as an equivariant network without a condition: an
-    isotropic source then stays what it was. If clouds stand upright, or a condition tells
-    their orientation, training sees noise of that orientation, and sampling does not.
+    This is valid if all orientations of a cloud are equally likely and the network cannot
+    tell which one it sees, as with an equivariant network without a condition. An isotropic
+    source is then unchanged. If clouds stand upright, or a condition reveals their
+    orientation, the noise has that orientation in training but not in sampling.
 
     **Arguments:**
 

@@ -42,7 +42,7 @@ class AbstractDistribution(eqx.Module):
 class AbstractExactDistribution(AbstractDistribution):
     r"""A distribution of data whose flow from a Gaussian source is known in closed form.
 
-    With $x_1$ drawn from it, $x_0$ from the source, and $x = \alpha x_1 + \sigma x_0$.
+    Here $x_1$ is drawn from it, $x_0$ from the source, and $x = \alpha x_1 + \sigma x_0$.
     To add one: implement `posterior` and `marginal` as well; `fk.exact_flow` and
     `fk.marginal` then take it.
     """

@@ -36,8 +36,8 @@ class Flow(ShortDoc, eqx.Module):
       exact on the closed interval [0, 1]. The velocity of a `fk.Noise()` network is
       evaluated at `t = 1e-3` at the earliest and that of a `fk.Target()` network at `t
       = 1 - 1e-3` at the latest, where samplers finish with the jump to the data: an
-      error e of such a network costs about e log(1000) in a sample, whatever the solver
-      does.
+      error e of such a network becomes an error of about e log(1000) in a sample,
+      whatever the solver.
     - `head`: how the output is read: as the prediction, the default, or as a distribution of it,
       `fk.MixtureHead(k)`.
     """

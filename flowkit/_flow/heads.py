@@ -1,7 +1,7 @@
 r"""How the output of a network is read: as the prediction, or as a distribution of it.
 
-What is predicted, velocity, noise or data, and how are two choices; any prediction goes
-with any head.
+What is predicted (velocity, noise or data) and how it is represented are separate
+choices; any prediction works with any head.
 """
 
 import abc
@@ -90,10 +90,11 @@ class MixtureHead(AbstractHead):
     ```
 
     The output holds the `k` logits, the `k` means of size `d`, and $\log s$. The means
-    are relative to fixed places of mean zero, different for each component: a network
-    that starts at zero is then the prediction zero, and its components are told apart.
-    The error is in nats per vector, and may be negative. It is minimized as it is:
-    other `targets` than the prediction itself, and a `weighting`, are a `ValueError`.
+    are relative to fixed offsets, which differ between components and have mean zero. A
+    network that starts at zero then predicts zero, and its components are distinct. The
+    error is in nats per vector, and may be negative. It is minimized without
+    conversion: `targets` other than the prediction itself, and a `weighting`, are a
+    `ValueError`.
 
     **Arguments:**
 

@@ -133,8 +133,8 @@ def convert(
 
     $$\frac{(a' b - b' a)\, x + (\alpha b' - \sigma a')\, \mathrm{value}}{\alpha b - \sigma a}.$$
 
-    Where that divides by zero, at an end of time, it is evaluated $10^{-5}$ away from
-    the end, or as far as the times of half precision can tell, so the result is finite
+    Where this divides by zero, at `t = 0` or `t = 1`, it is evaluated $10^{-5}$ away,
+    or as close as half precision can resolve. The result is therefore finite
     everywhere, unless it is too large for float16. A prediction converts to itself
     unchanged at every time.
 

@@ -42,7 +42,7 @@ class LogitNormal(eqx.Module):
 
     The median is $\mathrm{sigmoid}(m)$.
 
-    For a mean quoted for a time that runs from data to noise, the sign is changed
+    If a paper gives the mean for a time that runs from data to noise, change its sign
     here.
 
     **Reference:** Esser et al., Scaling Rectified Flow Transformers (2024), arXiv

@@ -65,7 +65,7 @@ class AbstractBatching(eqx.Module):
 
 
 class Lockstep(AbstractBatching):
-    """All samples take a step at a time, each of its own size, until the last one is done.
+    """All samples step together, each with its own step size, until the last one is done.
 
     No sample depends on its neighbors. Those that are done wait for the slowest.
     """

@@ -24,8 +24,8 @@ from flowkit._types import AnyArray, Cond, numbers_as_arrays, PRNGKey, VelocityF
 class Certificate(eqx.Module):
     """What `fk.certify` has found; it prints as a table.
 
-    Errors are root mean squares, as shares of the spread of what they are errors of. What does not
-    apply to a flow is `None`.
+    Errors are root mean squares, relative to the spread of the quantity they belong to. Fields
+    that do not apply to a flow are `None`.
     """
 
     evaluations: float | None
@@ -41,7 +41,7 @@ class Certificate(eqx.Module):
     reachable_error: float
     """The difference of two such solves, by different methods: in float32 its resolution."""
     round_trip_error: float
-    """The error of the noise, after the way to the data and back."""
+    """The error of the noise after a solve to the data and back."""
     log_prob_gap: float | None
     """The greatest difference between log-densities of both directions, in nats."""
     log_prob_error: float | None
@@ -50,8 +50,10 @@ class Certificate(eqx.Module):
     start_error: float | None
     """The error of the velocity at `t = 0`, which is known for independent pairs."""
     continuity_error: float | None
-    """What the velocity misses of the way from noise to data, in the weak form of the continuity
-    equation."""
+    """The part of the way from noise to data that the velocity misses.
+
+    It is measured by the weak form of the continuity equation.
+    """
     problems: tuple[str, ...]
     """What is wrong, in sentences; empty for a sound flow."""
 
@@ -94,7 +96,7 @@ def certify(
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
 ) -> Certificate:
-    r"""Looks for what can be wrong with a flow, and with how it is sampled.
+    r"""Checks a flow, and the way it is sampled, for problems.
 
     ```python
     certificate = fk.certify(flow, (2,), data=x1, key=key)
@@ -102,13 +104,13 @@ def certify(
     assert not certificate.problems
     ```
 
-    It draws samples as you would and compares them with an accurate solve; goes back from them to
-    the noise; and compares their log-densities of both directions. A flow of independent pairs
-    must also have the velocity that its data imply: at `t = 0`, where it is known, and in between
-    by the weak form of the continuity equation,
-    $\mathbb E[\nabla \phi \cdot v(t, x_t)] = \mathbb E[\nabla \phi \cdot (\alpha' x_1 + \sigma'
-    x_0)]$ for random cosines $\phi$. So it tells a flow that is half trained, has the wrong sign,
-    or has noise and data exchanged. It takes as long as compiling seven solves.
+    It draws samples as you would, compares them with an accurate solve, maps them back to noise,
+    and compares the log-densities of both directions. A flow trained on independent pairs must
+    also have the velocity that its data imply. This is checked at `t = 0`, where the velocity is
+    known, and in between by the weak form of the continuity equation, $\mathbb E[\nabla \phi
+    \cdot v(t, x_t)] = \mathbb E[\nabla \phi \cdot (\alpha' x_1 + \sigma' x_0)]$ for random
+    cosines $\phi$. This detects a flow that is half trained, has the wrong sign, or has noise and
+    data exchanged. The whole check takes about as long as compiling seven solves.
 
     **Arguments:**
 
@@ -120,8 +122,8 @@ def certify(
     - `cond`, `mask`: one row for each of `data`, or, without data, for each sample; `cond_axes` as
         in `fk.sample`.
     - `source`: the distribution of the noise, the one of training.
-    - `independent`: `False` for flows of other couplings or of reflow, for whose velocity there is
-        nothing to compare with.
+    - `independent`: `False` for flows trained with other couplings or by reflow, whose velocity
+      has no reference to compare with.
     - `num_samples`: samples for everything that is solved.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`: how you sample, as in `fk.sample`.
 

@@ -73,10 +73,11 @@ def export_sampler(
     samples = draw(jax.random.key(0))      # draw(key, cond), draw(key, cond, mask)
     ```
 
-    The weights are part of the file, and so are the source and all options. The number of
-    samples is fixed, since the shapes of an exported program follow from its arguments: call it
-    again with another key for more. It cannot raise either, so a sample whose solve has failed,
-    where `fk.sample` raises, is NaN. It can be jitted, but neither vectorized nor differentiated.
+    The file contains the weights, the source and all options. The number of samples is fixed,
+    since the shapes of an exported program follow from its arguments; for more samples, call the
+    program again with another key. It cannot raise errors either: where `fk.sample` would raise,
+    a sample whose solve has failed is NaN. It can be jitted, but not vectorized or
+    differentiated.
 
     JAX runs exported programs for six months after they were written, with older and newer
     releases. Load only files that you trust: they are programs.
@@ -126,7 +127,7 @@ def _exported(
     arrays, rest = eqx.partition(draw, eqx.is_array)
 
     def values(key, cond=None, mask=None):
-        # A compiler that saw the weights would compute with them ahead, and round otherwise.
+        # A compiler that saw the weights would fold them as constants, and round differently.
         hidden = jax.lax.optimization_barrier(arrays)
         samples = eqx.combine(hidden, rest)(key=key, cond=cond, mask=mask)
         return jax.vmap(nan_if_failed)(samples.values, samples.stats.result)

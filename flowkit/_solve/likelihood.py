@@ -87,7 +87,8 @@ def log_prob(
         `trace=fk.solvers.Hutchinson(num_probes)`.
     - `trace`: another estimator, such as `fk.solvers.HutchPlusPlus(4)`, or
         `fk.solvers.ExactTrace(block_size)`, which bounds the memory of many dimensions.
-    - `source`: the distribution of the noise, the one of training: any with a density.
+    - `source`: the distribution of the noise, the same as in training; it must have a
+      density.
     - `mask`: the valid points, `(n,)`.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in
         `fk.integrate`.

@@ -84,9 +84,10 @@ def load_sampler(path: str | os.PathLike) -> ExportedSampler:
     samples = sampler(key)
     ```
 
-    **Raises:** `ValueError`, with the file's name and the fix, if it is damaged or something
-    else, was exported for other platforms, or by versions of flowkit or jax that this one cannot
-    read. `OSError` if it cannot be opened; `ImportError` if flatbuffers is not there.
+    **Raises:** `ValueError`, with the file's name and the fix, if it is damaged or not an
+    exported sampler, or if it was exported for other platforms or by versions of flowkit or jax
+    that this one cannot read. `OSError` if it cannot be opened; `ImportError` if flatbuffers is
+    not there.
     """
     require_flatbuffers("load_sampler")
     where = f"`{os.fspath(path)}`"

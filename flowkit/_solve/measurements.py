@@ -89,7 +89,7 @@ def ends(subject: Subject, x0: Array, options: dict[str, Any]) -> Ends:
     """The same noises, by the user's solver and as accurately as float32 allows."""
     draws = subject.draws() | {"x0": x0, "throw": False}
     asked = sample(subject.flow, subject.shape, **draws, **options)
-    # Two methods of different order: where they agree, both are right.
+    # Two methods of different order: where they agree, both are correct.
     tight: dict[str, Any] = {
         "stepsize_controller": dfx.PIDController(rtol=1e-6, atol=1e-6)
     }
@@ -110,7 +110,7 @@ def way_back(subject: Subject, x1: Array) -> Float[Array, "samples ..."]:
 
 
 class LogProbs(NamedTuple):
-    """Log-densities of samples: from the forward solve, and backward, one a probe."""
+    """Log-densities of samples: from the forward solve, and backward, one per probe."""
 
     forward: Float[Array, " samples"]
     backward: Float[Array, "samples probes"]
@@ -162,7 +162,7 @@ def depends_on_time(subject: Subject, x0: Array) -> Array:
 
 @eqx.filter_jit
 def start_error(subject: Subject, x0: Array, data: Array | None) -> Array:
-    """The velocity at `t = 0` against the mean of the data, by the spread of what it aims at.
+    """The error of the velocity at `t = 0`, relative to the spread of its target.
 
     Without data, against the mean of its own aims.
     """
@@ -193,7 +193,8 @@ def _standardized(subject: Subject, data: Array) -> Array:
 class WeakForm(NamedTuple):
     """The continuity equation in its weak form.
 
-    - `error`: what the flow misses of the change of expectations, as a share of that change.
+    - `error`: the part of the change of expectations that the flow misses, as a fraction of
+      that change.
     - `excess`: the mean square of the misses in standard errors; about 1 for an exact flow.
     """
 

@@ -69,16 +69,17 @@ def integrate(
     - `num_steps`: the number of steps of a uniform grid, with any solver. Any other grid is
         `diffrax.StepTo(ts)`.
     - `stepsize_controller`: by default adaptive, with relative and absolute tolerance 1e-5.
-        float32 gains nothing below 1e-6, and tolerances below its rounding, 1e-7, warn.
+        In float32, tolerances below 1e-6 gain nothing, and those below its rounding, 1e-7,
+        cause a warning.
     - `saveat`: what to save; `diffrax.SaveAt(ts=...)` for a trajectory.
-    - `max_steps`: the maximum number of steps. The error of a solve that needs more says to which
-        time it came, and in a batch of `fk.sample` which sample it was.
+    - `max_steps`: the maximum number of steps. If a solve needs more, the error states the time
+      that it reached and, in a batch of `fk.sample`, which sample it was.
     - `adjoint`: how derivatives are taken. The default has reverse mode only;
         `diffrax.ForwardMode()` has forward mode only, and `diffrax.DirectAdjoint()` has both, at
         a cost that grows with `max_steps`.
-    - `throw`: whether a solve that fails raises: one that takes more than `max_steps`, or comes
-        to a velocity that is not finite. The solution's `result` says how it ended. `fk.encode`
-        and `fk.log_prob`, which have no result, are NaN then.
+    - `throw`: whether a solve raises if it takes more than `max_steps` or meets a velocity that
+      is not finite. If not, the solution's `result` says how it ended, and `fk.encode` and
+      `fk.log_prob`, which have no result, return NaN.
 
     **Returns:** a `diffrax.Solution`.
 

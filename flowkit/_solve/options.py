@@ -54,7 +54,7 @@ def resolve(
 ) -> Solve:
     """Checks that solver, steps and adjoint fit together, and fills in the default.
 
-    Only from noise to data, the `whole_way`, may a solver bring steps of its own.
+    A solver may bring its own steps only for the `whole_way` from noise to data.
     """
     own_steps = getattr(solver, "steps", None)
     if own_steps is not None:

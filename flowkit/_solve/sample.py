@@ -79,7 +79,7 @@ def sample(
         data, or for gradients with respect to the noise.
     - `cond`: a pytree with leading axis `num_samples`, or, with `cond_axes=None`, one condition
         shared by all samples.
-    - `source`: the distribution of the noise, the one of training.
+    - `source`: the distribution of the noise, the same as in training.
     - `mask`: the valid points of each cloud, `(num_samples, n)`; all others are zero in the
         result.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`: as in

@@ -71,10 +71,10 @@ def sample_sde(
 ) -> Float[Array, "num_samples ..."]:
     r"""Draws samples by a stochastic differential equation with the marginals of the flow.
 
-    The noise on the way corrects errors that the ODE would carry to its end, for more steps: use
-    it where a trained flow is good but not exact, and `fk.sample` for everything else. It holds for
-    flows trained on independent pairs. After couplings or reflow the velocity does not give the
-    score, and samples are wrong; `fk.certify` finds that out.
+    The added noise corrects errors that the ODE would carry to its end, at the price of more
+    steps. Use it where a trained flow is good but not exact, and `fk.sample` for everything else.
+    It is valid for flows trained on independent pairs. After couplings or reflow, the velocity
+    does not give the score, and samples are wrong; `fk.certify` detects this.
 
     ```python
     samples = fk.sample_sde(flow, (2,), num_samples=1000, key=key)
@@ -95,8 +95,8 @@ def sample_sde(
     - `solver`: a Diffrax solver for additive noise: `diffrax.Euler()`, or, with two evaluations a
         step and a higher order, `diffrax.ShARK()` and `diffrax.SRA1()`.
     - `num_steps`: the number of steps, with the last one.
-    - `last_step`: its length; that of all other steps by default,
-        but no shorter than the time that the network was not trained for.
+    - `last_step`: the length of the last step; by default that of all other steps, but
+      no shorter than the final interval that the network was not trained on.
     - `shape`, `num_samples`, `key`, `cond`, `cond_axes`, `mask`, `adjoint`, `throw`: as in
         `fk.sample`.
 
@@ -190,9 +190,9 @@ def _solve(drift, x, cond, times, key, method):
 class _GridPath(dfx.AbstractPath):
     """A Brownian path for steps that are taken once and never cut in two.
 
-    It draws an increment in place of the dozen of `diffrax.VirtualBrownianTree`. What Diffrax calls
-    unsafe is safe on a grid: a step that is taken again, for the gradient, has the same times, and
-    these make the key.
+    It makes one draw per increment, where `diffrax.VirtualBrownianTree` makes a dozen. What
+    Diffrax calls unsafe is safe on a grid: a step that is repeated for the gradient has the same
+    times, which determine the key.
     """
 
     key: PRNGKey

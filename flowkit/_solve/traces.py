@@ -83,7 +83,7 @@ def gaussian(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def orthogonal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
-    r"""Orthogonal probes of length $\sqrt d$; as many as entries give the exact trace.
+    r"""Orthogonal probes of length $\sqrt d$; with one per entry the trace is exact.
 
     Their errors cancel in part, so that the standard error is an upper bound.
     """

@@ -1,9 +1,9 @@
 """Solves that fail: which sample, where, and what to do.
 
-Velocities that are not finite have an error of their own, where Diffrax asks for more steps. A
-step to a state that is NaN or infinite is rejected and tried again with a fifth of its length,
-which is right where a long step has left the domain of the velocity. Where the shortest step that
-time resolves still ends there, the solve is over.
+Velocities that are not finite raise their own error, where Diffrax would ask for more steps. A
+step to a state that is NaN or infinite is rejected and retried with a fifth of its length, which
+helps if a long step has left the domain of the velocity. If even the shortest step that the time
+can resolve ends in such a state, the solve stops.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ def raise_failures(solution: dfx.Solution, max_steps: int) -> dfx.Solution:
     """The solution, or at run time an error that says why the solve has failed."""
     result = solution.result
     failed = result != dfx.RESULTS.successful
-    # A grid goes on to its end whatever it meets, so its states are looked at.
+    # A grid always runs to its end, so its states are checked.
     lost = ~failed & ~_saved_states_are_finite(solution)
     wrong = lost | (result == dfx.RESULTS.dt_min_reached)
 
@@ -127,7 +127,7 @@ def raise_unless_finished(
 ) -> Any:
     """The states of many solves, or an error that says which of them has failed, and why.
 
-    **Arguments:** `times`, to which the solves came, where they are known.
+    **Arguments:** `times`, the times that the solves reached, if they are known.
     """
     are = lambda kind: jax.vmap(lambda result: result == kind)(results)
     wrong = jnp.any(are(dfx.RESULTS.dt_min_reached)) | ~_all_finite(states)
@@ -159,8 +159,8 @@ def time_reached(solution: dfx.Solution) -> Float[Array, ""]:
 class _Failures(Sequence[str]):
     """Why solves fail, in words: not finite at index 0, and out of steps at all others.
 
-    A program that runs can only choose one of many texts. So the index holds the number of the
-    sample and its time, and the text is made when it is asked for.
+    A running program can only choose one of many texts. So the index encodes the number of the
+    sample and its time, and the text is built on request.
     """
 
     max_steps: int

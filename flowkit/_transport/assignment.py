@@ -35,9 +35,9 @@ def solve_assignment(
     """The column of each valid row in the exact assignment of least total cost.
 
     Solved on the host (scipy) in `O(n^3)`; no gradient flows through it. Several problems,
-    also those of a `jax.vmap`, go to the host together, and there to threads. Large ones
-    are first reduced on the device by approximate dual potentials, which changes no
-    assignment and makes the host several times faster.
+    including those of a `jax.vmap`, go to the host together and are distributed over
+    threads. Large ones are first reduced on the device by approximate dual potentials,
+    which changes no assignment and makes the host several times faster.
 
     **Arguments:**
 

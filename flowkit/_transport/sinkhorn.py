@@ -16,13 +16,13 @@ LEAST_EPSILON = 1e-6
 """The least regularization that float32 resolves, relative to the mean cost.
 
 Potentials are of the size of the cost, so they are rounded by some 1e-7 of it. Divided by
-a smaller epsilon, that is an error of the order of one in the logarithm of the plan, and
-the iteration stands still at wrong marginals.
+a smaller epsilon, this rounding becomes an error of order one in the logarithm of the
+plan, and the iteration stalls at wrong marginals.
 """
 
 
-# The regularization falls in this many iterations, divided by the root of how far it falls.
-# More take longer where the tolerance is loose, and fewer leave larger errors where it is small.
+# The regularization falls in this many iterations, divided by `sqrt(epsilon / start)`. More take
+# longer where the tolerance is loose, and fewer leave larger errors where it is tight.
 _FALLS = 1.3
 
 
@@ -70,10 +70,10 @@ def sinkhorn(
     best way, which saves most iterations.
 
     The regularization falls from `start` to `epsilon` by the same factor in each of about
-    `1.3 * sqrt(start / epsilon)` iterations, at most half of `max_iterations`. A small one
-    converges slowly, in some `start / epsilon` iterations, and far fewer from a close start.
-    Everything is computed in logarithms, and runs under `jax.jit` and `jax.vmap`; no
-    gradient flows through it.
+    `1.3 * sqrt(start / epsilon)` iterations, at most half of `max_iterations`. A small
+    `epsilon` converges slowly, in about `start / epsilon` iterations, but in far fewer from a
+    close start. Everything is computed in logarithms, and runs under `jax.jit` and
+    `jax.vmap`; no gradient flows through it.
 
     **Arguments:**
 

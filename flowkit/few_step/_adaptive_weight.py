@@ -16,8 +16,8 @@ class AdaptiveWeight(eqx.Module):
     $$\ell / \mathrm{sg}\big((\ell + c)^p\big)$$
 
     With $p > 0$ large errors count less. The expected gradient is then zero at the average
-    velocity only where errors are symmetric: fine for images, wrong for points in few
-    dimensions, whose losses have no such weight by default.
+    velocity only if errors are symmetric. This is fine for images but wrong for points in
+    few dimensions, so losses have no such weight by default.
 
     **Arguments:**
 

@@ -1,7 +1,7 @@
 r"""Losses of average velocities: MeanFlow, improved MeanFlow, BackFlow.
 
 All three regress $u_\theta(x_s, s, t)$ to $v_c + (t - s)\, \mathrm{sg}(du/ds)$, with $v_c$
-the velocity of the pair. That is right in expectation because the target is linear in
+the velocity of the pair. This is correct in expectation because the target is linear in
 $v_c$. The losses differ in the velocity along which $u$ is differentiated, and in the
 distribution of the two times.
 """
@@ -38,7 +38,7 @@ from flowkit.guidance._classifier_free import null_of
 
 
 class Guidance(eqx.Module):
-    r"""Guidance that is trained in, so that a step costs one evaluation.
+    r"""Guidance that is built into training, so that a step costs one evaluation.
 
     The velocity of a pair becomes
 
@@ -100,8 +100,8 @@ class _Error(eqx.Module):
             tangent = jax.lax.stop_gradient(own_velocity)
 
         u, du = total_derivative(flow_map, s, t, x, tangent, example.cond, **keywords)
-        # The target holds the velocity of the pair whatever the tangent is: it is
-        # linear in it, so its mean over pairs is right.
+        # The target always contains the velocity of the pair, whatever the tangent is.
+        # It is linear in this velocity, so its mean over pairs is correct.
         error = mean_square(u, v + (t - s) * du, example.mask)
         return weighted(error, self.weight, example), None
 
@@ -174,9 +174,10 @@ def mean_flow_loss(
       \right\|^2$$
 
     averaged over valid entries and examples. It does not go to zero. The derivative is
-    taken along the velocity of the pair, whose noise it multiplies by how much the flow
-    spreads points from `s` to `t`. Where data are wider than noise, the target of
-    `improved_mean_flow_loss` has the smaller variance; where they are narrower, this one.
+    taken along the velocity of the pair. This multiplies the noise in that velocity by how
+    much the flow spreads points from `s` to `t`. If the data are wider than the noise, the
+    target of `improved_mean_flow_loss` has the smaller variance; if they are narrower,
+    this one does.
 
     **Arguments:**
 

@@ -179,8 +179,8 @@ def facm_loss(
 
     The second term, flow matching, is the anchor without which the first forgets the
     velocity. With the defaults the average velocity is a fixed point for every distribution
-    of data. `clamp` and `weight` keep that for symmetric errors only, `cosine` for symmetric
-    errors of isotropic data.
+    of data. With `clamp` or `weight`, this holds only for symmetric errors, and with
+    `cosine`, only for symmetric errors of isotropic data.
 
     **Arguments:**
 
@@ -193,8 +193,9 @@ def facm_loss(
     - `cosine`: whether to add $1 - \cos(u, v)$ over the last axis to the anchor.
     - `late_weight`: whether $\beta$ is the cosine, or 1.
     - `teacher`: a velocity field that replaces the velocity of the pair, for distillation;
-      called `(t, x, cond)`, and with `mask=` if it takes one. It sees the data of the map:
-      of a `fk.Standardized` give its `flow`, and standardized data.
+      called `(t, x, cond)`, and with `mask=` if it takes one. It is evaluated on the same
+      data as the map: if it is a `fk.Standardized`, give its `flow`, and standardize the
+      data.
 
     **Returns:** the loss, and `{"consistency": ..., "anchor": ...}`, whose sum it is.
 
@@ -238,8 +239,8 @@ def consistency_loss(
 
     $$\left\| F - \mathrm{sg}(v + (1 - s)\, dF/ds) \right\|^2$$
 
-    This is the consistency part of `facm_loss`, whose arguments these are, without its
-    relaxation and late weight. Pass a `teacher`, or use `facm_loss`, if training loses the
+    This is the consistency part of `facm_loss`, without its relaxation and late weight. The
+    arguments are the same. Pass a `teacher`, or use `facm_loss`, if training loses the
     velocity.
 
     **Reference:** Song et al., Consistency Models, 2023 (arXiv 2303.01469); Lu and Song,

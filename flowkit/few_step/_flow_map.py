@@ -6,7 +6,7 @@ $$u(x_s, s, t) = \frac{1}{t - s} \int_s^t v(x_\tau, \tau)\, d\tau, \qquad
   x_t = x_s + (t - s)\, u(x_s, s, t), \qquad u(x, s, s) = v(x, s).$$
 
 The end of the jump does not depend on where along the trajectory it starts. Its derivative
-by `s` is zero, hence
+with respect to `s` is therefore zero, which gives
 
 $$u = v + (t - s)\, \frac{du}{ds}, \qquad
   \frac{du}{ds} = \partial_x u \cdot v + \partial_s u,$$
@@ -67,7 +67,7 @@ class FlowMap(ShortDoc, eqx.Module):
     fk.few_step.velocity_of(flow_map)     # the flow, for any solver
     ```
 
-    One network serves a single step, several, and the adaptive solver.
+    The same network serves one step, several steps, and the adaptive solver.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""The options of the losses in their papers, by name.
+"""The options that the papers use for their losses, by name.
 
 ```python
 fk.few_step.mean_flow_loss(flow_map, x1, key=key, **fk.few_step.MEAN_FLOW_TOY)

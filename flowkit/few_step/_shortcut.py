@@ -1,4 +1,4 @@
-r"""Shortcut models: a long jump is two half as long."""
+r"""Shortcut models: a long jump equals two jumps of half its length."""
 
 import functools as ft
 import operator
@@ -36,8 +36,8 @@ def shortcut_loss(
     r"""The loss of shortcut models, and its two parts.
 
     One part of the batch trains the velocity, $u_\theta(x_t, t, t)$, by flow matching. The
-    rest trains jumps of the sizes $\delta = 1, \tfrac12, \dots, 2^{1 - n}$, from multiples of
-    them, toward two of half the size:
+    rest trains jumps of the sizes $\delta = 1, \tfrac12, \dots, 2^{1 - n}$, starting at
+    multiples of their size, toward two jumps of half the size:
 
     $$\left\| u_\theta(x_t, t, t + \delta) - \mathrm{sg}\, \tfrac12 \left(
     u_\theta(x_t, t, t + \tfrac\delta2) + u_\theta(x', t + \tfrac\delta2, t + \delta)

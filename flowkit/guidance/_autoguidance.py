@@ -30,9 +30,9 @@ def autoguided(
     $$v_\omega(t, x, c) = v_{\text{weak}}(t, x, c)
         + \omega \left(v(t, x, c) - v_{\text{weak}}(t, x, c)\right)$$
 
-    and the same for whatever the networks predict. It leads away from errors that both make,
-    and the weaker one more. It needs no condition, and the paper finds that samples keep
-    more of their variety than with classifier-free guidance.
+    and the same for whatever the networks predict. It steers away from errors that both
+    models make, the weaker one more strongly. It needs no condition, and the paper finds that
+    samples keep more of their variety than with classifier-free guidance.
 
     ```python
     flow = fk.guidance.autoguided(flow, trained_for_a_tenth, 2.0)

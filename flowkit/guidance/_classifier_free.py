@@ -32,7 +32,7 @@ def guided(
     velocity. Scale 1 is the flow itself, scale 0 the flow without a condition; above 1 samples
     fit their condition better and vary less. They then follow no known distribution: the
     densities of a guided flow are those of its own samples, not of the data. Every evaluation
-    evaluates the network twice, in one batch.
+    runs the network twice, in one batch.
 
     ```python
     flow = fk.guided(flow, 2.0)
@@ -42,8 +42,9 @@ def guided(
     **Arguments:**
 
     - `flow`: a flow trained with conditions left out at times, see `fk.drop_condition`. Its
-        weights do not say whether it was, and a network that has never seen `null` makes
-        something up, which guidance amplifies: `fk.certify` finds that out, see below.
+      weights do not show whether it was. A network that has never seen `null` returns
+      arbitrary values for it, which guidance amplifies; `fk.certify` detects this, see
+      below.
     - `scale`: $\omega$.
     - `null`: the condition of one example that stands for none, $\varnothing$, or a function
         that makes it of the condition. By default zeros, and `fk.nn.Observed.as_null` for an
@@ -55,8 +56,8 @@ def guided(
     `fk.PointHead()`, whose output is not a value that could be extrapolated; at the first
     evaluation, for a missing condition, and for integers and booleans without `null`.
 
-    Under `null` a flow must have the velocity of all data, whatever their conditions, which
-    can be looked at before it is guided:
+    With `null`, a flow must have the velocity of all data, regardless of their conditions.
+    You can check this before you guide it:
 
     ```python
     unconditional = fk.certify(flow, shape, data=x1, cond=null, cond_axes=None, key=key)
@@ -194,9 +195,9 @@ def drop_condition(
     - `cond`: a pytree of arrays with one leading axis, the batch. Its rows are replaced as a whole.
     - `probability`: the probability that one is left out. A tenth is usual.
     - `null`: the condition of one example that stands for none, or a function that makes it of
-        the condition of one example. By default zeros, which no one-hot label is, and for an
-        `fk.nn.Observed` the same without observations; it needs a mask. Integers and booleans
-        need it, since 0 is a class.
+        the condition of one example. The default is zeros, which no one-hot label equals. For
+        an `fk.nn.Observed`, it is that object without observations, which requires a mask.
+        Integers and booleans need it, since 0 is a class.
     - `key`: the random seed.
 
     **Reference:** Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (arXiv 2207.12598).

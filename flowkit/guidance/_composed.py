@@ -29,9 +29,9 @@ def composed(
         + \sum_i \omega_i \left(v(t, x, c_i) - v(t, x, \varnothing)\right)$$
 
     The condition of one example has a leading axis, one row for each scale. A negative scale
-    leads away from its condition. With one row it is `fk.guided`. All conditions go through
-    the network in one batch. As there, samples follow no known distribution: the sum of scores
-    of $p_t(x \mid c_i)$ is not the score of a product at any time but the last.
+    leads away from its condition. With one row it is `fk.guided`. All conditions go through the
+    network in one batch. As with `fk.guided`, samples follow no known distribution: the sum of
+    scores of $p_t(x \mid c_i)$ is not the score of a product at any time but the last.
 
     ```python
     both = fk.guidance.composed(flow, (1.5, -0.5))     # more of the first, less of the second

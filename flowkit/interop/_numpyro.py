@@ -56,13 +56,14 @@ def numpyro(
     - `flow`: a `fk.Flow` or any velocity field.
     - `shape`: the shape of one event.
     - `cond`: the condition.
-    - `batch_ndim`: how many leading axes every array in `cond` has that are the batch shape of
-        the distribution; by default `cond` is one condition, and the batch shape `()`.
+    - `batch_ndim`: the number of leading axes of every array in `cond` that form the batch
+      shape of the distribution; by default `cond` is a single condition, and the batch shape is
+      `()`.
     - `key`, `num_probes`: for Hutchinson's estimate of the trace, as in `fk.log_prob`. The probes
         are the same in every call, so that gradients fit values.
     - `source`: the distribution of the noise, the one of training.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`: as in `fk.integrate`.
-        The default `adjoint` is right for NUTS and SVI; for forward mode and second derivatives,
+        The default `adjoint` works for NUTS and SVI; for forward mode and second derivatives,
         such as those of `AutoLaplaceApproximation`, give `diffrax.DirectAdjoint()`.
 
     **Returns:** a `numpyro.distributions.TransformedDistribution`.

@@ -19,9 +19,9 @@ class DPS(AbstractMethod):
 
     $x_s$ is the next point of the stochastic sampler. **What it approximates:** the
     likelihood $p(y \mid x_t)$ by $p(y \mid D_t(x_t))$, as if the data were known given
-    $x_t$, and then its gradient by one of fixed length. `noise_std` does not enter, and the
-    more steps, the stronger the pull, so `scale` belongs to `num_steps`. The spread is
-    not that of the posterior.
+    $x_t$, and then its gradient by one of fixed length. `noise_std` is not used. More steps
+    make the pull stronger, so tune `scale` for a given `num_steps`. The spread is not that
+    of the posterior.
 
     **Arguments:**
 

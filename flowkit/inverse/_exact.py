@@ -17,7 +17,7 @@ def exact_posterior(
     *,
     noise_std: float,
 ) -> GaussianMixture:
-    r"""What is known of $x$ from a mixture of Gaussians, given $y = A x + s\, \epsilon$.
+    r"""The posterior of $x$ from a mixture of Gaussians, given $y = A x + s\, \epsilon$.
 
     It is a mixture again. With $S_k = A C_k A^\top + s^2 I$ and
     $K_k = C_k A^\top S_k^{-1}$, its parts have

@@ -36,10 +36,11 @@ class GaussianProcess(eqx.Module):
     ```
 
     `mean` is the classical answer to start a network from, known as kriging. `sample` draws
-    from the posterior: a source for a flow that is closer to the data than noise is. Use it
-    in training as `coupling=fk.Paired(x0)`, and in sampling as `fk.sample(..., x0=x0)`.
-    Everything is for one image, can be compiled and vmapped, and costs the cube of the
-    number of observations. Without any, the mean and the scale are unknown.
+    from the posterior, which gives a flow a source that is closer to the data than noise.
+    Use it in training as `coupling=fk.Paired(x0)`, and in sampling as `fk.sample(...,
+    x0=x0)`. Every method takes one image, can be compiled and vmapped, and has a cost that
+    is cubic in the number of observations. Without observations, the mean and the scale are
+    unknown.
 
     **Arguments:**
 
@@ -90,15 +91,14 @@ class GaussianProcess(eqx.Module):
     ) -> tuple[Float[Array, "m c"], Float[Array, "m c"]]:
         r"""One draw of the values at the queries, given the observed ones, and their mean.
 
-        The draw has noise, as the observed values have: see `nugget`.
-        By Matheron's rule, a draw $g$ of the process is moved by what it lacks at the
-        observations: $\text{mean} + s\, (g_q - k(q, \cdot)\, K^{-1} g_o)$. It costs the
-        cube of the number of all coordinates; for the pixels of an image, take
-        `sample_image`.
+        The draw has noise, as the observed values have: see `nugget`. By Matheron's
+        rule, a draw $g$ of the process is corrected so that it fits the observations:
+        $\text{mean} + s\, (g_q - k(q, \cdot)\, K^{-1} g_o)$. The cost is cubic in the
+        number of all coordinates; for the pixels of an image, use `sample_image`.
 
         **Arguments:** `coords`, `values`, `query_coords`: as in `mean`.
 
-        **Returns:** the draw, and the `mean`, which costs nothing more.
+        **Returns:** the draw, and the `mean`, which comes at no extra cost.
 
         **Reference:** Wilson et al., Efficiently Sampling Functions from Gaussian Process
         Posteriors, 2020 (arXiv 2002.09309).
@@ -120,9 +120,9 @@ class GaussianProcess(eqx.Module):
     ) -> tuple[Float[Array, "{h}*{w} c"], Float[Array, "{h}*{w} c"]]:
         """One draw of all pixels of an image, of which some were observed, and their mean.
 
-        It is `sample` at `fk.data.pixel_coords(h, w)`, without noise at the queries, at the
-        cost of the cube of the number of observations alone, since the process is drawn by
-        `draw_image`.
+        It is `sample` at `fk.data.pixel_coords(h, w)`, but without noise at the queries. Its
+        cost is cubic only in the number of observations, since `draw_image` draws the
+        process.
 
         **Arguments:**
 
@@ -227,9 +227,9 @@ class GaussianProcess(eqx.Module):
 def _one_by_one(fn: Callable) -> Callable:
     """`fn`, which on a CPU works on the problems of a `jax.vmap` one after another.
 
-    A batch of factorizations waits there for threads that other parts of the program
-    hold: forever, if several devices share them (`jaxlib` 0.10). Its derivatives are those
-    of `fn`, all at once.
+    On a CPU, a batch of factorizations would wait for threads that other parts of the
+    program hold, and would wait forever if several devices share them (`jaxlib` 0.10).
+    Derivatives are those of `fn` on the whole batch at once.
     """
     in_turn = jax.custom_batching.sequential_vmap(fn)
 
@@ -261,8 +261,8 @@ def _hartley(x: Float[Array, "*c k l"], h: int, w: int) -> Float[Array, "*c h w"
     r"""$\sum_{kl} x_{kl}\, \text{cas}(2 \pi i k / K)\, \text{cas}(2 \pi j l / L)$ at the first
     $h \times w$ places, with $\text{cas} = \cos + \sin$: the real form of Fourier's transform.
 
-    It takes matrix products. On a CPU, the FFT of `jaxlib` 0.10 may wait forever for the
-    threads that wait for it, once it is part of a larger program.
+    It uses matrix products. On a CPU, the FFT of `jaxlib` 0.10 may deadlock when it is
+    part of a larger program, waiting for threads that wait for it.
     """
     rows, columns = (
         jnp.asarray(_cas(length, side), x.dtype)

@@ -51,7 +51,7 @@ def end_of_ode(
     t0: float,
     options: Solve,
 ) -> Float[Array, "..."]:
-    """Where the ODE from `start` at `t0` is at the time 1."""
+    """The state at time 1 of the ODE that starts at `start` at time `t0`."""
     times = (jnp.asarray(t0, start.dtype), jnp.ones((), start.dtype))
     path: Any = solve(velocity, start, cond, times, options).ys
     return path[-1]

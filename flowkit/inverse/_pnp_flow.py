@@ -1,4 +1,4 @@
-r"""Plug-and-play: gradient steps on the residual in turn with denoising by the flow."""
+r"""Plug-and-play: gradient steps on the residual alternate with denoising by the flow."""
 
 import operator
 from typing import ClassVar
@@ -23,8 +23,8 @@ class PnPFlow(AbstractMethod):
     \gamma_t = (1 - t)^p / |A|^2.$$
 
     No gradient of the network is taken. **What it approximates:** one good example, not the
-    posterior: what varies between samples is only what the noise $\epsilon$ leaves over.
-    `noise_std` does not enter.
+    posterior. Samples differ only by what is left of the noise $\epsilon$. `noise_std` is
+    not used.
 
     **Arguments:**
 

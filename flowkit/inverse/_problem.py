@@ -41,8 +41,8 @@ class Problem(eqx.Module):
 
     def denoised(self, t: Scalar, x: FloatArray) -> Float[Array, "..."]:
         """The mean of the data given a point on the path."""
-        # Some networks are asked as early as they were trained: with `fk.Noise()` an error
-        # of theirs at t = 0 would be an infinite one here.
+        # Networks are evaluated no earlier than they were trained: with `fk.Noise()`, any
+        # error at t = 0 would become infinite here.
         seen = jnp.maximum(t, self.flow.t_start)
         predicted = self.flow.predict(Target(), seen, x, self.cond)
         # Without noise the point is the data, whatever a network says there.
@@ -88,7 +88,7 @@ class Reconstruction(NamedTuple):
 
     @property
     def std(self) -> Float[Array, "..."]:
-        """How sure the samples are of each entry; it needs two of them."""
+        """The spread of the samples in each entry; it needs at least two samples."""
         if len(self.values) < 2:
             raise ValueError(
                 "`std` needs two samples: give a larger `num_samples` to `reconstruct`."

@@ -47,10 +47,10 @@ def reconstruct(
     result.mean, result.std
     ```
 
-    The flow is not trained again, and knows nothing of the operator. It must have been
-    trained with the source `fk.Normal()`, paired with the data independently: after
-    couplings or reflow the noise of a point depends on its data. Every method but
-    `TwistedSMC` is an approximation and says which.
+    The flow is not retrained, and it knows nothing about the operator. It must have
+    been trained with the source `fk.Normal()`, paired with the data independently:
+    after couplings or reflow the noise of a point depends on its data. Every method
+    except `TwistedSMC` is an approximation, which its documentation states.
 
     **Arguments:**
 

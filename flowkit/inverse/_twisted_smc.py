@@ -1,4 +1,4 @@
-r"""Sequential Monte Carlo: guided particles, weighted so that the limit is right."""
+r"""Sequential Monte Carlo: guided particles, weighted so that the limit is correct."""
 
 import operator
 from typing import ClassVar, NamedTuple
@@ -30,11 +30,11 @@ class _Particles(NamedTuple):
 class TwistedSMC(AbstractMethod):
     r"""The twisted diffusion sampler: the reference for all other methods.
 
-    All samples are particles of one filter. They move by the stochastic sampler with the
-    gradient of `PiGDM`, and their weights make up for what that gradient gets wrong, so the
-    distribution of the particles tends to the posterior as `num_samples` and `num_steps` grow. When
-    the effective sample size falls below `resample_below` times their number, particles are
-    drawn again by their weights, and a last time at the end.
+    All samples are particles of one filter. They move with the stochastic sampler, guided by the
+    gradient of `PiGDM`. Their weights correct the errors of that gradient, so the distribution of
+    the particles tends to the posterior as `num_samples` and `num_steps` grow. When the effective
+    sample size falls below `resample_below` times their number, particles are resampled according
+    to their weights; this also happens once at the end.
 
     **What it approximates:** nothing in the limit. A finite grid makes the spread too small,
     by some `6 / num_steps` of the variance for normal data. With few particles, samples are
@@ -108,7 +108,7 @@ def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
 def systematic_resample(
     key: PRNGKey, log_weights: Float[Array, " n"]
 ) -> Int[Array, " n"]:
-    """Which particles go on: each about as often as `n` times its weight."""
+    """Which particles are kept: each about `n` times its weight."""
     num = log_weights.shape[0]
     dtype = log_weights.dtype
     places = (jnp.arange(num, dtype=dtype) + jr.uniform(key, (), dtype)) / num

@@ -1,4 +1,4 @@
-r"""Adams-Bashforth methods: one evaluation a step, and the velocities of the steps before.
+r"""Adams-Bashforth methods: one evaluation per step, and the velocities of previous steps.
 
 The velocity is replaced by the polynomial through its last values, on any grid:
 
@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, PyTree
 class AdamsBashforth(dfx.AbstractSolver):
     """The Adams-Bashforth method of order 2 or 3, for grids: `num_steps=n`, or `diffrax.StepTo`.
 
-    A step costs one evaluation, so that a few evaluations make many steps. The first step of
-    order 2 is Euler's. Order 3 begins with the midpoint rule, which costs two evaluations
-    more. It has no error estimate. Between the times of the grid, as `SaveAt(ts=...)` may ask for,
-    it interpolates by lines.
+    A step costs only one evaluation, so the same number of evaluations allows more steps. With
+    order 2, the first step is an Euler step. Order 3 begins with the midpoint rule, which costs
+    two more evaluations. The method has no error estimate. Between the times of the grid, which
+    `SaveAt(ts=...)` may request, it interpolates linearly.
 
     **Arguments:** `num_values`, the number of velocities in a step, 2 or 3: the order.
 

@@ -5,7 +5,7 @@ Any affine path is the linear one seen at another time and scale: with $s = \alp
 
 $$\frac{dz}{ds} = \frac{\hat x_1 - z}{1 - s} = \frac{z - \hat x_0}{s}.$$
 
-Of that only the prediction, $\hat x_1$ or $\hat x_0$, has to be approximated, and it varies slowly
+Only the prediction, $\hat x_1$ or $\hat x_0$, has to be approximated, and it varies slowly even
 where the fraction does not. It is replaced by the polynomial in $s$ through its last values, and
 the rest is integrated in closed form.
 """
@@ -38,13 +38,13 @@ class Exponential(dfx.AbstractSolver):
     samples = fk.sample(flow, (2,), num_samples=1000, solver=solver, num_steps=10, key=key)
     ```
 
-    Its errors come from how the prediction varies, not from a velocity that grows without bound at
-    an end of time. With one value it is DDIM; with two or three it is a method of DPM-Solver++'s
-    kind, of order 2 or 3. Order 3 looks ahead before its first step, which costs two evaluations
-    more.
+    Its errors come from how the prediction varies, not from a velocity that grows without bound
+    at one end of the time interval. With one value it is DDIM; with two or three it is a method
+    of the DPM-Solver++ family, of order 2 or 3. Order 3 looks ahead before its first step, which
+    costs two more evaluations.
 
-    It is for grids: `num_steps=n`, or `diffrax.StepTo`; between their times it interpolates by
-    lines. Networks of the velocity have no linear part to gain from: see
+    Use it on grids: `num_steps=n`, or `diffrax.StepTo`. Between the grid times, it interpolates
+    linearly. Networks that predict the velocity have no linear part to exploit; see
     `fk.solvers.AdamsBashforth`.
 
     **Arguments:**

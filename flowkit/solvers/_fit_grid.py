@@ -48,10 +48,10 @@ def fit_grid(
                         stepsize_controller=dfx.StepTo(times), key=key)
     ```
 
-    It begins with the best of eight grids, seven shifted ones and the quadratic one. From there
-    the method of Levenberg and Marquardt minimizes the squared distance between $x_n$ and the
-    end $x(1)$ of an accurate solve over the increments of the times. Judge the result on other
-    noise: that is what the key of `fk.sample` gives.
+    It begins with the best of eight grids, seven shifted ones and the quadratic one. From there,
+    the Levenberg-Marquardt method minimizes the squared distance between $x_n$ and the end
+    $x(1)$ of an accurate solve, as a function of the increments of the times. Judge the result
+    on fresh noise, which `fk.sample` draws from its own key.
 
     **Arguments:**
 
@@ -59,7 +59,7 @@ def fit_grid(
       each of the `num_noises`.
     - `num_steps`, `solver`: how many steps of which Diffrax solver.
     - `num_noises`: how many noises the grid is fitted on.
-    - `num_iterations`: at most so many steps of the method.
+    - `num_iterations`: the maximum number of iterations of the method.
     - `batch_size`: how many noises go through the flow at a time, by default fewer the more
       entries a sample has.
     - `key`: the key of the noises.
@@ -107,7 +107,7 @@ def walk(
     x: Float[Array, "..."],
     cond: Cond,
 ) -> Float[Array, "..."]:
-    """The end of the steps of a solver, through which the times have gradients."""
+    """The end state of a solver's steps, differentiable with respect to the times."""
     term = dfx.ODETerm(velocity)
     state = solver.init(term, times[0], times[1], x, cond)
 

@@ -38,23 +38,24 @@ def fit_steps(
     samples = fk.sample(flow, (2,), num_samples=1000, solver=steps, key=key)
     ```
 
-    The times are fitted with the two-step Adams-Bashforth method first. From there the method
-    of Levenberg and Marquardt minimizes the squared distance between $x_n$ and the end
-    $x(1)$ of an accurate solve over the times and over all coefficients of
+    The times are fitted with the two-step Adams-Bashforth method first. From there, the
+    Levenberg-Marquardt method minimizes the squared distance between $x_n$ and the end $x(1)$
+    of an accurate solve, as a function of the times and of all coefficients of
 
     $$x_{k+1} = a_k\, x_0 + \sum_{j \le k} b_{kj}\, v_j.$$
 
-    Fit it again after the flow was trained further, and under the guidance and the conditions
-    of use: it knows only the trajectories that it was fitted on.
+    Fit it again after training the flow further, and fit it with the guidance and the
+    conditions that you will sample with: it knows only the trajectories that it was fitted on.
 
     **Arguments:**
 
     - `flow`, `shape`, `cond`, `cond_axes`, `source`: as in `fk.sample`; `cond` has a row for
       each of the `num_noises`.
     - `num_evaluations`: how often the velocity is evaluated for a sample.
-    - `num_noises`: how many noises the solver is fitted on. It has $n (n + 5) / 2$ numbers;
-      noises with many times as many entries keep it from fitting these noises alone.
-    - `num_iterations`: at most so many steps of the method.
+    - `num_noises`: how many noises the solver is fitted on. It has $n (n + 5) / 2$
+      parameters; to avoid overfitting, the noises should have many times as many entries in
+      total.
+    - `num_iterations`: the maximum number of iterations of the method.
     - `batch_size`: how many noises go through the flow at a time, by default fewer the more
       entries a sample has.
     - `key`: the key of the noises.

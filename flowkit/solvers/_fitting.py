@@ -21,11 +21,13 @@ from flowkit._solve.sample import as_batch
 from flowkit._types import Cond, PRNGKey, VelocityField
 
 
-_SMALLEST = 1e-3  # of the mean increment, the least one
+_SMALLEST = 1e-3  # the smallest increment, relative to the mean one
 
 _NUM_AT_A_TIME = 2**17
-"""Derivatives of ends in parameters that are computed at a time by default. More of them
-take more memory, and no less time on a CPU."""
+"""How many derivatives of ends in parameters are computed at a time by default.
+
+More of them take more memory, and no less time on a CPU.
+"""
 
 
 class Task(eqx.Module):
@@ -103,7 +105,8 @@ def minimize(
 ) -> PyTree[Array]:
     """The method of Levenberg and Marquardt for the squared distances at the end.
 
-    It goes on from the best of several parameters, and returns the best on its way.
+    It starts from the best of several sets of parameters, and returns the best set
+    found.
 
     **Arguments:**
 
@@ -153,9 +156,9 @@ def _misses_of(task: Task, walk_of: Callable, batch_size: int) -> Callable:
     def misses(flat):
         return over_rows(lambda row: miss(flat, row))
 
-    # No noise has a part in the distance of another one. So the matrix of derivatives is
-    # taken noise by noise: backward at some two walks for each entry, or forward at one
-    # and a half for each parameter.
+    # The distances of different noises are independent, so the Jacobian is computed noise
+    # by noise: in reverse mode at the cost of about two walks per entry, or in forward
+    # mode at about one and a half per parameter.
     @misses.defjvp
     def derivative(primals, tangents):
         (flat,) = primals

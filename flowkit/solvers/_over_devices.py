@@ -23,10 +23,11 @@ class OverDevices(AbstractBatching):
     samples = fk.sample(flow, (2,), num_samples=4096, batching=everywhere, key=key)
     ```
 
-    Samples are those of one device, up to rounding; with `SharedStep` each device has a step
-    size of its own. The result is spread over the devices, see `samples.values.sharding`. An
-    error counts samples from the first one of its device. For gradients give
-    `adjoint=diffrax.DirectAdjoint()`: the checkpoints of the default one cannot be made here.
+    The samples are the same as on one device, up to rounding; with `SharedStep`, each device
+    has its own step size. The result is sharded over the devices; see
+    `samples.values.sharding`. Error messages number samples from the first one on each device.
+    For gradients, give `adjoint=diffrax.DirectAdjoint()`: the default adjoint cannot make its
+    checkpoints here.
 
     **Arguments:**
 

@@ -18,12 +18,12 @@ from flowkit._solve.watch import raise_unless_finished
 class RefilledSlots(AbstractBatching):
     """A number of slots; as a sample is done, another one takes its place.
 
-    Each has its own time and step size, and none depends on its neighbors. Where a lockstep
-    waits for the slowest sample of all, n samples cost the average number of steps here. It
-    has no gradients.
+    Each slot has its own time and step size, and no sample depends on its neighbors. Where
+    lockstep waits for the slowest sample of all, n samples cost the average number of steps
+    here. It does not support gradients.
 
-    **Arguments:** `num_slots`, how many samples are on their way at a time: large enough to
-    keep the device busy, and a fraction of the samples.
+    **Arguments:** `num_slots`, how many samples are solved at a time: enough to keep the
+    device busy, but only a fraction of all samples.
     """
 
     num_slots: int = eqx.field(static=True, converter=operator.index)

@@ -1,6 +1,7 @@
 r"""Arrays with mean 0 and variance 1, whatever the mean is taken over.
 
-For $y = s\, (h - \bar h)$ with $s = (\overline{(h - \bar h)^2} + \epsilon)^{-1/2}$ the derivative is
+For $y = s\, (h - \bar h)$ with $s = (\overline{(h - \bar h)^2} + \epsilon)^{-1/2}$,
+the derivative is
 
 $$\dot y = s\, \bigl(\dot h - \overline{\dot h} - y\, \overline{y \dot h}\bigr).$$
 
