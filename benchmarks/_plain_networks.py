@@ -1,9 +1,9 @@
 """PointNet and an AdaLN MLP written plainly in Equinox, as Flow-Mix has them.
 
-Layers of single points under `jax.vmap`, a whole batch at once, no blocks, a matrix of its
-own for every modulation, no skip connections, and the largest values as pooling. The
-weights are those of a model of flowkit with `residual=False` and `fk.nn.max_pool`, so that
-both compute the same.
+Layers of single points under `jax.vmap`, a whole batch at once, no blocks, a separate
+matrix for every modulation, no skip connections, and max pooling. The weights are those of
+a model of flowkit with `residual=False` and `fk.nn.max_pool`, so that both compute the
+same.
 
 **Reference:** Flow-Mix, github.com/bayesianempirimancer/FlowMix.
 """

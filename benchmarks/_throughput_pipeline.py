@@ -64,7 +64,7 @@ def _checkpoints(folder: str, num_steps: int) -> fk.training.Checkpoints:
 def _run(
     job: MainJob, options: Callable[[], dict[str, Any]], num_steps: int
 ) -> Callable[[], float]:
-    """A training, whose seconds are measured until everything is done."""
+    """A training run, in seconds until everything is done."""
 
     def measure() -> float:
         given = options()

@@ -3,11 +3,11 @@
     python benchmarks/kills.py
     python benchmarks/kills.py --placement FullySharded --devices 4
 
-A process trains a small flow with a checkpoint every 25 steps, and takes at least 10 ms for
-a step. It is killed (SIGKILL) at a random step, at most `--most-steps` after it has started,
-and started again by the same command, until it has been killed often enough; then it may
-end. Steps are counted, not seconds: on a busy machine a process may take long to start, to
-compile and to save, and would be killed before its first checkpoint time and again. Weights,
+A process trains a small flow with a checkpoint every 25 steps, and takes at least 10 ms for a
+step. It is killed (SIGKILL) at a random step, at most `--most-steps` after it has started,
+and started again by the same command, until it has been killed often enough; then it may end.
+Steps are counted, not seconds: on a busy machine a process may take long to start, to compile
+and to save, and would be killed again and again before its first checkpoint. Weights,
 average, moments and history are compared bit by bit. Results go to
 `benchmarks/results/kills_<placement>.json`.
 """

@@ -103,7 +103,7 @@ def run(config: Config, placement: str, devices: int, steps_per_call: int) -> di
 
 
 def output_within(process: subprocess.Popen, seconds: float) -> str | None:
-    """What a process prints; `None` if it takes longer, and it is ended."""
+    """What a process prints; `None` if it takes longer and is ended."""
     # In turns of a second: time in which this process and that one are halted together
     # does not count.
     for _ in range(math.ceil(seconds)):

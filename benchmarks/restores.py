@@ -3,7 +3,7 @@
     python benchmarks/restores.py
 
 A small flow is trained for some steps in each placement on eight virtual devices. Processes
-with 8, 4, 2 and 1 devices then go on from each of these checkpoints in each placement. What
+with 8, 4, 2 and 1 devices then resume from each of these checkpoints in each placement. What
 is restored (weights, average, moments) must have the bits that were saved, and the losses of
 the steps that follow must be those of one device, up to the order of sums. Results go to
 `benchmarks/results/restores.json`.
@@ -43,7 +43,7 @@ class Config:
     num_steps: int = 20
     """Steps before a checkpoint, and steps after it."""
     folder: str | None = None
-    """Save there, or restore if that was done: what the benchmark itself calls."""
+    """Save there, or restore if that was done; only the benchmark itself sets this."""
 
 
 def loss(flow: fk.Flow, batch: Any, key: jax.Array) -> jax.Array:

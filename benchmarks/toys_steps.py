@@ -59,7 +59,7 @@ def assignment_loss(flow, x1, key):
 
 
 def cases(data: np.ndarray) -> dict[str, Case]:
-    """All trainings that are timed."""
+    """All training runs that are timed."""
 
     def examples() -> np.ndarray:
         return data

@@ -306,5 +306,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with fk.pipelines.exit_on_misuse(interrupted="The same command goes on."):
+    with fk.pipelines.exit_on_misuse(interrupted="The same command resumes the run."):
         main(fk.pipelines.parse(Config))

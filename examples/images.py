@@ -8,7 +8,7 @@
 
 `sample` draws from the checkpoints in the output folder, whatever the network was. Without
 `--data.name` the images are MNIST if it is there, otherwise scikit-learn's digits of 8 x 8
-pixels, which need no download. Interrupt the training and start it again: it goes on.
+pixels, which need no download. Interrupt the training and start it again: it resumes.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Options that cannot be and options without effect are errors, before any work."""
+    """Invalid options and options without effect are errors, before any work."""
     idle: dict[str, str] = {}
     if config.data.name in ("mnist", "cifar10"):
         idle["data.test_fraction"] = f"{config.data.name} has its own test set"
@@ -245,5 +245,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with pipelines.exit_on_misuse(interrupted="The same command goes on."):
+    with pipelines.exit_on_misuse(interrupted="The same command resumes the run."):
         main(pipelines.parse(Config))

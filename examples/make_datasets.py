@@ -65,7 +65,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Options that cannot be and options without effect are errors, before any work."""
+    """Invalid options and options without effect are errors, before any work."""
     idle = {}
     if config.dataset in fk.data.DIGIT_POSES:
         reason = f"the clouds of `{config.dataset}` are single digits"

@@ -10,7 +10,7 @@ By default the clouds are scikit-learn's handwritten digits, which need no downl
 `.npz` file holds `points (clouds, n, d)` in any dimension, and may hold a boolean
 `mask (clouds, n)` and `labels (clouds,)`.
 
-Everything goes to the output folder. Interrupt the run and start it again: it goes on from
+Everything goes to the output folder. Interrupt the run and start it again: it resumes from
 its last checkpoint.
 """
 
@@ -245,6 +245,6 @@ def only(options: dict[str, Any], kind: Any) -> Any:
 
 
 if __name__ == "__main__":
-    again = "Interrupted; the same command goes on from the last checkpoint."
+    again = "Interrupted; the same command resumes from the last checkpoint."
     with pipelines.exit_on_misuse(interrupted=again):
         main(parse())

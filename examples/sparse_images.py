@@ -9,7 +9,7 @@ pixels. Its samples are plausible images given these pixels, and their spread sh
 uncertainty. CIFAR-10 is used where the environment variable FLOWKIT_DATA leads to it;
 otherwise scikit-learn's digits, which need no download.
 
-Everything goes to the output folder. Interrupt the training and start it again: it goes on
+Everything goes to the output folder. Interrupt the training and start it again: it resumes
 from its last checkpoint.
 """
 
@@ -96,7 +96,7 @@ FIXED = "batch_size learning_rate clip ema_decay".split()
 
 
 def check(config: Config) -> None:
-    """Options that cannot be and options without effect are errors, before any work."""
+    """Invalid options and options without effect are errors, before any work."""
     idle: dict[str, str] = {}
     if config.command == "evaluate":
         reason = "the run in the output folder has its own"
@@ -244,5 +244,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with fk.pipelines.exit_on_misuse(interrupted="The same command goes on."):
+    with fk.pipelines.exit_on_misuse(interrupted="The same command resumes the run."):
         main(fk.pipelines.parse(Config))

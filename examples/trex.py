@@ -5,9 +5,9 @@
     python examples/trex.py visualize --visualization.solver midpoint
 
 A network of two times is the velocity of a flow where the times are equal, and this flow is
-trained first. The network then learns the average velocity between two times by MeanFlow,
-on pairs that the flow makes. `visualize` draws what the checkpoints in the output folder
-hold. Interrupt the training and start it again: it goes on.
+trained first. The network then learns the average velocity between two times by MeanFlow, on
+pairs that the flow makes. `visualize` draws what the checkpoints in the output folder hold.
+Interrupt the training and start it again: it resumes.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Options that cannot be and options without effect are errors, before any work."""
+    """Invalid options and options without effect are errors, before any work."""
     idle: dict[str, str] = {}
     if config.command == "visualize":
         reason = "the run in the output folder has its own"
@@ -245,5 +245,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with fk.pipelines.exit_on_misuse(interrupted="The same command goes on."):
+    with fk.pipelines.exit_on_misuse(interrupted="The same command resumes the run."):
         main(fk.pipelines.parse(Config))

@@ -257,7 +257,7 @@ def _equations(
 ) -> Iterator[tuple[Any, int, bool]]:
     """The equations without inner ones that run on a CPU.
 
-    With each comes how often it runs, and whether it has a derivative rule of its own.
+    Each comes with how often it runs, and with whether it has its own derivative rule.
     """
     for eqn in jaxpr.eqns:
         inner = list(_inner_jaxprs(eqn))

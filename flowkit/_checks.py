@@ -101,7 +101,7 @@ def _check_finite(name: str, x: Any, mask: Any) -> None:
 
 
 def check_mask(name: str, mask: Any) -> None:
-    """Raises for a known mask that leaves a cloud, one or one of many, without valid points."""
+    """Raises for a known mask of one or many clouds that leaves a cloud without valid points."""
     if mask is None or is_traced(mask):
         return
     if not np.all(np.any(np.asarray(mask), axis=-1)):

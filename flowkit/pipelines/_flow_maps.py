@@ -41,9 +41,9 @@ def flow_map_stages(
     results = fk.training.fit_stages(stages, flow_map, x1, batch_size=256, key=fit_key)
     ```
 
-    `flow` is flow matching. `reflow` matches a straighter flow to pairs of noise and where
-    the first flow carries it (arXiv 2209.03003). `map` is MeanFlow (arXiv 2505.13447) on
-    such pairs of the flow before it.
+    `flow` is flow matching. `reflow` trains a straighter flow on pairs of noise and the
+    points to which the first flow carries it (arXiv 2209.03003). `map` is MeanFlow (arXiv
+    2505.13447) on such pairs from the flow before it.
 
     **Arguments:**
 
@@ -54,8 +54,8 @@ def flow_map_stages(
     - `batch_size`: examples per step of the later stages.
     - `learning_rate`: the initial learning rate of Adam in each stage, with cosine decay.
 
-    **Raises:** `ValueError` for numbers of steps that cannot be, and for fewer pairs than a
-    batch has.
+    **Raises:** `ValueError` for invalid numbers of steps, and for fewer pairs than a batch
+    has.
     """
     num_steps = as_size("num_steps", num_steps)
     for name, steps in {"map_steps": map_steps, "reflow_steps": reflow_steps}.items():
@@ -109,9 +109,9 @@ def flow_map_distances(
     - `num_points`, `num_draws`: the size of a set and the number of sets.
     - `solver`, `num_steps`: how flows are sampled; maps take one step.
 
-    **Returns:** `w2_floor`, `w2` (of the flow) and `w2_over_floor`; with the stages for it
-    `w2_reflow`, `w2_reflow_one_euler_step` and `w2_one_step`; and `..._standard_error` of
-    each.
+    **Returns:** `w2_floor`, `w2` (of the flow) and `w2_over_floor`; if there are stages for
+    them, also `w2_reflow`, `w2_reflow_one_euler_step` and `w2_one_step`; and
+    `..._standard_error` of each.
     """
     sample_key, *fresh_keys = jr.split(key, 2 * num_draws + 1)
     fresh = [sampler(num_points, key=fresh_key) for fresh_key in fresh_keys]
@@ -158,7 +158,7 @@ def flow_paths(
     solver: dfx.AbstractSolver = dfx.Midpoint(),
     num_steps: int | None = None,
 ) -> Float[Array, " n t *shape"]:
-    """Where a flow carries points: their places at given times, which figures are made of.
+    """Where a flow carries points: their positions at given times, for figures.
 
     **Arguments:**
 

@@ -33,9 +33,9 @@ def open_run(
     **Arguments:**
 
     - `folder`: the folder.
-    - `config`: what the results depend on, as JSON can hold it. An option that it leaves
-        out, since it has no effect this time, stays as the folder has it, and one that the
-        folder does not have is added to it.
+    - `config`: what the results depend on, as values that JSON can hold. An option that is
+      left out, since it has no effect this time, keeps the value stored in the folder. One
+      that is not stored there yet is added.
     - `made`: a pattern of results, by default checkpoints. While there are none, the
         configuration may still change.
 
@@ -150,7 +150,7 @@ def _missing(folder: str | os.PathLike[str]) -> str:
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Permissions do not tell everything, such as a full or read-only disk; a file
+        # Permissions do not show everything, such as a full or read-only disk; a file
         # does.
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -1,8 +1,8 @@
 """How a flow of images is trained: options as plain values, and a run in a folder.
 
-An epoch has `num_train // batch_size` steps. After each of them the held-out loss of the
-averaged weights is read, previews are drawn, and a checkpoint is saved. The one with the
-lowest held-out loss is the best.
+An epoch has `num_train // batch_size` steps. After each epoch the held-out loss of the
+averaged weights is measured, previews are drawn, and a checkpoint is saved. The one with
+the lowest held-out loss is the best.
 """
 
 import dataclasses
@@ -84,7 +84,8 @@ class ImageFlowTraining:
     def mesh(self) -> Mesh | None:
         """The devices that share a batch; `None` if there is only one.
 
-        **Raises:** `ValueError` if there are fewer, or if they cannot share it equally.
+        **Raises:** `ValueError` if there are fewer than `devices`, or if they cannot
+        share a batch equally.
         """
         there = jax.devices()
         number = self.devices or len(there)

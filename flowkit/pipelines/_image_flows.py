@@ -44,7 +44,7 @@ def image_flow_loss(
         labels = fk.drop_condition(
             batch.labels, class_dropout, null=num_classes, key=drop_key
         )
-    # In its own error: that of the velocity would weight some times up to a million times.
+    # The error of the velocity would give some times up to a million times the weight.
     targets = (flow.prediction,)
     return fk.flow_matching_loss(flow, batch.images, labels, targets=targets, key=key)
 
@@ -66,8 +66,8 @@ def held_out_loss(
     **Arguments:**
 
     - `flow`: a flow of images.
-    - `images`, `labels`: the held-out images, with labels for a conditional flow. What is
-        left over after whole batches is left out.
+    - `images`, `labels`: the held-out images, with labels for a conditional flow. Images
+      that do not fill a batch are left out.
     - `batch_size`: the number of images in memory at a time.
     - `key`: the random seed.
     """

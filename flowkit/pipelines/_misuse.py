@@ -14,7 +14,7 @@ Config = TypeVar("Config")
 _MISUSE = (ValueError, OSError, ImportError, FloatingPointError)
 _OURS = ("flowkit", "__main__")
 
-# Wherever they are raised, about what the user named or has not installed.
+# About what the user named or has not installed, wherever they are raised.
 _OF_USERS = (
     FileExistsError,
     FileNotFoundError,

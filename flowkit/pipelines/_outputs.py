@@ -49,8 +49,8 @@ def model_outputs(
 
     - `model`: a `fk.Flow`, a `fk.few_step.FlowMap`, or a decoder or autoencoder of
         `fk.latent` with as many latents as data have entries.
-    - `key`: for the latents of a VAE, which are draws: these are what should follow the
-        prior.
+    - `key`: for the latents of a VAE, which are drawn at random, since it is the draws
+      that should follow the prior.
 
     **Returns:** `paths` and `one_step` of a flow; of a map also `two_steps`, `latents` and
     `decoded`; `output` of a decoder, with `latents` and `decoded` if it has an encoder.
@@ -128,9 +128,9 @@ def output_distances(
 
     **Returns:** `w2_floor`, the distance between two draws of the data (a mean of five),
     `latent_w2_floor`, that of two draws of noise, and under `models` the numbers of each:
-    `w2`, `mean` and `std` of the samples; with the outputs for it `w2_one_step`,
-    `w2_two_steps`, `path_to_one_step` (how far one step ends from the path), `latent_w2`,
-    `latent_mean` and `latent_std`.
+    `w2`, `mean` and `std` of the samples; and, if the outputs for them are given,
+    `w2_one_step`, `w2_two_steps`, `path_to_one_step` (how far one step ends from the
+    path), `latent_w2`, `latent_mean` and `latent_std`.
     """
     # Rounded up, so that all batches are full.
     parts = -(-num_samples // batch_size)

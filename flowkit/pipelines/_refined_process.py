@@ -47,7 +47,7 @@ class RefinedProcess(eqx.Module):
     model = config.build(process=process)  # and then the flow
     ```
 
-    A new one has the mean of the process. Observed pixels keep their values.
+    Before training, the mean is that of the process. Observed pixels keep their values.
 
     **Arguments:**
 

@@ -18,8 +18,8 @@ def load_set_flow(
 ) -> tuple[latent.SetFlow, dict[str, Any]]:
     """The model that the last stage of a run left, and the stored options of the run.
 
-    Among the options are the `units` of clouds from a file, `None` for others: samples are
-    brought back to the units of the file by `options["units"].undo`.
+    Among the options are the `units` of clouds from a file, `None` for others:
+    `options["units"].undo` brings samples back to the units of the file.
 
     **Arguments:**
 

@@ -49,8 +49,8 @@ def set_flow_stages(
     - `train`: the training clouds, with labels for a class-conditional prior.
     - `num_points`: the maximum number of points of a cloud in a step.
     - `folder`: the folder of the run. With `stages="prior"` it may hold the stage of the
-        encoder, which then comes first in the list, as long as it is. Without a folder
-        the model is one that has been trained before.
+        encoder, which then comes first in the list, with the length that it was trained
+        for. Without a folder, the model must already be trained.
     - `up`: the axis about which clouds in space are turned by `augment`.
     - `seed`: the seed of the batches.
     """

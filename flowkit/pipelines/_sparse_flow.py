@@ -49,7 +49,7 @@ class SparseFlow(eqx.Module):
         of that and the mean of the process at the queries.
     - `process`: what the flow starts from, given the observed pixels: an object with
         the method `sample` of `fk.inverse.GaussianProcess`, or with a `grid` its
-        `sample_image`. White noise without one.
+        `sample_image`. `None` starts from white noise.
     - `grid`: the height and width of the images if the network answers for all of their
         pixels together; `None` if it answers at any coordinates.
     """
@@ -227,7 +227,7 @@ def _sample(model, seen, mirrored, key, options):
         cond=cond,
         **options,
     )
-    # What a solver with few steps overshoots is no intensity.
+    # A solver with few steps may overshoot the range of intensities.
     return jnp.clip(drawn.values, 0, 1)
 
 

@@ -103,7 +103,7 @@ class SparseFlowReport(eqx.Module):
         resolution: int | None = None,
         key: PRNGKey,
     ) -> dict[str, Any]:
-        """The numbers of whole images, once the pictures are in the folder.
+        """Writes the pictures to the folder, and returns the numbers of whole images.
 
         `mse`, `mae`, `psnr` and `ssim` are of one sample, on the whole image;
         `psnr_of_mean` and `ssim_of_mean` of the mean of all samples. `crps` and
@@ -224,7 +224,7 @@ class SparseFlowReport(eqx.Module):
         if len(samples) > 1:
             figure(*shown, drawn, low=0.0, path=Path(folder) / "samples.png")
 
-        # The number of observed pixels is that of all images.
+        # All images have the same number of observed pixels.
         if mask.all():
             return
         mean = np.mean(drawn, axis=1)

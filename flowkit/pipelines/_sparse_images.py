@@ -16,8 +16,8 @@ def small_images(name: str, *, seed: int = 0) -> data.Split:
     **Arguments:**
 
     - `name`: `digits` (8 x 8, gray, a tenth of them to test on), `mnist` (28 x 28, gray) or
-        `cifar10` (32 x 32, color). The last two are searched and perhaps downloaded as
-        `fk.data.load_mnist` and `fk.data.load_cifar10` describe it.
+        `cifar10` (32 x 32, color). The last two are looked for, and downloaded if necessary,
+        as described in `fk.data.load_mnist` and `fk.data.load_cifar10`.
     - `seed`: the seed of the split of the digits.
     """
     if name == "cifar10":

@@ -2,8 +2,8 @@
 
 The description is stored with a checkpoint and compared when it is read. It must be the
 same in every process, so it holds no addresses, and in every release, so it holds no
-module paths: a class or a function stands for itself by its name alone, a lambda
-function by the word. Functions of the same name are not told apart.
+module paths: a class or a function is described by its name alone, a lambda function by
+the word `<lambda>`. Functions of the same name are not told apart.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def _walk(node: Any, path: str, found: dict[str, str]) -> None:
 def _children(node: Any) -> list[tuple[str, Any]] | None:
     """The parts of a node with their paths; `None` for a leaf."""
     if isinstance(node, eqx.Module):
-        # Static fields are no leaves of the tree, but fields of the class all the same.
+        # Static fields are not leaves of the tree, but they are fields of the class.
         fields = [field.name for field in dataclasses.fields(node)]
         return [(f".{name}", getattr(node, name, None)) for name in fields]
     if isinstance(node, dict):

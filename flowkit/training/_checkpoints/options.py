@@ -21,8 +21,8 @@ class Checkpoints:
     configuration raise a `ValueError` and are left unchanged; so do those of an
     optimizer whose state has other arrays. What a model is made of counts too, not only
     its arrays: the prediction and the path of a flow, activations, sizes and other
-    options. What an optimizer is made of is not compared: a run goes on with another
-    learning rate.
+    options. The settings of an optimizer are not compared: a run may resume with
+    another learning rate.
 
     **Arguments:**
 

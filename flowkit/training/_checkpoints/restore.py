@@ -59,7 +59,7 @@ def restore_model(
     - `step`: which checkpoint; `None` is the last one that can be read.
     - `ema`: the averaged weights (the default), or those of the last step.
 
-    **Raises:** `ValueError` if `build` makes another model than the one that was
+    **Raises:** `ValueError` if `build` makes a different model from the one that was
     trained: with other arrays, or with another prediction, path, activation or option.
     """
     return restore(directory, build, step=step, ema=ema).model

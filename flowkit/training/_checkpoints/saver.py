@@ -119,7 +119,7 @@ class Saver:
             "stopped": snapshot.stopped,
             "versions": versions(),
         }
-        # Numbers as names: those of metrics may hold what a path on disk may not.
+        # Numbered, since names of metrics may have characters that a path may not.
         history = {}
         for number, (steps, values) in enumerate(snapshot.history.values()):
             history[str(number)] = {"steps": steps, "values": values}
@@ -197,7 +197,7 @@ class Saver:
 
     @contextlib.contextmanager
     def _failures_reported(self) -> Iterator[None]:
-        """Errors come from a thread, of every kind, and name files of orbax."""
+        """Errors of every kind come from a thread, and name files of orbax."""
         try:
             with quiet():
                 yield
@@ -205,11 +205,11 @@ class Saver:
             self._failed = True
             raise SaveFailed(
                 f"A checkpoint could not be written to {self._directory} ({error}). "
-                f"Complete are those of the steps {self._complete()}, "
-                "which stay as they are: "
+                f"The checkpoints of the steps {self._complete()} are complete "
+                "and stay unchanged: "
                 "make room or bring the folder back, "
-                "and the same command goes on from the last of them. "
-                "`result` of this error is what was reached."
+                "and the same command resumes from the last of them. "
+                "The `result` of this error holds what was reached."
             ) from error
 
     def _complete(self) -> list[int]:

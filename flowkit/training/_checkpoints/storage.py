@@ -21,7 +21,7 @@ BEST = "best"
 
 
 class Damaged(Exception):
-    """A checkpoint cannot be read, for the reason that it is raised with."""
+    """Raised for a checkpoint that cannot be read; the message is the reason."""
 
 
 @contextlib.contextmanager

@@ -102,8 +102,8 @@ class Stream:
         # Copied before the iterator is asked again: it may refill its memory.
         yield from map(_owned, self._iterator)
 
-        # A further pass, unless it would be the same one: an iterator has only one, and
-        # a pipeline of grain would repeat its order.
+        # Another pass, where that makes sense: an iterator has only one, and a pipeline
+        # of grain would repeat its order.
         is_grain = isinstance(self._iterator, grain.DatasetIterator)
         if is_grain or self._iterator is self._iterable:
             return

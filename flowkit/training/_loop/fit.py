@@ -50,8 +50,8 @@ class FitResult(eqx.Module):
     - `history`: maps a name (`"loss"`, `"grad_norm"`, `"skipped"`, the metrics of the
       loss, the values of callbacks) to `Series(steps, values)`, NumPy arrays with the
       same first axis. `steps` counts the steps done.
-    - `seconds`: how long the training took, callbacks and checkpoints included. Those of
-      a resumed run count from its beginning, without the time in between.
+    - `seconds`: how long the training took, callbacks and checkpoints included. For a
+      resumed run, its earlier parts count too, but not the time in between.
     """
 
     state: TrainState
@@ -76,7 +76,7 @@ class FitResult(eqx.Module):
 class Diverged(FloatingPointError):
     """Raised by `fit` after too many skipped steps in a row, see `Skipping`.
 
-    `result` is what was reached, a `FitResult`: skipped steps have not changed it.
+    `result` is the `FitResult` up to then, which skipped steps have not changed.
     """
 
     def __init__(self, message: str, result: FitResult):
@@ -87,7 +87,7 @@ class Diverged(FloatingPointError):
 class NotSaved(OSError):
     """Raised by `fit` if a checkpoint cannot be written: the disk is full, the folder gone.
 
-    Checkpoints that were complete stay. `result` is what was reached, a `FitResult`.
+    Complete checkpoints are kept. `result` is the `FitResult` up to then.
     """
 
     def __init__(self, message: str, result: FitResult):

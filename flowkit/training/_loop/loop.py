@@ -35,8 +35,8 @@ _REFRESH_SECONDS = 0.25
 class Loop:
     """A run under way: the state on the device, and what surrounds it.
 
-    Once made, it stands where the run is to begin: at step 0, or at the last checkpoint
-    of `saver`.
+    A new loop starts where the run begins: at step 0, or at the last checkpoint of
+    `saver`.
 
     **Arguments:**
 
@@ -191,7 +191,7 @@ class Loop:
             self._save()
 
     def _next_pause(self, num_steps: int) -> int:
-        """The first step at which something else is to be done."""
+        """The next step at which a callback or a checkpoint is due, or the run ends."""
         intervals = [one.every for one in self._callbacks]
         if self._saver is not None:
             intervals.append(self._saver.every)
@@ -238,7 +238,7 @@ class Loop:
                 f"`batches` of this process ended after {self.step} of {num_steps} steps, "
                 f"and the other processes wait for it; {remedy}"
             )
-        # What was trained is worth more than the steps that are missing.
+        # No error: the steps made so far are worth more than the missing ones.
         warnings.warn(
             f"`batches` ended after {self.step} of {num_steps} steps, and so does the "
             f"training; {remedy}",

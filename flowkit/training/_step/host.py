@@ -1,8 +1,9 @@
 """Batches from the host: read as arrays, and copied into memory that nobody else writes.
 
 JAX runs a compiled step after the call has returned, and on a CPU it reads the memory of
-a NumPy array in place. Whoever refills that memory meanwhile (a ring of buffers, shared
-memory, a memory map) changes the batch under the step, so every array is copied first.
+a NumPy array in place. If that memory is refilled in the meantime (a ring of buffers,
+shared memory, a memory map), the batch changes while the step runs, so every array is
+copied first.
 """
 
 from typing import Any

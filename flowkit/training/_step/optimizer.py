@@ -11,9 +11,9 @@ from jaxtyping import Array, Int, PyTree
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What has Optax's `init(params)` and `update(updates, state, params)`.
+    """Anything with Optax's `init(params)` and `update(updates, state, params)`.
 
-    Every `optax.GradientTransformation` does, and so does `optax.MultiSteps`.
+    Every `optax.GradientTransformation` has them, and so does `optax.MultiSteps`.
     """
 
     @property

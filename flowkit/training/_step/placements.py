@@ -41,7 +41,7 @@ from flowkit.training._step.sharding import (
 
 
 class AbstractPlacement(eqx.Module):
-    """How a training is spread over devices: what `parallel=` takes.
+    """How training is spread over devices: the type of `parallel=`.
 
     All placements make the same steps, up to the order of sums. In each of them the loss
     sees the whole batch, so couplings, stratified times and random numbers do not depend on
@@ -181,7 +181,7 @@ class FullySharded(_AbstractPartitioned):
 
     flowkit's losses gather each weight where the examples are worked on, and scatter its
     gradient. For a loss that averages over the batch by itself, the weights are gathered
-    before it is called; `fk.training.mean_over_batch` spares a third of the bytes there.
+    before it is called; `fk.training.mean_over_batch` saves a third of the bytes there.
 
     **Arguments:**
 
@@ -232,9 +232,9 @@ class FullySharded(_AbstractPartitioned):
 class Pmapped(AbstractPlacement):
     """The classic replicated step of `jax.pmap`: each device runs the same program.
 
-    A loss that averages over the batch by itself does the whole work on every device, and
-    a warning says so; with `fk.training.mean_over_batch` in it, each does its own share.
-    For several processes take `Replicated`.
+    If the loss averages over the batch by itself, every device does all of the work, and a
+    warning says so. If it uses `fk.training.mean_over_batch`, each device does its own
+    share. For several processes, use `Replicated`.
 
     **Arguments:**
 

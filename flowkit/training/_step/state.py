@@ -24,7 +24,7 @@ Trainable: TypeAlias = Callable[..., Any] | None
 
 
 class TrainState(eqx.Module):
-    """Everything a run needs to go on: a pure pytree.
+    """Everything a run needs to resume, as a pure pytree.
 
     - `model`: the model.
     - `average`: the moving average of its weights, in float32 at least; `None` if none
@@ -153,7 +153,7 @@ def check_state(
         expected = jax.eval_shape(optimizer.init, params)
     if jax.tree.structure(state.opt_state) != jax.tree.structure(expected):
         raise ValueError(
-            "`optimizer` or `trainable` of `make_step` is another one than that of "
+            "`optimizer` or `trainable` of `make_step` differs from that of "
             "`init_state`; pass the same to both."
         )
     if (state.average is None) != (ema_decay is None):
