@@ -32,13 +32,14 @@ def array_record_folder(
     ```
 
     `fk.data.batches` shuffles over all files, gives each process its part of every batch,
-    and reads only the records of that part. With the same seed they are the batches of the
-    same data in memory. Apply grain's own operations to the dataset first: `data[1000:]`
-    holds all but the first thousand examples, and `data.map(fn)` changes each of them.
+    and reads only the records of that part. With the same seed, they equal the batches of
+    the same data in memory. Apply grain's own operations to the dataset first:
+    `data[1000:]` holds all but the first thousand examples, and `data.map(fn)` changes each
+    of them.
 
-    A record is one example. Without `parse` it holds what `numpy.save` writes, one array, or
-    `numpy.savez`, several by name; nothing is unpickled. Such files are made by ArrayRecord
-    itself, which grain installs:
+    A record is one example. Without `parse`, it must hold the output of `numpy.save` (one
+    array) or of `numpy.savez` (several arrays by name); nothing is unpickled. Write such
+    files with ArrayRecord itself, which is installed with grain:
 
     ```python
     from array_record.python.array_record_module import ArrayRecordWriter

@@ -165,7 +165,7 @@ def _rotations(
         return rotate(rng, num, dim)
     if dim != 2:
         raise ValueError(
-            "`rotate` as two angles is for points in the plane, these have "
+            "`rotate` as two angles is for points in the plane, but these have "
             f"{dim} dimensions; use `fk.data.AboutAxis(...)`, `fk.data.any_rotation`, or "
             "None."
         )
@@ -175,8 +175,8 @@ def _rotations(
 def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
     """A random subset of the valid points of every cloud, in random order.
 
-    `functools.partial(fk.data.subsample, num_points=2048)` is a `transform` for
-    `fk.data.batches`, which takes other points of each cloud every time.
+    As the `transform` of `fk.data.batches`, `functools.partial(fk.data.subsample,
+    num_points=2048)` takes different points of each cloud every time.
 
     **Arguments:**
 

@@ -37,8 +37,8 @@ def batches(
 ) -> grain.IterDataset:
     """A grain dataset whose elements are shuffled batches of a pytree of arrays.
 
-    One record is one batch. Those of data in memory are gathered in a few hundredths of
-    a millisecond, in the calling thread. Batch `i` is a pure function of `seed` and
+    One record is one batch. A batch of data in memory is gathered in a few hundredths
+    of a millisecond, in the calling thread. Batch `i` is a pure function of `seed` and
     `i`: an iterator that is set to a saved state (`get_state`, `set_state`) continues
     with exactly the batches that would have followed, bit by bit.
 
@@ -55,8 +55,9 @@ def batches(
     - `seed`: the random seed of the permutations and of the transform.
     - `transform`: a function `(batch, rng)` that returns the batch to use. Each step and
         shard has a NumPy generator `rng` of its own. Use it for augmentation and noise.
-    - `num_threads`: how many batches are read at the same time, ahead of the training; 0
-        reads each when it is asked for. Give some for files that are slow to read.
+    - `num_threads`: how many batches are read at the same time, ahead of training; 0
+      reads each batch when it is requested. Use several threads for files that are slow
+      to read.
     - `shard_index`, `num_shards`: this process takes the `shard_index`-th of `num_shards`
         equal parts of each batch. The default is JAX's own process index and count.
 

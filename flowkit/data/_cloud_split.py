@@ -1,7 +1,7 @@
 """Data sets of point clouds by name, with held-out shapes in two versions.
 
-An encoder sees one version of a held-out shape, and what a model makes of it is compared
-with the other. The distance between the two versions is the floor of every reconstruction.
+An encoder sees one version of a held-out shape, and the reconstruction is compared with the
+other. The distance between the two versions is the floor of every reconstruction error.
 """
 
 import os
@@ -98,7 +98,8 @@ def cloud_split(
     - `seed`: the seed of the split and of all points.
 
     **Raises:** `ValueError` for a name that is none of these, for sizes below 1, and for a
-    file that has a cloud with fewer than two valid points, of which no two versions exist.
+    file that has a cloud with fewer than two valid points, which cannot be split into two
+    versions.
     """
     for option, value in {
         "num_points": num_points,

@@ -53,9 +53,9 @@ class PosedSets(NamedTuple):
 class Scenes(NamedTuple):
     """Point clouds of several objects each, with the pose of every object.
 
-    A scene of `m` objects has them at places 0 to `m - 1` of the axis `k`. The rest of
-    this axis is `-1` in `digit_labels` and a pose that changes nothing. Points are in the
-    order of their objects.
+    The `m` objects of a scene are at positions 0 to `m - 1` of the axis `k`. The rest of
+    this axis holds `-1` in `digit_labels` and, in the other arrays, a pose that changes
+    nothing. Points are in the order of their objects.
 
     - `points`: `(b, n, 2)`.
     - `mask`: `(b, n)`, true where a point is valid.
@@ -113,7 +113,7 @@ def image_clouds(
     - `weighted`: whether these are drawn with probability proportional to their
         intensity, instead of equally likely.
     - `jitter`: a function `(key, shape, dtype)` that draws offsets in pixels, by default
-        `N(0, 1/12)`, or half the width of a uniform distribution.
+      `N(0, 1/12)`; or a number, half the width of a uniform distribution.
     - `empty`: a function `(key, shape, dtype)` that draws the points of an image without
         a pixel above the threshold, by default `N(0, 1/4)`. `None` makes it an error.
     """

@@ -52,9 +52,10 @@ def image_folder(
     converted to red, green and blue: transparent parts become white, and gray values of 16
     bits are scaled to 8. Of files with several pictures the first is read.
 
-    Each epoch has an order of its own, and what does not fill its last batch is dropped.
-    Batch `i` is a pure function of `seed` and `i`: pass the dataset to `fk.training.fit`,
-    whose checkpoints hold the position, and a resumed run sees the same batches.
+    Each epoch has its own order, and pictures that do not fill a batch at its end are
+    dropped. Batch `i` is a pure function of `seed` and `i`: pass the dataset to
+    `fk.training.fit`, whose checkpoints hold the position, and a resumed run sees the same
+    batches.
 
     All files are read once before the first batch, to find damaged ones: headers, the
     checksums of PNG, and the ends of JPEG files are checked. BMP and TIFF are decoded.

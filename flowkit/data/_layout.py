@@ -1,7 +1,7 @@
 """Which arrays a kind of sets holds, and whether given ones have its shapes and types.
 
-A kind is a named tuple, and its annotations say it all: `Float[np.ndarray, "b n d"]` is an
-array of real numbers that shares its axis `b` with every other one that has it, and
+A kind is a named tuple, whose annotations specify its arrays: `Float[np.ndarray, "b n d"]`
+is an array of real numbers that shares its axis `b` with every other one that has it, and
 `| None` means that it may be missing.
 """
 

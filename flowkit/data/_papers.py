@@ -1,8 +1,8 @@
 """The planar sets of published comparisons, under the name of the paper.
 
 The papers draw a fixed number of points once, partly on grids of angles. Here all points are
-independent draws of the same distribution, and what the papers standardize by the moments of
-a sample is standardized by those of the distribution.
+independent draws of the same distribution, and where the papers standardize by the moments of
+a sample, those of the distribution are used.
 """
 
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ class Part(NamedTuple):
     """One array of one file: where its numbers begin, and how they are laid out."""
 
     path: Path
-    # A map is found again by its part, and a new file may have the path of an old one.
+    # Maps are cached by their part, and a new file may have the path of an old one.
     version: tuple[int, ...]
     start: int
     shape: tuple[int, ...]
@@ -128,8 +128,8 @@ def npz_folder(
     - `folder`: the folder. Files are taken in the order of their names.
     - `pattern`: which files of the folder.
 
-    **Returns:** each name that the files hold, with an array that has `shape` and `dtype`
-    and is read by `array[rows]`.
+    **Returns:** a dict from each name in the files to an array that has `shape` and
+    `dtype` and is read with `array[rows]`.
 
     **Raises:** `ValueError`, with the name of the file and the fix, for a folder without
     such files, files that hold other names, types or shapes than the first one, compressed

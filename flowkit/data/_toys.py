@@ -158,8 +158,8 @@ def pinwheel(
 ) -> Float[Array, "{num} 2"]:
     """Gaussian blades on `num_arms` arms, bent like a toy windmill.
 
-    A point `(x, y)` with `x ~ N(1, radial_std^2)` and `y ~ N(0, tangential_std^2)` is turned
-    to its arm and by the angle `rate * exp(x)`, then doubled.
+    A point `(x, y)` with `x ~ N(1, radial_std^2)` and `y ~ N(0, tangential_std^2)` is rotated
+    to its arm and further by the angle `rate * exp(x)`, then doubled.
 
     **Reference:** Composing graphical models with neural networks for structured
     representations and fast inference, M. Johnson et al., 2016, arXiv 1603.06277.

@@ -213,7 +213,7 @@ def _log_posterior(parameters, observation):
     u = observation[0] - OFFSET + jnp.abs(s)
     v = observation[1] - t
 
-    # The density has a pole of no weight at radius zero, of which this is the edge.
+    # This cuts off the pole of the density at radius zero, which has no mass.
     distance = jnp.sqrt(jnp.maximum(u**2 + v**2, 1e-12))
     radius = jnp.where(u < 0, -distance, distance)
     log_density = jsp.stats.norm.logpdf(radius, RADIUS, RADIUS_STD)

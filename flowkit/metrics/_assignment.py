@@ -53,8 +53,8 @@ def w2(
     Everything else is as in `emd`, but the assignment differs, since the cost is squared.
     Two samples of one smooth distribution are not at distance 0, but at about `n^(-1/2)`
     on a line, `sqrt(log(n) / n)` in the plane, and `n^(-1/d)` in more dimensions (Ajtai,
-    Komlos & Tusnady, 1984), so compare a value with theirs. Where two distributions
-    differ by more than that, the bias is smaller.
+    Komlos & Tusnady, 1984), so compare a value with that of two such samples. Where two
+    distributions differ by more than that, the bias is smaller.
     """
     _check_counts(x, y, mask_x, mask_y)
     return _w2(x, y, mask_x, mask_y)

@@ -1,7 +1,7 @@
 """Scores of a collection of generated clouds against a collection of real ones.
 
 A score means nothing by itself: it depends on the distance, on the number of clouds,
-and on the number of points. Its floor is what real clouds score in place of the
+and on the number of points. Its floor is the score of real clouds in place of the
 generated ones, with everything else equal.
 """
 
@@ -73,8 +73,8 @@ def set_scores(
     **Arguments:**
 
     - `samples (a, n, d)`, `reference (a, m, d)`: equally many clouds, at least two,
-        with masks of their valid points. Normalize both in the same way and give
-        them the same number of points; otherwise these alone tell them apart.
+        with masks of their valid points. Normalize both in the same way and give them
+        the same number of points; otherwise such differences alone tell them apart.
     - `distance`: `(x, y) -> ()`, symmetric, as in `pairwise`. About `2 a^2` distances
         are computed.
     - `mesh`: devices that share the distances, as in `pairwise`.
@@ -111,8 +111,9 @@ def scores_with_floor(
     """`set_scores` of generated clouds and, as their floor, of other real clouds.
 
     Both are cut into collections as long as the reference, and their scores are means
-    over these collections, which lowers their scatter: a single `one_nna` scatters by
-    about `0.5 / sqrt(b)`. Clouds beyond the last full collection are left out.
+    over these collections, which reduces their fluctuations: a single `one_nna`
+    fluctuates by about `0.5 / sqrt(b)`. Clouds beyond the last full collection are left
+    out.
 
     **Arguments:**
 

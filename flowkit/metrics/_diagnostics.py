@@ -20,9 +20,9 @@ def straightness(
 
     $$\int_0^1 |(x_1 - x_0) - dx/dt|^2\, dt.$$
 
-    Between the given times the trajectory is taken as straight, so the value grows to the
-    integral as the grid gets finer. Zero means that one Euler step is exact. Times over
-    another interval are scaled to [0, 1].
+    Between the given times the trajectory is taken as straight, so the value increases
+    toward the integral as the grid gets finer. Zero means that one Euler step is exact.
+    Times over another interval are scaled to [0, 1].
 
     **Arguments:** increasing `times (t,)` and `points (t, ...)`, at least two. Use
     `jax.vmap` for several trajectories.

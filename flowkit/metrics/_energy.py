@@ -42,7 +42,7 @@ def _energy_distance(x, y, mask_x, mask_y):
     x, y, mask_x, mask_y = prepare_pair(x, y, mask_x, mask_y)
 
     # For near distributions the three expectations nearly cancel. Subtracted point by
-    # point, before the last mean, they leave its rounding at the size of their difference.
+    # point, before the last mean, they leave a rounding error as small as their difference.
     excess_x = _mean_distances(x, y, mask_y) - _mean_distances(x, x, mask_x)
     excess_y = _mean_distances(y, x, mask_x) - _mean_distances(y, y, mask_y)
     squared = valid_mean(excess_x, mask_x) + valid_mean(excess_y, mask_y)

@@ -1,10 +1,10 @@
 r"""Expected coverage: how often regions of a posterior hold the truth.
 
-A family of nested regions orders the samples of a posterior, by their distance from a
-point or by their density. A region that holds a fraction $p$ of an exact posterior
-holds the truth with probability $p$. The number of samples further inside than the truth is
-then a uniform rank, and the fraction of ranks below $j$ the coverage of the regions that
-hold $j$ of $n + 1$ equally likely places.
+A family of nested regions orders the samples of a posterior, by their distance from a point
+or by their density. A region that holds a fraction $p$ of an exact posterior holds the truth
+with probability $p$. The number of samples further inside than the truth is then a uniform
+rank. The fraction of ranks below $j$ is the coverage of the regions that hold $j$ of $n + 1$
+equally likely places.
 """
 
 from typing import NamedTuple
@@ -59,14 +59,14 @@ def tarp_coverage(
     ```
 
     A case has a reference point, and its regions are the balls around that point: a sample
-    is inside if it is nearer to the point than the truth is. No density is needed. Towards
-    level 1 the curve of samples that are too narrow is below the diagonal, and that of
-    samples that are too wide above it.
+    is inside if it is nearer to the point than the truth is. No density is needed. Near
+    level 1, the curve is below the diagonal if the samples are too narrow, and above it if
+    they are too wide.
 
     The reference point of a case is the truth of another case, chosen at random: a draw of
-    the prior. It knows nothing of the observation, and with such points the prior itself
-    has the right coverage. To tell a posterior from the prior, give `references` that are a
-    function of the observation, random or not.
+    the prior. It does not depend on the observation, and with such points even the prior
+    itself has the correct coverage. To tell a posterior from the prior, give `references`
+    that are a function of the observation, random or not.
 
     Distances are Euclidean, with each parameter in units of its standard deviation over the
     truths.
@@ -110,9 +110,9 @@ def highest_density_coverage(
 
     Only the order within a case matters, so densities need not be normalized.
 
-    **Arguments:** log-densities of a posterior, that of each case: of its samples,
-    `sample_log_probs (n, cases)`, and of the truth, `truth_log_probs (cases,)`. Where the
-    density is zero they are `-inf`.
+    **Arguments:** log-densities under the posterior of each case: those of its samples,
+    `sample_log_probs (n, cases)`, and that of its truth, `truth_log_probs (cases,)`. Where
+    the density is zero they are `-inf`.
 
     **Reference:** Hermans et al., *A Trust Crisis In Simulation-Based Inference? Your
     Posterior Approximations Can Be Unfaithful* (2022), arXiv 2110.06581.
@@ -164,7 +164,7 @@ def _highest_density_coverage(sample_log_probs, truth_log_probs):
 
 
 def _coverage(samples: Array, truth: Array) -> ExpectedCoverage:
-    """The curve of regions that hold what is below a threshold."""
+    """The coverage curve of regions that hold all values below a threshold."""
     counts = rank_histogram(samples, truth)
     below = jnp.concatenate([jnp.zeros(1, counts.dtype), jnp.cumsum(counts)])
     levels = jnp.arange(len(below), dtype=counts.dtype) / len(counts)

@@ -27,12 +27,12 @@ def frechet_distance(
 
     with means $\mu$ and covariances $A$, $B$ of the features, which divide by $n - 1$. As
     is usual, this is the square of `gaussian_w2`. It is the FID only for the features of
-    one certain network, so do not call it FID for features of your own. Compare values
+    one particular network, so do not call it FID for features of your own. Compare values
     only if the features and the numbers of examples are the same.
 
     The value is biased: it is positive for two sets of one distribution, and grows as the
-    sets get smaller. Give both sets the same size, and print the floor next to it, which
-    is the distance between two halves of the data:
+    sets get smaller. Give both sets the same size, and report the value together with its
+    floor, the distance between two halves of the data:
 
     ```python
     floor = fk.metrics.frechet_distance(data[:5000], data[5000:10000], features)

@@ -41,8 +41,9 @@ def effective_sample_size(log_weights: Float[AnyArray, " n"]) -> Float[Array, ""
     $$\frac{\bigl(\sum_i w_i\bigr)^2}{\sum_i w_i^2},$$
 
     from 1, if one sample has all the weight, to `n`, if all weights are equal. The error of
-    a weighted mean is about that of this many samples of the target. It only judges places
-    where there are samples: if a part of the target has none, it stays high.
+    a weighted mean is about that of this many samples of the target. It only takes into
+    account regions that have samples: if a part of the target has none, the value stays
+    high.
 
     **Arguments:** `log_weights (n,)`, as in `normalized_log_weights`.
 

@@ -20,7 +20,7 @@ from flowkit._types import AnyArray, FloatArray, is_traced, Mask, sum_dtype
 AnyMask: TypeAlias = Bool[AnyArray, "..."] | None
 
 _LEAST_DIGITS = 1e-3
-"""The part of their spread by which values may be rounded without a warning."""
+"""The fraction of their spread by which values may be rounded without a warning."""
 
 
 def check_values(name: str, x: FloatArray, mask: AnyMask = None) -> None:

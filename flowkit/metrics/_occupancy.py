@@ -38,8 +38,8 @@ def jsd(
     - `samples (a, n, d)`, `reference (b, m, d)`: the collections.
     - `num_cells`: the number of equal cells along each axis.
     - `limits`: `(low, high)` of the grid along every axis. By default the grid is the
-        smallest cube that holds the reference, with the center of its bounding box,
-        whatever the samples. A point outside counts in the nearest cell.
+      smallest cube that holds the reference, centered on its bounding box, regardless
+      of the samples. A point outside counts in the nearest cell.
     - `mask_samples`, `mask_reference`: the valid points.
 
     **Reference:** Achlioptas et al., *Learning Representations and Generative Models for

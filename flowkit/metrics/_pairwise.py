@@ -44,8 +44,8 @@ def pairwise(
     - `distance`: `(x, y) -> ()`, also with `mask_x=` and `mask_y=` if masks are given.
     - `xs`, `ys`: clouds of shape `(a, n, d)` and `(b, m, d)`, padded if sizes differ.
     - `mask_xs`, `mask_ys`: their valid points.
-    - `block_size`: the number of pairs that are computed together. By default as many as
-        keep the memory at some MB.
+    - `block_size`: the number of pairs that are computed together. By default, as many as
+      fit into a few MB of memory.
     - `mesh`: devices with the axis `"data"`, such as those of `fk.training.data_mesh`;
       each computes its share of the pairs. The number of clouds is arbitrary, and the
       clouds may be spread over the devices of several processes.
@@ -99,7 +99,7 @@ def matrix_of(
     if mesh is not None:
         check_axes(mesh)
         mesh = with_auto_axes(mesh)
-        # Each device has as many: the last pair is computed again.
+        # Each device gets the same number: the last pair is repeated as padding.
         pairs = np.pad(pairs, ((0, -len(pairs) % mesh.size), (0, 0)), mode="edge")
     size = min(size, len(pairs))
     matrix = _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, size, mesh)
@@ -153,7 +153,8 @@ def _pairwise(distance, xs, ys, mask_xs, mask_ys, pairs, block_size, mesh):
         whole = NamedSharding(mesh, PartitionSpec())
         values = lax.with_sharding_constraint(values, whole)
 
-    # What fills up the parts of the devices is set once more, to the same value.
+    # Pairs that fill up the shares of the devices are written again, with the same
+    # value.
     i, j = pairs.T
     matrix = jnp.zeros(shape, values.dtype).at[i, j].set(values)
     return matrix.at[j, i].set(values) if within else matrix

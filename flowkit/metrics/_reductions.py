@@ -1,7 +1,7 @@
 """Sums over pairs of points in bounded memory, and means and roots that stay defined.
 
 A matrix of costs `(n, m)` is never held as a whole: it is computed for one block of rows
-at a time, and what is left of each block is reduced before the next one.
+at a time, and each block is reduced before the next one is computed.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Distances that are measured several times, so that they come with an error.
 
 A distance between two samples of one distribution is not zero. That value is the floor, and
-a distance means something only next to it.
+a distance is meaningful only in comparison with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ def repeated_distance(
             f"`samples` and `reference` must hold equal numbers of sets, at least two; got "
             f"{len(samples)} and {len(reference)}."
         )
-    # Assignments are solved on the host, so threads gain where there are several cores.
+    # Assignments are solved on the host, so threads help if there are several cores.
     with ThreadPoolExecutor() as pool:
         values = list(pool.map(lambda x, y: float(distance(x, y)), samples, reference))
     return RepeatedDistance(np.asarray(values))

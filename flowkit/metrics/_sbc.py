@@ -61,9 +61,9 @@ def simulation_based_calibration(
     $$\sum_b \frac{(c_b - e_b)^2}{e_b} \sim \chi^2_{\mathrm{bins} - 1}.$$
 
     It suits ranks because they are discrete. The Kolmogorov-Smirnov test assumes a
-    continuous distribution, is too lenient for a discrete one, and sees least at the ends,
-    where narrow samples show first. Ties split a case among its possible ranks, which makes
-    the test lenient if there are many.
+    continuous distribution, is too lenient for a discrete one, and is least sensitive at the
+    ends, where samples that are too narrow show first. Ties split a case among its possible
+    ranks, which makes the test lenient if there are many.
 
     There is one p-value per parameter. To judge all of them at once, multiply the smallest
     by their number.

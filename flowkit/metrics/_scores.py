@@ -23,8 +23,8 @@ def one_nna(
 
     Each cloud of both lists is assigned to the list of its nearest other cloud. 0.5 is
     ideal: the lists cannot be told apart. 1 means that they are disjoint, and less than
-    0.5 that samples copy the reference. For `a` samples of the distribution of the
-    reference the value scatters by about `0.5 / sqrt(a)`.
+    0.5 that samples copy the reference. For `a` samples from the distribution of the
+    reference, the value fluctuates by about `0.5 / sqrt(a)`.
 
     Where the nearest cloud of the same list is exactly as far away as that of the other,
     the classifier tosses a coin, and half a hit is counted.

@@ -91,7 +91,7 @@ def ssim(
     data_range: Scalar = 1.0,
     window: Window = GaussianWindow(),
 ) -> Float[Array, ""]:
-    r"""The mean structural similarity of two images, at most 1, which equal images have.
+    r"""The mean structural similarity of two images, at most 1, the value for equal images.
 
     The mean is over windows and channels. For constant images $a$ and $b$ the value is
     $(2ab + C_1) / (a^2 + b^2 + C_1)$, with $C_1 = (0.01 L)^2$.

@@ -1,7 +1,7 @@
 """Transport of large clouds in bounded memory, from entropic potentials.
 
-Two abilities: bounds of the earth mover's distance, and the Sinkhorn divergence. Costs
-are computed for one block of rows at a time, in every iteration.
+This module computes bounds on the earth mover's distance, and the Sinkhorn divergence.
+Costs are computed for one block of rows at a time, in every iteration.
 """
 
 from typing import NamedTuple
@@ -47,10 +47,10 @@ def emd_bounds(
 
     which is `emd` where sizes are equal. Both bounds come from entropic transport.
     Sinkhorn's potentials are made feasible by $f_i = \min_j (|x_i - y_j| - g_j)$, so that
-    the means of $f$ and $g$ add up to a lower bound. Its plan is scaled and filled up to
-    the exact marginals, and costs an upper bound. Both hold, up to rounding, however
-    early the iteration stops; a smaller `epsilon` with enough iterations brings them
-    together.
+    the means of $f$ and $g$ add up to a lower bound. Sinkhorn's plan is scaled and filled
+    up to the exact marginals, and its cost is an upper bound. Both hold, up to rounding,
+    however early the iteration stops; a smaller `epsilon` with enough iterations brings
+    them together.
 
     No array is `n x m`: each iteration runs over blocks of rows, in `O(n m)`. Do not
     train on the bounds: no gradient flows through them.
@@ -59,8 +59,8 @@ def emd_bounds(
 
     - `x (n, d)`, `y (m, d)`: clouds of any sizes.
     - `epsilon`: the regularization, relative to the mean distance.
-    - `max_iterations`: the most iterations of Sinkhorn, which stops earlier at relative
-        marginal errors of 1e-2.
+    - `max_iterations`: the maximum number of Sinkhorn iterations, which stop earlier at
+      a relative marginal error of 1e-2.
     - `mask_x (n,)`, `mask_y (m,)`: the valid points.
 
     **Returns:** `Bounds(lower, upper)`, with their difference as `gap`.
@@ -110,8 +110,8 @@ def sinkhorn_divergence(
         iterations.
     - `relative`: whether `epsilon` is relative to the mean of $C$ between the clouds. To
         compare pairs with each other, give one in the units of $C$ and `relative=False`.
-    - `max_iterations`: the most iterations of Sinkhorn, which stops earlier at relative
-        marginal errors of 1e-3.
+    - `max_iterations`: the maximum number of Sinkhorn iterations, which stop earlier at
+      a relative marginal error of 1e-3.
     - `mask_x (n,)`, `mask_y (m,)`: the valid points.
 
     **Reference:** Genevay, Peyre & Cuturi (2018), arXiv 1706.00292; Feydy et al. (2019),
@@ -189,7 +189,8 @@ def _cost_of_rounded_plan(problem, f, g, epsilon):
     r"""The cost of a plan with exact marginals $a, b$ near that of the potentials.
 
     With ratios $R$ the plan is $r_i R_{ij} s_j$ where $r$ scales down rows that hold too
-    much and $s$ then columns. What rows and columns miss is filled up by a product.
+    much and $s$ then columns. The mass that rows and columns still lack is filled up with
+    a product.
     """
     transposed = problem.transposed()
     a = jnp.exp(log_weights(problem.mask_x, f.dtype))
@@ -245,7 +246,7 @@ def _entropic_cost(problem, epsilon, scale, max_iterations):
     """The dual value at the potentials.
 
     At the optimum it does not depend on them to first order, so its derivative with the
-    potentials held fixed is the right one.
+    potentials held fixed is correct.
     """
     f, g, _, _ = problem.solve(
         epsilon,

@@ -28,7 +28,7 @@ class Tracker(NamedTuple):
     ```
 
     **Arguments:** `values`: name -> the arrays that were added. All values are kept, one
-    number per example, so batches of different sizes are weighted as they should be.
+    number per example, so batches of different sizes are weighted correctly.
     """
 
     values: Mapping[str, tuple[np.ndarray, ...]] = MappingProxyType({})

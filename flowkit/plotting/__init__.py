@@ -1,8 +1,8 @@
 """Figures: arrays in, a `matplotlib.figure.Figure` out, saved if a `path` is given.
 
-Figures are unknown to pyplot, look the same under every style of matplotlib, and show
-themselves as the last line of a notebook's cell. Only the explorer is something else, a
-page in HTML.
+Figures are not registered with pyplot, look the same under every style of matplotlib,
+and are displayed when they are the last line of a notebook cell. The explorer is the
+exception: it writes an HTML page.
 """
 
 from flowkit._namespace import public_names as _public_names

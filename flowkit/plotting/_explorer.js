@@ -68,7 +68,7 @@
     return Array.from({ length: size }, (_, axis) => make(axis));
   }
 
-  // ---- density: an isotropic Gaussian kernel on particles, which factorises over the axes
+  // ---- density: an isotropic Gaussian kernel on particles, which factorizes over the axes
 
   // Values of the kernel, one array per particle, at the positions along one axis.
   function kernel(coordinates, positions) {
@@ -147,7 +147,7 @@
     return line;
   }
 
-  // In one dimension the slopes of the paths, at all times: dashes as long as each other once both axes have length 1.
+  // In one dimension the slopes of the paths, at all times: dashes of equal length once both axes are scaled to length 1.
   function slopes(field) {
     const line = { x: [], y: [] };
     const half = 0.35 * (fieldTimes.values[1] - fieldTimes.values[0]);

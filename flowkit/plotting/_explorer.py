@@ -73,8 +73,9 @@ def explorer(
 ) -> Path:
     r"""Writes one HTML page with particles, paths, velocity and density of a flow.
 
-    One slider sets the time of the flow, another one the stage of a training. The page
-    holds all it needs and opens from the disk, without a server and without a network.
+    One slider sets the time of the flow, and another one the stage of a training run.
+    The page holds all it needs and opens from the disk, without a server and without a
+    network.
 
     - Particles lie on straight lines between the times of their stage. The paths are
       those of the first 100.

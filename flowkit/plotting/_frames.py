@@ -88,7 +88,7 @@ def _write(
 ) -> None:
     pictures = comparison_frames(frames, **options)
     for file, frame in zip(files, pictures, strict=True):
-        # Finding 256 colors is what takes longest in writing a GIF; an octree is fast.
+        # Finding 256 colors takes most of the time of writing a GIF; an octree is fast.
         image = frame.image.quantize(
             method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
         )

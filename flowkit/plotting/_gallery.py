@@ -1,4 +1,4 @@
-"""A flow in the plane from all sides: pictures and animations of one solve."""
+"""Pictures and animations of a flow in the plane, all made from one solve."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from flowkit.plotting._trajectories import curvature, Paths, trajectories
 # Frames for which an animation shows its last picture.
 _STANDS_STILL = 4
 _FIELD_TIMES = (0.0, 0.33, 0.67, 1.0)
-# Data behind trails, where more would hide them.
+# The number of data points behind trails; more of them would hide the trails.
 _NUM_BEHIND = 500
 
 

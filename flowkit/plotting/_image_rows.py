@@ -1,4 +1,4 @@
-"""One row of panels for each image: what was seen of it, and what a model made of that."""
+"""One row of panels for each image: its observed pixels, and what a model made of that."""
 
 from typing import Any
 

@@ -121,7 +121,7 @@ def unit_values(name: str, images: Any, low: Number) -> np.ndarray:
 
 
 def hide(rgb: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Colors `(..., 3)`, with one of their own for the pixels that are not seen."""
+    """Colors `(..., 3)`, with a separate color for the pixels that are not seen."""
     return np.where(seen[..., None], rgb, to_rgb(UNSEEN))
 
 

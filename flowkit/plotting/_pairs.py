@@ -97,7 +97,7 @@ def masked_examples(
     view: tuple[Number, Number] = (20, -60),
     path: PathLike = None,
 ) -> Figure:
-    """What a mask leaves of clouds: pairs of panels, without and with the mask.
+    """The points that a mask leaves: pairs of panels, without and with the mask.
 
     Hidden points are black. The title counts the visible ones.
 
@@ -152,9 +152,9 @@ def segmentations(
 ) -> Figure:
     """Pairs of panels: points colored by their true objects, and by the slots found.
 
-    Slots have no order of their own. The assignment of slots to objects that agrees at
-    most points gives each slot the color of its object, and slots that are left over
-    get colors of their own.
+    Slots have no natural order. Slots are assigned to objects such that both agree at
+    as many points as possible, and each slot gets the color of its object. Slots
+    without an object get other colors.
 
     **Arguments:**
 
@@ -225,7 +225,7 @@ def _check(name: str, number: int, columns: int, **values: Any) -> None:
 
 
 def _seen_and_hidden(seen: np.ndarray) -> np.ndarray:
-    """The colors `(n, 3)` of data of which an encoder sees a part."""
+    """The colors `(n, 3)` of data that an encoder sees only in part."""
     shades = plain(colors["data_x"], len(seen))
     shades[~seen] = plain(colors["hidden_x"], 1)
     return shades

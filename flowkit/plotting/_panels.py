@@ -1,4 +1,4 @@
-"""Grids of panels with one cloud each, of which all figures of clouds are made."""
+"""Grids of panels with one cloud each, which all figures of clouds use."""
 
 import itertools
 import math
@@ -66,7 +66,7 @@ class Camera:
         right = [-np.sin(azimuth), np.cos(azimuth), 0]
         upward = [-sine * np.cos(azimuth), -sine * np.sin(azimuth), cosine]
         directions = [right, upward, np.cross(right, upward)]
-        # The axes are renamed in a cycle, which keeps space right-handed.
+        # The axes are permuted cyclically, which keeps space right-handed.
         self._directions = np.roll(directions, up - 2, axis=1)
 
     @property

@@ -42,11 +42,11 @@ colors: Mapping[str, str] = MappingProxyType(
 | `data_x` | orange | data |
 | `latent_z_hat` | green | latents of data |
 | `output_x_hat` | red | samples and reconstructions |
-| `coupling_train` | gray | pairs of a training |
+| `coupling_train` | gray | training pairs |
 | `coupling_infer` | purple | paths from noise to samples, and the points on them |
 | `encode_line` | brown | from data to latents |
 | `decode_line` | pink | from latents to outputs |
-| `one_step` | cyan | what a map in one step makes |
+| `one_step` | cyan | the output of a one-step map |
 | `hidden_x` | black | points of the data that a mask hides from an encoder |
 
 Classes, slots and named curves have no role. They are numbered, and each number has its
@@ -71,8 +71,8 @@ Limits: TypeAlias = tuple[Number, Number] | None
 def own_look() -> Iterator[None]:
     """Matplotlib's defaults, whatever style the user has chosen.
 
-    Half of the look is fixed here, and the other half of a dark style would be
-    unreadable.
+    Half of the look is fixed here; combined with the other half of a dark style, it
+    would be unreadable.
     """
     with matplotlib.style.context("default"):
         yield

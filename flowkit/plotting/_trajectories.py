@@ -33,10 +33,10 @@ class Paths(NamedTuple):
     """Paths of points from noise to data, a panel of `comparison`.
 
     - `times`: shape `(t,)`.
-    - `points`: shape `(n, t, d)`, as a vmapped solve saves them. Paths of a map in one
-      step have two times.
+    - `points`: shape `(n, t, d)`, as a vmapped solve saves them. Paths of a one-step
+      map have two times.
     - `target`: data to draw behind the paths, shape `(m, d)`.
-    - `one_step`: what a map in one step makes of the same starts, shape `(n, d)`.
+    - `one_step`: the outputs of a one-step map for the same starts, shape `(n, d)`.
     - `coupling`: pairs `(x0, x1)` that the model was trained on, each of shape `(k,
       d)`.
     """
@@ -69,17 +69,17 @@ def trajectories(
 ) -> Figure:
     """Paths of points from noise to data.
 
-    In one dimension they are drawn over time, else in the plane or in space.
+    In one dimension they are drawn over time, otherwise in the plane or in space.
 
     **Arguments:**
 
     - `times (t,)` and `points (n, t, d)`: paths as a vmapped solve saves them, with `d`
-      at most 3. Steps that are not finite are left out. Paths of a map in one step have
+      at most 3. Steps that are not finite are left out. Paths of a one-step map have
       two times.
     - `target (m, d)`: data to draw behind the paths.
-    - `one_step (n, d)`: what a map in one step makes of the same starts. Its distance
-      from the ends of the paths is written into the figure.
-    - `coupling`: pairs `(x0, x1)` of the training, each `(k, d)`.
+    - `one_step (n, d)`: the outputs of a one-step map for the same starts. Their
+      distance from the ends of the paths is written into the figure.
+    - `coupling`: training pairs `(x0, x1)`, each `(k, d)`.
     - `limits`: `(low, high)` of every spatial axis.
     - `title`: the title of the figure.
     """
@@ -249,7 +249,7 @@ def _draw_over_time(axes: Any, panel: Any, dots: Dots) -> None:
     lines = [np.stack([times, x], 1)[np.isfinite(x)] for x in paths]
     _add_lines(axes, lines, "coupling_infer", "paths", **line_style(len(paths)))
 
-    # Data stand at time 1, also if the paths end before it.
+    # Data are drawn at time 1, even if the paths end earlier.
     last = max(times.max(), 1.0)
     if len(panel.target):
         at = np.full(len(panel.target), last + 0.03)
