@@ -255,7 +255,7 @@ def _check_sinkhorn(
 
 
 class _Options(NamedTuple):
-    """How a plan is made; its numbers are arrays, so that another one does not recompile."""
+    """How a plan is made; its numbers are arrays, so that other values do not recompile."""
 
     epsilon: Array
     tolerance: Array

@@ -2,8 +2,7 @@ r"""Couplings within clouds: the points of a noise cloud are matched with the da
 the same cloud.
 
 The points of a noise cloud are exchangeable, so any order of them is the same set, however
-it was chosen. The source of a model of sets therefore stays what it was, given any
-condition.
+it was chosen. The source of a model of sets therefore stays unchanged, given any condition.
 """
 
 import operator
@@ -94,7 +93,7 @@ class EntropicPointAssignment(eqx.Module):
       float32 resolves.
     - `max_iterations`: the maximum number of Sinkhorn iterations. It stops early once
       relative marginal errors are below 1/2, which is accurate enough for the scores.
-    - `num_swaps`: the most rounds of exchanges.
+    - `num_swaps`: the maximum number of rounds of exchanges.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; see
     `fk.point_assignment` for the use within clouds.

@@ -70,7 +70,7 @@ def marginal(
 ) -> AbstractDistribution:
     """The exact marginal $p_t$ of the path, with `log_prob` and `score`, at `t = 1` as well.
 
-    It is a `fk.Normal` for one of those, and a `fk.GaussianMixture` for mixtures and
+    It is a `fk.Normal` for a `fk.Normal`, and a `fk.GaussianMixture` for mixtures and
     finite data.
 
     **Arguments:**

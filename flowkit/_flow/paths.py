@@ -2,7 +2,7 @@ r"""Affine probability paths $x_t = \alpha_t x_1 + \sigma_t x_0$.
 
 They run from noise at $t = 0$ to data at $t = 1$.
 
-A path is its two coefficients; their derivatives come from one forward-mode derivative.
+A path is given by its two coefficients; one forward-mode pass yields their derivatives.
 With $D_t = \alpha'_t \sigma_t - \alpha_t \sigma'_t$, which is positive on $(0, 1)$:
 
 | path | $\alpha_t$ | $\sigma_t$ | $D_t$ |
@@ -109,9 +109,9 @@ class AbstractPath(eqx.Module):
 class LinearPath(AbstractPath):
     r"""$x_t = t x_1 + (1 - (1 - \sigma_{\min}) t) x_0$: straight lines, the default.
 
-    With $\sigma_{\min} > 0$ the path ends in the data with that much noise. Samples of
-    a `fk.Target()` flow, which end in a jump to $\mathbb E[x_1 \mid x_t]$, have it
-    averaged away, not removed: they are narrower than the data.
+    With $\sigma_{\min} > 0$ the path ends in the data with that much noise. In samples
+    of a `fk.Target()` flow, which end in a jump to $\mathbb E[x_1 \mid x_t]$, this
+    noise is averaged out, not removed: they are narrower than the data.
 
     **Reference:** Lipman et al., Flow Matching for Generative Modeling (2023), arXiv
     2210.02747; Liu et al., Flow Straight and Fast (2023), arXiv 2209.03003.

@@ -97,7 +97,7 @@ class Standardized(eqx.Module):
             values = values[np.asarray(mask)]
 
         axes = tuple(range(values.ndim - 1))
-        # In double precision, since NumPy adds up half precision in its own digits.
+        # In double precision, since NumPy sums half precision in half precision.
         mean = np.mean(values, axis=axes, dtype=float)
         return cls(flow, mean, np.std(values, axis=axes, dtype=float))
 

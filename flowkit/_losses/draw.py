@@ -52,7 +52,7 @@ class Example(NamedTuple):
 def draw_examples(flow: Any, batch: Batch, draw: Draw, key: PRNGKey) -> Example:
     """Noise, pairing, times and keys for a batch.
 
-    **Arguments:** `flow` is a flow or a flow map; it is asked for `takes_key` only.
+    **Arguments:** `flow` is a flow or a flow map; only its `takes_key` is read.
     """
     # The third of the four keys, which `draw_endpoints` leaves alone.
     _, _, tkey, _ = jr.split(key, 4)

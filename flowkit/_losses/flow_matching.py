@@ -168,8 +168,8 @@ def check_targets(
     own = len(targets) == 1 and same_prediction(targets[0], flow.prediction)
     if not flow.head.squared and (weighting is not None or not own):
         raise ValueError(
-            "`targets` and `weighting` convert squared errors, but the flow is trained by "
-            f"that of {flow.head}; leave `weighting` out and give "
+            "`targets` and `weighting` convert squared errors, but the flow is trained with "
+            f"the error of {flow.head}; leave `weighting` out and give "
             "`targets=(flow.prediction,)`."
         )
 

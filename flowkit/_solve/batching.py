@@ -32,7 +32,7 @@ class Stats(eqx.Module):
 
 
 class Rows(eqx.Module):
-    """The solves of a batch, one a row.
+    """The solves of a batch, one per row.
 
     - `velocity_of`: `extra -> velocity field`, for one row.
     - `starts`, `cond`, `extra`: a row each; `cond` is shared by all if `cond_axes` is `None`.

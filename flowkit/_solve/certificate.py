@@ -117,7 +117,7 @@ def certify(
     - `flow`: a `fk.Flow`, a `fk.Standardized` one, or any velocity field.
     - `shape`: the shape of one sample.
     - `key`: the random seed.
-    - `data`: examples that were not trained on, some thousand for a sharp result; without them
+    - `data`: examples that were not trained on, a few thousand for a sharp result; without them
         the velocity is checked at `t = 0` only.
     - `cond`, `mask`: one row for each of `data`, or, without data, for each sample; `cond_axes` as
         in `fk.sample`.

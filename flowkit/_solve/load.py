@@ -2,7 +2,7 @@
 
 The file is a ZIP archive: `sampler.bin` is the program with its weights, as `jax.export` writes
 it, and `about.json` says what was exported, with which versions. The checksums of the archive
-tell a damaged file.
+reveal a damaged file.
 """
 
 import json
@@ -106,7 +106,7 @@ def load_sampler(path: str | os.PathLike) -> ExportedSampler:
     _check_platform(about, where)
     try:
         exported = jax.export.deserialize(bytearray(program))
-    # Of an unknown layout, flatbuffers makes errors of any kind.
+    # For an unknown layout, flatbuffers may raise any kind of error.
     except Exception as error:
         raise ValueError(
             f"{where} was exported with jax {about['jax']}, and jax {jax.__version__} cannot "

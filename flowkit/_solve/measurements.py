@@ -14,8 +14,8 @@ $$v(0, x) = \alpha'_0\, \mathbb E[x_1] + \sigma'_0\, x.$$
 $$\mathbb E\bigl[\nabla \phi(t, x_t) \cdot v(t, x_t)\bigr]
 = \mathbb E\bigl[\nabla \phi(t, x_t) \cdot (\alpha' x_1 + \sigma' x_0)\bigr],$$
 
-whose right side is what the path does to $\mathbb E[\phi]$. Here $\phi$ are cosines of random
-frequencies in space and time.
+whose right side is the effect of the path on $\mathbb E[\phi]$. Here $\phi$ are cosines of
+random frequencies in space and time.
 """
 
 from collections.abc import Callable
@@ -164,7 +164,7 @@ def depends_on_time(subject: Subject, x0: Array) -> Array:
 def start_error(subject: Subject, x0: Array, data: Array | None) -> Array:
     """The error of the velocity at `t = 0`, relative to the spread of its target.
 
-    Without data, against the mean of its own aims.
+    Without data, it is measured against the mean of the velocity's own aims.
     """
     flow = eqx.nn.inference_mode(bare(subject.flow))
     c = flow.path.coefficients(0.0)

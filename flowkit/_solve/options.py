@@ -152,7 +152,7 @@ def _warn_of_tolerances(controller: Any) -> None:
         warnings.warn(
             "`stepsize_controller` has the tolerances "
             f"rtol={rtol:g} and atol={atol:g}, but in {dtype} every step rounds by more: "
-            "it takes more steps, up to `max_steps`, for no less error. "
+            "it takes more steps, up to `max_steps`, without a smaller error. "
             f"Give {8 * rounding:.0e} or more, or use float64 "
             "(`jax.config.update('jax_enable_x64', True)`).",
             stacklevel=2,

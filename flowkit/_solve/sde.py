@@ -221,7 +221,7 @@ class _GridPath(dfx.AbstractPath):
 
 
 class _Drift(eqx.Module):
-    """The velocity plus the score, and how strong the noise is that goes with it."""
+    """The velocity plus the score, and the strength of the noise that belongs to it."""
 
     flow: Flow
     source: Normal

@@ -43,8 +43,8 @@ class AbstractTrace(eqx.Module):
 class ExactTrace(AbstractTrace):
     r"""$\sum_i e_i^\top J e_i$, at the cost of one derivative for each entry.
 
-    **Arguments:** `block_size`, how many derivatives are taken at a time; what they need in
-    memory grows with it.
+    **Arguments:** `block_size`, how many derivatives are taken at a time; memory grows with
+    this number.
     """
 
     block_size: int = eqx.field(static=True, converter=operator.index, default=64)
@@ -133,8 +133,8 @@ class HutchPlusPlus(AbstractTrace):
 
     $$\mathrm{tr}(Q^\top J Q) + \mathrm{mean}_k\, (\Pi g_k)^\top J\, \Pi g_k.$$
 
-    It pays where few directions carry most of the trace, as in flows of images, and is exact
-    where $J$ has at most `num_probes` of them.
+    It pays off where few directions carry most of the trace, as in flows of images, and is
+    exact where $J$ has at most `num_probes` of them.
 
     **Arguments:** `num_probes`, the number of probes of each of the three kinds, so that a trace
     costs three times as many derivatives.

@@ -146,7 +146,7 @@ def raise_unless_finished(
 
 
 def time_reached(solution: dfx.Solution) -> Float[Array, ""]:
-    """The last time that was saved, which is the last one at all where the end is saved."""
+    """The last saved time; if the end is saved, this is the last time of the solve."""
     t0 = jnp.asarray(solution.t0)
     times = [jnp.ravel(ts) for ts in jax.tree.leaves(solution.ts)]
     times = jnp.concatenate([t0[None], *times])

@@ -85,7 +85,7 @@ def sinkhorn(
       $\max_i |(P 1)_i - a_i| / a_i$.
     - `max_iterations`: the most iterations.
     - `rho`: the prices of rows and columns, in the unit of the cost; `math.inf` prescribes
-      a marginal. Others only if all rows have equal weights, and all columns.
+      a marginal. Finite prices require equal weights for all rows, and for all columns.
 
     **Reference:** Cuturi, Sinkhorn Distances (2013), arXiv 1306.0895; Peyre and Cuturi,
     Computational Optimal Transport (2019), arXiv 1803.00567. Falling regularization:

@@ -187,8 +187,8 @@ def total_derivative(
     - `velocity`: the velocity there.
     - `args`, `keywords`: the other arguments of the map.
 
-    **Raises:** `ValueError` if the network has no forward-mode derivative, as kernels with
-    a gradient of their own.
+    **Raises:** `ValueError` if the network has no forward-mode derivative, like kernels
+    with a custom gradient.
     """
     x = jnp.asarray(x)
     s = as_time(s).astype(x.dtype)

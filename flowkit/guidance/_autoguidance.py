@@ -81,7 +81,7 @@ def _check_units(flow: Flow | Standardized, weaker: Flow | Standardized) -> None
         raise ValueError(
             "`weaker` must be in the units of `flow`: "
             "a `fk.Standardized` with the same mean and deviation, "
-            "or none of the two."
+            "or neither of them."
         )
 
 

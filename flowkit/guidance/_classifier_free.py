@@ -158,7 +158,7 @@ def _knows_none(part: Any) -> bool:
 
 
 def _default_null(part: Any) -> Any:
-    # Where a field is asked for belongs to the question: zeros would ask for a corner.
+    # The query coordinates are part of the question: zeros would query a corner.
     if _knows_none(part):
         return part.as_null()
 

@@ -78,7 +78,7 @@ def numpyro(
             '`fk.interop.numpyro` needs NumPyro: `pip install "flowkit-jax[numpyro]"`.'
         ) from error
 
-    # Before the first call, where they would be found in the middle of a model.
+    # Checked now: otherwise errors would only appear in the middle of a model.
     resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, False)
     if num_probes is not None and (num_probes < 1 or key is None):
         raise ValueError(

@@ -40,8 +40,8 @@ class AbstractOperator(eqx.Module):
 class PixelMask(AbstractOperator):
     """Some entries are observed, and the others are zero in the observation.
 
-    With none of them, the samples of `DPS`, `RePaint` and `TwistedSMC` are those of the flow
-    without an observation, and those of `PiGDM` nearly so.
+    If no entry is observed, the samples of `DPS`, `RePaint` and `TwistedSMC` are those of the
+    flow without an observation, and those of `PiGDM` nearly so.
 
     **Arguments:** `mask`, which entries are observed: `(h, w)` for all channels of an image,
     or the shape of the example, such as `(d,)`.
@@ -256,7 +256,7 @@ def check_operator(linear: AbstractOperator, shape: Shape, dtype: Any) -> None:
     if not _near(of_sum, of_first - 2 * linear(second)):
         raise ValueError(
             "`operator` is not linear: A(x - 2 z) differs from A(x) - 2 A(z) for random x "
-            "and z. Offsets belong into `observed`."
+            "and z. Offsets belong in `observed`."
         )
 
     y = draw(of_first.shape)

@@ -27,9 +27,9 @@ class OTODE(AbstractMethod):
     \dot\sigma_t\Bigr) \nabla_x \log p(y \mid x_t = x)$$
 
     with the likelihood of `PiGDM`. The only randomness is that of the start.
-    **What it approximates:** as `PiGDM`, and the distribution of the start at `t_start` by the
-    least-norm solution with noise. Between separate modes, points may stay where the mean of
-    the data fits the observation.
+    **What it approximates:** the same as `PiGDM`, and the distribution of the start at
+    `t_start` by the least-norm solution with noise. Between separate modes, points may stay
+    where the mean of the data fits the observation.
 
     **Arguments:**
 

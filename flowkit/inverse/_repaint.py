@@ -47,7 +47,7 @@ class RePaint(AbstractMethod):
         if not isinstance(problem.operator, PixelMask):
             raise ValueError(
                 "`RePaint` replaces entries, so `operator` must be a `PixelMask`, and the "
-                "flow no `fk.Standardized`; `PiGDM` and others take any."
+                "flow not a `fk.Standardized`; `PiGDM` and others take any."
             )
         return one_by_one(self._sample, problem, num_samples, key)
 

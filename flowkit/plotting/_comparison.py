@@ -247,7 +247,7 @@ def _drawing(panels: Mapping[str, Paths | LatentMap]) -> _Drawing:
     size = max(sizes.values())
     require(
         size < 3 and set(sizes.values()) == {size},
-        f"all panels must have the same dimension, 1 or 2; got {sizes}.",
+        f"all panels must have one dimension, 1 or 2; got {sizes}.",
     )
 
     paths = [panel for panel in arrays.values() if isinstance(panel, Paths)]

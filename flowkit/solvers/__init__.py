@@ -1,4 +1,4 @@
-"""Solvers that Diffrax does not have, solvers fitted to a flow, and ways through a batch."""
+"""Solvers that Diffrax does not have, solvers fitted to a flow, and ways to solve a batch."""
 
 from flowkit._namespace import public_names as _public_names
 from flowkit._solve.batching import (

@@ -70,7 +70,7 @@ class Exponential(dfx.AbstractSolver):
         if not isinstance(self.prediction, Target | Noise):
             raise ValueError(
                 "`prediction` must be `fk.Target()` or `fk.Noise()`, got "
-                f"{self.prediction!r}; for networks of the velocity take "
+                f"{self.prediction!r}; for networks that predict the velocity, use "
                 "`fk.solvers.AdamsBashforth`."
             )
 

@@ -20,8 +20,8 @@ def shifted_grid(
     **Arguments:**
 
     - `num_steps`: $n$.
-    - `shift`: $\kappa$. Above 1 the steps are short near the data, below 1 near the noise. What
-        papers on images call a shift of 3 in noise time is 1/3 here.
+    - `shift`: $\kappa$. Above 1 the steps are short near the data, below 1 near the noise. A
+      shift of 3 in noise time, as in papers on images, is 1/3 here.
     - `end`: the last time.
 
     **Reference:** Esser et al., Scaling Rectified Flow Transformers, 2024 (arXiv 2403.03206).

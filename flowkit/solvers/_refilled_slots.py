@@ -16,7 +16,7 @@ from flowkit._solve.watch import raise_unless_finished
 
 
 class RefilledSlots(AbstractBatching):
-    """A number of slots; as a sample is done, another one takes its place.
+    """A number of slots; when a sample is done, another one takes its place.
 
     Each slot has its own time and step size, and no sample depends on its neighbors. Where
     lockstep waits for the slowest sample of all, n samples cost the average number of steps
