@@ -298,7 +298,7 @@ def _compare_leaf(
     actual: np.ndarray, expected: np.ndarray, tolerance: float, what: str, path: Any
 ) -> None:
     deviation = np.abs(actual - expected)
-    # NaN compares false with everything, so the question is whether all is well.
+    # Comparisons with NaN are false, so this tests for success, not for failure.
     if np.all(deviation <= tolerance * max(1.0, np.abs(expected).max())):
         return
 

@@ -183,8 +183,8 @@ def vae_loss(
     sum over latents this is, up to a factor, the evidence bound of a Gaussian decoder of
     variance $\beta D / 2$ for data of dimension $D$.
 
-    The linear model of one-dimensional data with variance $S$ has at its optimum the squared
-    slope $w^2 = \max(S - \beta/2, 0)$ of the decoder, the slope $w / (w^2 + \beta/2)$ of the
+    For one-dimensional data with variance $S$, the optimal linear model has the squared slope
+    $w^2 = \max(S - \beta/2, 0)$ of the decoder, the slope $w / (w^2 + \beta/2)$ of the
     encoder, the posterior variance $(\beta/2) / (w^2 + \beta/2)$ and the squared error
     $\min(\beta/2, S)$: the posterior collapses if $\beta \ge 2 S$.
 

@@ -80,8 +80,8 @@ def sampled_kl(
     noise = jr.normal(key, (num_samples, *mean.shape), mean.dtype)
     total = jnp.mean(jax.vmap(log_ratio)(noise))
 
-    # The divergence belongs to all entries together; an equal share of it for each lets the
-    # reduction mean what it says.
+    # The divergence belongs to all entries together. Each gets an equal share, so that
+    # `reduction` works as documented.
     shares = jnp.full(mean.shape, 1 / mean.size, mean.dtype)
     return reduction(shares * total)
 

@@ -19,7 +19,7 @@ def encode_sets(
     mask: Bool[AnyArray, "b n"] | None = None,
     batch_size: int = 512,
 ) -> Float[Array, "b k c"]:
-    """The latents of many clouds, of which a batch is encoded at a time.
+    """The latents of many clouds, encoded one batch at a time.
 
     The encoder is in inference mode; a variational model returns the means.
 

@@ -234,8 +234,8 @@ def draw_latents(
     mean: Float[Array, "k c"], log_variance: Float[Array, "k c"], *, key: PRNGKey
 ) -> Float[Array, "k c"]:
     """Normal latents; rows of zeros stand for nothing and stay zero."""
-    # An encoder returns exact zeros for what is masked. Noise there would make it
-    # something.
+    # An encoder returns exact zeros for masked rows. Noise would turn them into
+    # latents.
     exists = jnp.any((mean != 0) | (log_variance != 0), axis=-1, keepdims=True)
     noise = jnp.exp(0.5 * log_variance) * jr.normal(key, mean.shape, mean.dtype)
     return mean + jnp.where(exists, noise, 0)

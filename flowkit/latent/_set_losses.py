@@ -1,4 +1,4 @@
-"""What trains a `SetFlow`: all of it at once, or its prior on the latents of an encoder."""
+"""The losses of a `SetFlow`: of all of it, or of its prior on the latents of the encoder."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -80,16 +80,16 @@ def set_flow_loss(
     - `kl_reduction`: `jnp.mean` or `jnp.sum` over the entries of the latents of one cloud;
       over clouds it is always the mean.
     - `kl_samples`: `None` takes the divergence from a standard normal,
-      `standard_normal_kl`. A number takes that from the prior of the model by `sampled_kl`
-      with that many draws, which trains the prior too: give `prior_weight=0` unless you
-      want to train it twice.
+      `standard_normal_kl`. A number takes the divergence from the prior of the model, by
+      `sampled_kl` with that many draws. This trains the prior, too, so give
+      `prior_weight=0` unless you want to train it twice.
     - `source`, `coupling`, `times`, `weighting`, `block`: as in `fk.flow_matching_loss`. The
       encoder is computed in the same blocks.
     - `targets`: as there. By default `(fk.Velocity(),)`, for variational models with
       `fk.Target()` as well, and for a flow with a `fk.MixtureHead` its own prediction.
 
-    Latents that stand for nothing, rows of zeros, count as zeros in divergences and for the
-    prior.
+    Rows of zeros, which mean that there is no latent, count as zeros in divergences and for
+    the prior.
 
     **Returns:** the loss, and the parts `flow_loss`, `prior_loss`, `vae_kl` and
     `marginal_kl`, those that apply.

@@ -1,4 +1,4 @@
-"""A network for every point on its own, conditioned by adaptive layer normalization."""
+"""A pointwise network, conditioned by adaptive layer normalization."""
 
 import abc
 import operator

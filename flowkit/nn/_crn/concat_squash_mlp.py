@@ -1,4 +1,4 @@
-"""A network for every point on its own, conditioned by gates and shifts."""
+"""A pointwise network, conditioned by gates and shifts."""
 
 import operator
 from collections.abc import Callable

@@ -54,7 +54,7 @@ class Broadcast(AbstractConditioner):
 class PerPoint(AbstractConditioner):
     """One local latent for each point.
 
-    A number of latents other than the number of points is a `ValueError`.
+    Raises a `ValueError` unless there are as many latents as points.
     """
 
     def __call__(

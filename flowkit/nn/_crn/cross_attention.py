@@ -1,4 +1,4 @@
-"""A network for every point on its own, conditioned by attention to the latents."""
+"""A pointwise network, conditioned by attention to the latents."""
 
 import operator
 from typing import Any
@@ -34,8 +34,8 @@ class CrossAttentionCRN(AbstractCRN):
     tokens. The points, embedded by `SiLU(Linear(features(x)))`, pass through blocks of
     attention to the tokens and feed-forward networks, and a last layer that starts at
     zero. The result does not depend on the order of the latents, and their number may
-    vary. The cost grows with points times tokens. Rows of zeros stand for no latent and
-    are left out.
+    vary. The cost is proportional to the number of points times the number of tokens.
+    Rows of zeros stand for no latent and are left out.
 
     It has no conditioner, and does not know which latent belongs to which point; for
     local latents use `DiT` with `PerPoint()`.

@@ -59,9 +59,9 @@ class DiT(AbstractCRN):
       point has its own.
     - `time_embedding`: how the time enters; `SinusoidalTime(32)` by default.
     - `features`: fixed features of the coordinates, see `PointEmbedding`.
-    - `modulate_output`: whether scale and shift are applied to what attention and
-      feed-forward network return, not to what they are given, without gates; blocks then
-      do not start as the identity.
+    - `modulate_output`: whether scale and shift are applied to the outputs of attention
+      and feed-forward network, not to their inputs, without gates; blocks then do not
+      start as the identity.
     - `stochastic_depth`: as in `Residual`; it rises linearly from 0 at the first block.
     - `key`: the key of the initial weights.
     - options of the blocks: `num_heads` (4), `num_kv_heads` as in `Attention`;

@@ -1,4 +1,4 @@
-"""Learned latents that read a set of tokens, and think about it.
+"""Learned latents that read a set of tokens, and attend to each other.
 
 `h <- h + Attention(norm(h), tokens)`, `h <- h + Attention(norm(h))`,
 `h <- h + feed_forward(norm(h))`, in every block. Tokens are not normalized. With a
@@ -28,7 +28,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class LatentBlock(eqx.Module):
-    """Rows read a context, attend to each other if `thinks`, and pass a feed-forward net."""
+    """Rows read a context, attend to each other if `thinks`, and go through an MLP."""
 
     reading: Attention
     thinking: Attention | None

@@ -63,8 +63,8 @@ class Observed(eqx.Module):
         """
         if self.mask is None:
             raise ValueError(
-                "`mask` is missing: observations are left out by a mask that is false; "
-                "give one of `True` to the `fk.nn.Observed`, with one entry for each."
+                "`mask` is missing, and without one no observation can be left out; "
+                "give `fk.nn.Observed` a mask of `True`, with one entry per observation."
             )
         return eqx.tree_at(lambda seen: seen.mask, self, jnp.zeros_like(self.mask))
 

@@ -25,10 +25,10 @@ class PerceiverField(eqx.Module):
     $$v(t, x) = \mathrm{PerceiverIO}\big(\{(c_i, y_i + \tau)\} \cup \{(q_j, x_j + \tau)\},
     \; \{q_j\}\big), \qquad \tau = \mathrm{MLP}(\mathrm{embedding}(t))_{1 \dots c}$$
 
-    with observed values $y_i$ at $c_i$ and the state $x_j$ at $q_j$. The time enters by
-    one number added to each channel, observed and state are not told apart, and the state
-    reaches its own velocity through the latents alone. It reproduces published results;
-    `PixelField` is the network for new ones.
+    with observed values $y_i$ at $c_i$ and the state $x_j$ at $q_j$. The time enters as
+    one number added to each channel, observed values and states are not distinguished, and
+    the state influences its own velocity through the latents alone. It reproduces
+    published results; `PixelField` is the network for new ones.
 
     As a velocity network it is called `(t, x, cond)` with `x` of shape `(m, value_size)`
     and `cond` an `Observed`. It does not depend on the order of the observations, and is

@@ -43,12 +43,12 @@ class PerceiverIO(eqx.Module):
     - `num_heads`: the number of heads of each attention, which has biases.
     - `num_frequencies`, `frequency_scale`: the number and `scale` of the frequencies of
       `FourierFeatures`, which are fixed. The default scale is for coordinates in [0, 1].
-    - `mlp_ratio`: the width inside the MLP over `width_size`.
+    - `mlp_ratio`: the hidden width of the MLP, divided by `width_size`.
     - `dropout`: as in `Residual`.
     - `key`: the key of the initial weights.
 
-    **Raises:** `ValueError` for arrays with other sizes than the network was built for,
-    and for no inputs at all.
+    **Raises:** `ValueError` for arrays whose sizes are not those that the network was
+    built for, and if there are no inputs at all.
 
     **Reference:** Jaegle et al., Perceiver, 2021 (arXiv 2103.03206), and Perceiver IO,
     2021 (arXiv 2107.14795); Tancik et al., 2020 (arXiv 2006.10739), for the features.

@@ -54,11 +54,11 @@ class PixelField(eqx.Module):
       $\mathrm{GELU}(\mathrm{LN}(W \phi(c) + V_{\text{type}} v + b_{\text{type}}))$.
     - The time scales and shifts all normalized features, by vectors that start at zero.
     - A query also holds its own state, and the values and offsets of the observations
-      nearest to it, and passes a block of attention to the latents and an MLP, both with
+      nearest to it, and goes through attention to the latents and an MLP, both with
       residual connections.
 
     It does not depend on the order of the observations, and is equivariant in the
-    queries. The cost is linear in the number of either.
+    queries. The cost is linear in the numbers of observations and queries.
 
     The queried points see each other, because their states are tokens. Without that,
     each value would be plausible by itself, but not jointly with the others. So the

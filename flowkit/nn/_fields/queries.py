@@ -17,7 +17,7 @@ from flowkit.nn._layers.modulation import modulate
 from flowkit.nn._sets.geometry import nearest_points
 
 
-# Makes the offsets between neighbors, of some hundred points in [0, 1]^2, numbers near 1.
+# Scales the offsets between neighbors among a few hundred points in [0, 1]^2 to near 1.
 OFFSET_SCALE = 10.0
 
 

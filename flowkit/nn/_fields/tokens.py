@@ -21,8 +21,8 @@ class FieldTokens(eqx.Module):
     """`GELU(LayerNorm(place(c) + V v + b))`, with `V` and `b` of observed values or states.
 
     The two biases are the embeddings of the two types. Values have a separate linear
-    map: joined with hundreds of features of the coordinates, they would hardly count at
-    first.
+    map: concatenated with hundreds of features of the coordinates, they would have
+    little influence at first.
     """
 
     place: PointEmbedding

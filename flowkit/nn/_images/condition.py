@@ -69,10 +69,10 @@ class TimeAndCondition(eqx.Module):
     **Arguments:**
 
     - `time_embedding`: how the time enters; the size of its result is that of the vector.
-    - `cond_embedding`: what makes a vector of the condition, with an `out_size`; `None`
-      without one.
+    - `cond_embedding`: maps the condition to a vector and has an `out_size`; `None` for
+      no such part of the condition.
     - `cond_image_size`: the channels of an image in the condition; 0 for none.
-    - `activation`: what the vector goes through.
+    - `activation`: the function applied to the vector.
     - `key`: the key of the initial weights.
     """
 
@@ -103,7 +103,7 @@ class TimeAndCondition(eqx.Module):
             if size < 1:
                 raise ValueError(
                     "`cond_embedding` must have an `out_size`, the size of its result, "
-                    "as `fk.nn.ClassEmbedding` and `fk.nn.Linear` have."
+                    "as `fk.nn.ClassEmbedding` and `fk.nn.Linear` do."
                 )
             self.linear = Linear(size, time_embedding.out_size, key=key)
         self.activation = activation
@@ -135,7 +135,7 @@ class TimeAndCondition(eqx.Module):
         if has_vector and has_image:
             if not isinstance(cond, tuple) or len(cond) != 2:
                 raise ValueError(
-                    "`cond` must be a pair, what `cond_embedding` embeds and an image."
+                    "`cond` must be a pair: the input of `cond_embedding` and an image."
                 )
             return cond
         if (cond is None) == (has_vector or has_image):

@@ -1,13 +1,13 @@
 r"""Convolutions of images `(h, w, c)` that are as fast inside a loop as outside.
 
 On a CPU, XLA's gradient of a convolution takes tens of times as long inside a loop, and
-every solver, `block=` and `steps_per_call=` is one. Written out over the taps $(i, j)$ of
-the kernel,
+every solver, `block=` and `steps_per_call=` runs one. Written out over the taps $(i, j)$
+of the kernel,
 
 $$y_{a,b} = \sum_{i,j} x_{s a + d i,\; s b + d j}\, W_{i,j},$$
 
 the convolution is one matrix product of shifted views with the kernel, and so are its
-derivatives. Where something is differentiated, the value is computed in this way as well.
+derivatives. When derivatives are taken, the value is computed in this way as well.
 """
 
 import functools as ft
@@ -43,7 +43,7 @@ class Conv(eqx.Module):
     - `dilation`: the distance between the taps of the kernel.
     - `padding`: how many zeros are added on each side. By default a stride of 1 keeps
       the sides of the image, and a stride `s` gives `ceil(h / s)`.
-    - `groups`: the channels are split into as many groups, which do not mix.
+    - `groups`: the number of groups of channels; groups do not mix.
     - `use_bias`: whether there is a `b`.
     - `zero_init`: whether the layer starts at zero.
     - `key`: the key of the initial weights.
@@ -114,7 +114,7 @@ class Conv(eqx.Module):
 
 
 def _paddings(padding: int | None, reach: int) -> tuple[int, int]:
-    """The zeros before and after; by default what lets a stride of 1 keep the side."""
+    """The zeros before and after; by default, a stride of 1 keeps the side."""
     if padding is None:
         return reach // 2, reach - reach // 2
     if padding < 0:
@@ -158,7 +158,7 @@ def _convolve_jvp(primals, tangents, *, geometry):
         terms.append(_linear(dx, weight, geometry))
     if d_weight is not None:
         terms.append(_linear(x, d_weight, geometry))
-    # In training the views are faster for the value, too; alone, XLA is.
+    # In training the views are faster for the value, too; for the value alone, XLA is.
     return _linear(x, weight, geometry), sum(terms)
 
 

@@ -38,7 +38,7 @@ class AbstractLayout(eqx.Module):
 
 
 class SkipEveryBlock(AbstractLayout):
-    """A skip from every block, and attention after every block of its levels.
+    """A skip from every block, and attention after every block of the attention levels.
 
     The way up has one block more at each level. The middle is a block, attention, and a
     block.
@@ -89,10 +89,10 @@ class SkipEveryBlock(AbstractLayout):
 
 
 class SkipEveryLevel(AbstractLayout):
-    """One skip from each level, and attention at the end of its levels.
+    """One skip from each level, and attention at the end of the attention levels.
 
-    Changes of sides change the number of channels, too. The middle is two blocks and
-    attention, and the output is linear.
+    A change of resolution also changes the number of channels. The middle is two blocks
+    and attention, and the output is linear.
 
     **Arguments:**
 

@@ -36,12 +36,12 @@ def check_image(x: Array, in_size: int, divisor: int, reason: str) -> None:
 
 
 def nearest_2x(h: Image) -> Image:
-    """Twice the sides, every pixel four times."""
+    """Doubles height and width by repeating every pixel four times."""
     return jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)
 
 
 def bilinear_2x(h: Image) -> Image:
-    """Twice the sides, pixels interpolated linearly between their centers."""
+    """Doubles height and width by linear interpolation between pixel centers."""
     height, width, size = h.shape
     return jax.image.resize(h, (2 * height, 2 * width, size), "bilinear")
 
@@ -109,7 +109,7 @@ class PixelAttention(eqx.Module):
 
 
 class Upsample(eqx.Module):
-    """Twice the sides by `resize`, then a convolution."""
+    """Doubles height and width with `resize`, then applies a convolution."""
 
     resize: Callable[[Image], Image]
     conv: Conv
@@ -179,7 +179,7 @@ class Parts:
         self._keys = _key_stream(key)
 
     def input(self, size: int) -> Conv:
-        """The convolution that the image enters by."""
+        """The convolution applied to the input image."""
         return Conv(self.in_size, size, key=next(self._keys))
 
     def convs(self, in_size: int, out_size: int) -> ResidualConvs:

@@ -29,7 +29,7 @@ class PatchDiT(eqx.Module):
     Every patch of `patch_size x patch_size` pixels is one row, embedded by a linear map,
     with a fixed position `[sin, cos]` of its row and column. Blocks are those of
     `fk.nn.DiT`: scales, shifts and gates come from time and condition, and start at zero.
-    It starts as the velocity 0. Time and memory grow with the square of the number of
+    The initial velocity is 0. Time and memory grow with the square of the number of
     patches. Positions are counted from the top left corner, so larger images than in
     training have positions that the network has not seen.
 

@@ -1,4 +1,4 @@
-"""The U-Net: a network of images with skips between equal sides."""
+"""The U-Net: a network for images, with skips between equal resolutions."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from flowkit.nn._layers.transformer import split_or_none
 
 
 class UNet(eqx.Module):
-    """A velocity network of images `(h, w, c)`, by convolutions at several resolutions.
+    """A velocity network for images `(h, w, c)`, with convolutions at several scales.
 
-    On the way down every level has half the sides of the one before, on the way up twice
-    as many, and what was computed on the way down is appended on the way up. It starts as
-    the velocity 0.
+    On the way down each level halves the sides of the image, and on the way up each level
+    doubles them. The results of the way down are appended on the way up. The initial
+    velocity is 0.
 
     ```python
     network = fk.nn.UNet(1, attention_levels=(2,), key=key)
@@ -37,23 +37,23 @@ class UNet(eqx.Module):
 
     - `in_size`: the channels of the image.
     - `out_size`: the channels of the result; `in_size` by default.
-    - `width_size`: the channels at the full sides.
-    - `multipliers`: the channels of each level, from the full sides to the smallest, in
+    - `width_size`: the channels at full resolution.
+    - `multipliers`: the channels of each level, from full resolution to the lowest, in
       units of `width_size`. With `n` levels the sides must be divisible by `2^(n - 1)`.
-    - `patch_size`: the side of a patch, whose pixels become channels before all else: with
-      2, convolutions cost a quarter of the time at equal width. The sides must be divisible
-      by it, too.
+    - `patch_size`: the side of the patches whose pixels become channels in the first step.
+      With 2, convolutions take a quarter of the time at equal width. The sides of the image
+      must be divisible by it, too.
     - `layout`: the blocks and their skips, `SkipEveryBlock(num_blocks)` or
       `SkipEveryLevel(num_down, num_up)`.
-    - `attention_levels`: the levels whose pixels attend to each other, from 0 at the full
-      sides. Time and memory grow with the square of the number of pixels there.
+    - `attention_levels`: the levels whose pixels attend to each other; level 0 is full
+      resolution. Time and memory grow with the square of the number of pixels there.
     - `cond_embedding`: makes a vector of the condition: `ClassEmbedding`, `Linear`, or
       any module with an `out_size`.
-    - `cond_image_size`: the channels of an image that is appended to `x`. With a
-      `cond_embedding`, too, the condition is a pair of both.
+    - `cond_image_size`: the channels of an image that is appended to `x`. If there is
+      also a `cond_embedding`, the condition is a pair: its input, and this image.
     - `time_embedding`: how the time enters; by default two layers of `4 width_size` on
       `SinusoidalTime(width_size)`.
-    - `vector_activation`: what the sum of the vectors of time and condition goes through.
+    - `vector_activation`: the activation of the sum of the time and condition vectors.
     - `dtype`: the type to compute in, such as `jnp.bfloat16`; that of `x` by default.
       Parameters and the result keep their own.
     - `rematerialize`: whether activations are computed again for the gradient, to save

@@ -19,8 +19,9 @@ from flowkit.nn._layers.transformer import depth_rates, Residual, split_or_none
 class AdaLNBlock(eqx.Module):
     """Attention and a feed-forward network, each with a scale, a shift and a gate.
 
-    `h <- h + gate * fn(normalize(h) (1 + scale) + shift)` for both. The vectors are given,
-    six of them; with four there are no gates, and scale and shift come after `fn`.
+    `h <- h + gate * fn(normalize(h) (1 + scale) + shift)` for both. The caller passes these
+    six vectors. If there are only four, there are no gates, and scale and shift are applied
+    after `fn`.
 
     **Reference:** Peebles, Xie, Scalable Diffusion Models with Transformers, 2023
     (arXiv 2212.09748).

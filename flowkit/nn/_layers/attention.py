@@ -21,10 +21,11 @@ class Attention(eqx.Module):
     $$\mathrm{softmax}_j\big( q_i \cdot k_j / \sqrt{d_h} \big)\, v_j, \qquad
     q = x W_q,\ k = y W_k,\ v = y W_v$$
 
-    in every head, the heads joined by $W_o$. There are no positions: the result is
-    equivariant in the rows and invariant in those of the context. If `num_kv_heads` is
-    below `num_heads`, consecutive heads share keys and values: grouped attention, and
-    multi-query attention with 1.
+    in every head; $W_o$ joins the heads. There are no positions: the result is
+    equivariant under permutations of the rows, and invariant under permutations of the
+    rows of the context. If `num_kv_heads` is less than `num_heads`, consecutive heads
+    share keys and values. This is grouped-query attention, or multi-query attention if
+    `num_kv_heads` is 1.
 
     **Arguments:**
 
@@ -87,7 +88,7 @@ class Attention(eqx.Module):
         context: Float[AnyArray, "m context"] | None = None,
         mask: Bool[AnyArray, " m"] | None = None,
     ) -> Float[Array, "n width"]:
-        """What the rows of `x` gather from the context, which is `x` itself if `None`.
+        """The result for the rows of `x`; the context is `x` itself if `None`.
 
         `mask` marks the valid rows of the context; if there are none, the result is
         zero.
@@ -125,9 +126,9 @@ def _gather(
 ) -> Float[Array, "heads n size"]:
     r"""$\sum_j e_{ij} v_j / \sum_j e_{ij}$ with $e_{ij} = \exp(q_i \cdot k_j / \sqrt{d})$.
 
-    The quotient is taken last, of two sums over the context. So no `n x m` matrix is
-    divided, and its derivative is one product of `e`: half of the passes over memory that
-    a softmax takes.
+    The division comes last, between two sums over the context. So no `n x m` matrix is
+    divided, and the derivative takes one product with `e`, half as many passes over memory
+    as for a softmax.
     """
     # Half precision is multiplied without a cast, and summed in float32.
     product = ft.partial(jnp.matmul, preferred_element_type=sum_dtype(values.dtype))

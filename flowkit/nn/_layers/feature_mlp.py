@@ -16,8 +16,8 @@ from flowkit.nn._layers.mlp import MLP
 class FeatureMLP(eqx.Module):
     """An `MLP` that sees features of a vector next to its entries.
 
-    A plain network learns slow functions of its input first. Random Fourier features let it
-    learn fine structure, such as thin curves in the plane.
+    A plain network first learns slowly varying functions of its input. Random Fourier
+    features let it learn fine structure, such as thin curves in the plane.
 
     **Arguments:**
 

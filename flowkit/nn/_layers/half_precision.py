@@ -13,18 +13,18 @@ from flowkit.nn._layers.arrays import cast
 
 
 class HalfPrecision(eqx.Module):
-    """Any network, computed in bfloat16, with its weights in the precision they have.
+    """Any network, computed in bfloat16, while its weights keep their own precision.
 
     ```python
     flow = fk.Flow(fk.nn.HalfPrecision(fk.nn.MLP(2, key=key)))
     ```
 
-    Weights, points and conditions are rounded at each call, and the result comes back in
-    the type of what was given. The gradient goes through the rounding, so weights, moments
-    of the optimizer and averages stay in float32, and so do losses. Times are not rounded,
-    nor is anything else without axes. The result has about three digits: sample on a grid
-    of steps, or from `flow.network.network`, the same weights without rounding; an adaptive
-    solver would resolve the errors of rounding.
+    Weights, points and conditions are rounded at each call, and the result has the type of
+    the inputs. The gradient goes through the rounding, so weights, moments of the optimizer
+    and averages stay in float32, and so do losses. Times are not rounded, and neither are
+    scalars. The result is accurate to about three digits, and an adaptive solver would
+    resolve the rounding errors. So sample on a fixed grid of steps, or from
+    `flow.network.network`, which has the same weights without rounding.
 
     **Arguments:**
 

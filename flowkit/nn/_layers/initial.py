@@ -1,8 +1,9 @@
 """Initial values of parameters, without a compiled program for every shape.
 
-Drawn eagerly, each new shape would compile programs of its own, and a U-Net would take 15
-seconds to build. So numbers are drawn in a few sizes only, and each array takes the first
-ones that it needs: the generator returns the same first numbers for every size.
+If values were drawn eagerly, each new shape would compile its own programs, and a U-Net
+would take 15 seconds to build. So numbers are drawn in a few sizes only, and each array
+takes the first ones that it needs: the generator returns the same first numbers for every
+size.
 """
 
 import functools as ft
@@ -43,9 +44,10 @@ def normal(
 
 
 def lecun_normal(shape: tuple[int, ...], *, key: PRNGKey) -> Float[Array, "..."]:
-    """LeCun's normal distribution: the variance is one over the number of inputs of an output.
+    """LeCun's normal distribution: the variance is one over the fan-in.
 
-    All axes but the last are inputs. It is cut at two standard deviations.
+    All axes but the last count as inputs. The distribution is truncated at two standard
+    deviations.
 
     **Reference:** LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, section 4.6.
     """

@@ -17,8 +17,9 @@ class Linear(eqx.Module):
 
     A cloud `(n, in_size)` is one matrix product, also under an outer `vmap`. Weights are
     drawn from LeCun's normal distribution (variance `1 / in_size`) and biases are zero.
-    With `zero_init=True` both are zero: a velocity network wants this of its last layer,
-    so that it starts as the velocity 0. Parameters are cast to the dtype of the input.
+    With `zero_init=True` both are zero: the last layer of a velocity network should be
+    built this way, so that the initial velocity is 0. Parameters are cast to the dtype of
+    the input.
 
     **Arguments:**
 

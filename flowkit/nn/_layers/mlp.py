@@ -20,16 +20,15 @@ from flowkit.nn._layers.time_embeddings import (
 class MLP(eqx.Module):
     """A fully connected velocity network: `v = layers([x, embedding(t), cond])`.
 
-    It starts as the velocity 0, because its last layer starts at zero. An array of
-    another shape, such as latents `(k, c)`, is read as a vector, and the result is given
-    its shape again.
+    The initial velocity is 0, because the last layer starts at zero. An array of another
+    shape, such as latents `(k, c)`, is flattened, and the result is reshaped to match it.
 
     **Arguments:**
 
     - `in_size`: the size of `x`.
     - `out_size`: the size of the result; `in_size` by default.
     - `hidden_sizes`: the widths of the hidden layers.
-    - `cond_size`: how many numbers `cond` holds, all its arrays together; 0 is an
+    - `cond_size`: the total number of entries of the arrays in `cond`; 0 for an
       unconditional network.
     - `time_embedding`: how the time enters; `None` appends the time itself.
     - `activation`: the activation of the hidden layers.

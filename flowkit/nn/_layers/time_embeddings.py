@@ -102,9 +102,9 @@ class SinusoidalTime(AbstractTimeEmbedding):
 
     - `size`: the size of the result; even and at least 4.
     - `max_period`: the ratio of the slowest to the fastest period.
-    - `scale`: the highest frequency, in radians per unit of time; 1 by default. A
-      velocity that sees high frequencies of time wiggles in time: it explains no more,
-      and adaptive sampling takes many times the evaluations. The 1000 of diffusion
+    - `scale`: the highest frequency, in radians per unit of time; 1 by default. With
+      high frequencies the velocity oscillates in time: the fit is no better, and
+      adaptive sampling takes many times as many evaluations. The 1000 of diffusion
       models is meant for times from 0 to 1000.
     - `endpoint`: whether the slowest frequency `1 / max_period` is itself included;
       `False` divides by `size/2` instead, as diffusion transformers do.

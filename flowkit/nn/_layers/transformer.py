@@ -83,8 +83,8 @@ class AttentionBlock(eqx.Module):
     """A pre-norm transformer block: attention, then a feed-forward network.
 
     `h <- h + Attention(norm(h), context)`, `h <- h + feed_forward(norm(h))`. Without a
-    context the rows attend to each other (the block SAB of the Set Transformer), with
-    one to the normalized rows of the context (its block MAB).
+    context the rows attend to each other (the SAB block of the Set Transformer). With a
+    context they attend to its normalized rows (the MAB block).
 
     **Arguments:**
 
@@ -92,7 +92,8 @@ class AttentionBlock(eqx.Module):
     - `cross`: whether the block takes a context.
     - `context_size`: the width of the rows of the context; `width_size` by default.
     - `num_heads`, `num_kv_heads`, `use_bias`: as in `Attention`.
-    - `mlp_ratio`: the width of the feed-forward network over `width_size`.
+    - `mlp_ratio`: the hidden width of the feed-forward network, divided by
+      `width_size`.
     - `feed_forward`: `(in_size, hidden_size, *, key) -> network`, such as `SwiGLU`.
     - `layer_scale`, `dropout`, `stochastic_depth`: as in `Residual`.
     - `key`: the key of the initial weights.
@@ -162,8 +163,9 @@ class AttentionBlock(eqx.Module):
     ) -> Float[Array, "n width"]:
         """The new rows.
 
-        `mask` marks the valid rows of what is attended to: of the context, or of `h`
-        itself. Rows outside of the mask are given values too, which mean nothing.
+        `mask` marks the valid rows among those that are attended to: the rows of the
+        context, or of `h` itself. Masked rows of `h` get values, too, but these mean
+        nothing.
         """
         if (context is None) != (self.context_norm is None):
             raise ValueError(

@@ -42,8 +42,8 @@ def nearest_points(
 ) -> tuple[Int[Array, "m num"], Bool[Array, "m num"]]:
     """The `num` points nearest to each query, nearest first, and which are there.
 
-    Equal distances, the rule on a grid, are told apart by the coordinates, not by the
-    order of the points. There must be at least `num` points, masked or not.
+    Ties, which are common on a grid, are broken by the coordinates, not by the order of
+    the points. There must be at least `num` points, masked or not.
     """
     order = order_of_coordinates(points, mask)
     valid = jnp.ones(order.shape, bool) if mask is None else jnp.asarray(mask)
@@ -125,7 +125,7 @@ def k_means(
     """The centers after some steps of Lloyd's algorithm.
 
     In each step a center becomes the mean of the valid points that are nearest to it. A
-    center that is not the nearest one of any point stays.
+    center that is not nearest to any point stays where it is.
 
     **Reference:** Lloyd, Least Squares Quantization in PCM, 1982.
     """

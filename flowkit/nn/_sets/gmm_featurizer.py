@@ -130,8 +130,8 @@ class GMMFeaturizer(AbstractEncoder):
         if self.stop_gradient:
             points = jax.lax.stop_gradient(points)
 
-        # In an order of their own, so that not even rounding depends on the given one:
-        # it would rotate axes of equal length.
+        # Sorted, because rounding errors that depend on the given order would rotate
+        # axes of equal length.
         order = order_of_coordinates(points, mask)
         points = points[order]
         if mask is not None:

@@ -1,7 +1,7 @@
 """Which rows of a set are there.
 
 The content of a masked row has no influence on values and gradients. Encoders return
-rows of zeros for latents that stand for nothing, and networks leave such rows out.
+rows of zeros where there is no latent, and networks ignore such rows.
 """
 
 import jax

@@ -45,8 +45,8 @@ def mean_pool(
 def max_mean_pool(
     features: Float[AnyArray, "n c"], mask: Mask | None = None
 ) -> Float[Array, " c2"]:
-    """The largest values and the means, one after the other: twice as wide.
+    """The largest values and the means, concatenated: twice as wide as the features.
 
-    The first say what is there, the second how much of it.
+    The largest values say what is there, and the means how much of it.
     """
     return jnp.concatenate([max_pool(features, mask), mean_pool(features, mask)])

@@ -19,8 +19,8 @@ from flowkit.nn._sets.geometry import farthest_points, k_means
 class LearnedSlots(eqx.Module):
     """Slots drawn from learned normal distributions; without a key, their means.
 
-    Each slot has a distribution of its own. With one for all slots, as in the paper,
-    slots without noise would be equal and would stay equal.
+    Each slot has its own distribution. If all slots shared one, as in the paper, slots
+    without noise would start equal and stay equal.
 
     **Reference:** Locatello et al., Object-Centric Learning with Slot Attention, 2020
     (arXiv 2006.15055).

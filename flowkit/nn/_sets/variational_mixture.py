@@ -1,7 +1,7 @@
 r"""A Gaussian mixture fitted by variational Bayes.
 
 Weights have a Dirichlet prior, means and precisions a normal-Wishart prior. The posterior
-is sought among products of the same distributions and of responsibilities
+is approximated by a product of distributions of the same families and responsibilities
 
 $$r_{nk} \propto \exp \mathbb E \ln \pi_k \mathcal N(x_n; \mu_k, \Lambda_k^{-1}).$$
 
