@@ -290,7 +290,8 @@ def samples_of(model, test: Test, config: Config) -> np.ndarray:
     """`(samples, images, h w, c)`."""
     parts = []
     for i, part in enumerate(test.parts(50)):
-        coords, values = part.pixels.input_coords, part.pixels.input_values
+        coords = part.pixels.input_coords
+        values = part.pixels.input_values
         several = []
         for j in range(config.num_samples):
             # Samples 2 j and 2 j + 1 are a mirrored pair.
