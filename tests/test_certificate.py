@@ -79,6 +79,11 @@ def test_an_exact_flow_has_no_problems(data):
     assert "error of the continuity" in table
 
 
+def test_the_order_of_the_data_does_not_matter(data):
+    ordered = data[jnp.argsort(data[:, 0])]
+    assert certify(flow_of("exact"), data=ordered).problems == ()
+
+
 def test_standardized_target_flows_with_their_data_have_no_problems(data):
     mean, std = jnp.array([3.0, -1.0]), jnp.array([0.5, 4.0])
     inner = fk.exact_flow(mixture_2d(), fk.CosinePath(), prediction=fk.Target())
@@ -160,7 +165,7 @@ def test_couplings_have_no_velocity_to_compare_with(data):
 
 
 def test_conditions_and_masks(key):
-    """Clouds around a condition, some of whose points are masked."""
+    """Clouds around a condition, some of whose points are masked and hold nothing."""
 
     def network(t, x, cond, mask=None):
         data = fk.Normal(cond, 0.5)
@@ -170,6 +175,7 @@ def test_conditions_and_masks(key):
     cond = jr.normal(key, (500, 1))
     mask = jnp.arange(3) < jnp.arange(500)[:, None] % 3 + 1
     x1 = cond[:, None] + 0.5 * jr.normal(jr.key(6), (500, 3, 1))
+    x1 = jnp.where(mask[..., None], x1, jnp.nan)
     certificate = fk.certify(
         fk.Flow(network),
         (3, 1),
@@ -225,5 +231,7 @@ def test_misuse(data, key):
         fk.certify(flow, (3,), data=data, key=key)
     with pytest.raises(ValueError, match="`cond` must have 3000 rows"):
         fk.certify(flow, (2,), data=data, cond=jnp.zeros(5), key=key)
-    with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
-        fk.certify(flow, (2,), num_samples=0, key=key)
+    with pytest.raises(ValueError, match="`num_samples` must be at least 2"):
+        fk.certify(flow, (2,), num_samples=1, key=key)
+    with pytest.raises(ValueError, match="`data` must have at least two rows"):
+        fk.certify(flow, (2,), data=data[:1], key=key)

@@ -124,12 +124,13 @@ def certify(
     - `source`: the distribution of the noise, the one of training.
     - `independent`: `False` for flows trained with other couplings or by reflow, whose velocity
       has no reference to compare with.
-    - `num_samples`: samples for everything that is solved.
+    - `num_samples`: samples for everything that is solved, at least two.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`: how you sample, as in `fk.sample`.
 
     **Returns:** a `fk.Certificate`.
     """
-    num_samples = as_size("num_samples", num_samples)
+    # A single one has no spread, the unit of errors.
+    num_samples = as_size("num_samples", num_samples, least=2)
     shape = as_shape(shape)
     cond = numbers_as_arrays(cond)
     data = _checked_data(data, shape, cond, cond_axes, mask)
@@ -164,6 +165,11 @@ def _checked_data(
     if data.shape[1:] != shape:
         raise ValueError(
             f"`data` must have rows of the `shape` {shape}, got {data.shape[1:]}."
+        )
+    if len(data) < 2:
+        raise ValueError(
+            "`data` must have at least two rows, whose spread is the unit of errors, got one; "
+            "give more, or leave `data` out."
         )
     if cond_axes == 0:
         check_rows("cond", cond, len(data), "row of `data`")

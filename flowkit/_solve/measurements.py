@@ -74,7 +74,13 @@ class Subject(NamedTuple):
 def starts(subject: Subject, key: PRNGKey) -> Float[Array, "samples ..."]:
     shape = (subject.num_samples, *subject.shape)
     x0 = subject.source.sample(shape, key=key)
-    return x0 if subject.mask is None else jax.vmap(zero_masked)(x0, subject.mask)
+    return _zero_masked(subject, x0)
+
+
+def _zero_masked(subject: Subject, rows: Array) -> Array:
+    """The rows with their masked points set to zero."""
+    mask = subject.mask
+    return rows if mask is None else jax.vmap(zero_masked)(rows, mask)
 
 
 class Ends(NamedTuple):
@@ -209,17 +215,18 @@ def weak_form(subject: Subject, data: Array, *, key: PRNGKey) -> WeakForm:
     The rows of `cond` and `mask` are those of the data.
     """
     flow = eqx.nn.inference_mode(bare(subject.flow))
-    time_key, noise_key, test_key = jr.split(key, 3)
+    time_key, noise_key, test_key, order_key = jr.split(key, 4)
     num = len(data)
-    data = _standardized(subject, data)
+    data = _zero_masked(subject, _standardized(subject, data))
     x0 = subject.source.sample(data.shape, key=noise_key)
-    # One time in each of `num` equal parts: less chance than independent ones.
-    times = (jnp.arange(num, dtype=float) + jr.uniform(time_key, (num,))) / num
+    x0 = _zero_masked(subject, x0)
+    # One time in each of `num` equal parts: less chance than independent ones. In random order,
+    # since the data may be sorted.
+    parts = jr.permutation(order_key, jnp.arange(num, dtype=float))
+    times = (parts + jr.uniform(time_key, (num,))) / num
     tests = _tests(test_key, subject.shape, data, x0)
 
     def one(t, x0, x1, cond, mask):
-        x0 = zero_masked(x0, mask)
-        x1 = zero_masked(x1, mask)
         # Velocities that end before t = 1 are held there, on both sides of the equation.
         t = jnp.clip(t, flow.t_start, flow.t_end).astype(x1.dtype)
         c = flow.path.coefficients(t)
