@@ -161,6 +161,25 @@ def test_fixed_probes_estimate_the_density():
     np.testing.assert_allclose(flow.log_prob(value), expected, atol=1e-3)
 
 
+def test_a_grid_serves_both_directions():
+    times = jnp.linspace(0, 1, 9) ** 2
+    on = lambda times: {"solver": fk.RK4(), "stepsize_controller": dfx.StepTo(times)}
+    flow = fk.interop.numpyro(turning, (2,), **on(times))
+    x0 = flow.base_dist.sample(jr.key(8))
+    (transform,) = flow.transforms
+    x1 = transform(x0)
+    expected = fk.sample(turning, (2,), num_samples=1, x0=x0[None], **on(times))
+    np.testing.assert_allclose(x1, expected.values[0], rtol=1e-5)
+
+    back = on(times[::-1])
+    expected = fk.encode(turning, x1, **back)
+    np.testing.assert_allclose(transform.inv(x1), expected, rtol=1e-5)
+    expected = fk.log_prob(turning, x1, **back)
+    through_jit = jax.jit(lambda flow, x1: flow.log_prob(x1))
+    for log_prob in (flow.log_prob(x1), through_jit(flow, x1)):
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-5)
+
+
 def test_solves_that_fail_are_nan():
     flow = fk.interop.numpyro(turning, (2,), max_steps=2)
     assert np.all(np.isnan(flow.sample(jr.key(7), (3,))))
@@ -177,6 +196,7 @@ def test_solves_that_fail_are_nan():
             r"got shapes \[\(3, 2\), \(4, 2\)\]",
         ),
         ({"solver": dfx.Euler()}, "no error estimate"),
+        ({"stepsize_controller": dfx.StepTo(jnp.array([1.0, 0.0]))}, "give `times"),
         ({"num_probes": 4}, "`num_probes` must be at least 1, and needs a `key`"),
         ({"num_probes": 0, "key": jr.key(0)}, "`num_probes` must be at least 1"),
     ],

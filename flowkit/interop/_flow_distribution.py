@@ -4,9 +4,11 @@ The density of the result is known from one solve, $\log p_1(x_1)$ of `fk.log_pr
 Jacobian of the transform is $\log p_0(x_0) - \log p_1(x_1)$.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -53,14 +55,22 @@ class Solves(eqx.Module):
 
     def encode(self, x1: Any) -> Array:
         """The noise that the flow carries to data."""
-        one = lambda x1, cond: encode(self.flow, x1, cond, **self.options)
+        one = lambda x1, cond: encode(self.flow, x1, cond, **self._backward())
         return self._each(one, x1)
 
     def log_prob(self, x1: Any) -> Array:
         """The log-density of data."""
-        options = {"source": self.source, **self.probes, **self.options}
+        options = {"source": self.source, **self.probes, **self._backward()}
         one = lambda x1, cond: log_prob(self.flow, x1, cond, **options)
         return self._each(one, x1)
+
+    def _backward(self) -> dict[str, Any]:
+        """The options of solves from data to noise, which go back along the same grid."""
+        controller = self.options["stepsize_controller"]
+        if not isinstance(controller, dfx.StepTo):
+            return self.options
+        grid = dataclasses.replace(controller, ts=controller.ts[::-1])
+        return self.options | {"stepsize_controller": grid}
 
     def source_log_prob(self, x0: Any) -> Array:
         """The log-density of noise."""

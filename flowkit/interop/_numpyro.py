@@ -9,7 +9,10 @@ import jax.numpy as jnp
 
 from flowkit._checks import as_shape
 from flowkit._distributions import AbstractDistribution, Normal
+from flowkit._flow import bare
 from flowkit._solve import DEFAULT_ADJOINT, DEFAULT_SOLVER, resolve
+from flowkit._solve.grid import checked
+from flowkit._solve.ode import end_of
 from flowkit._types import Cond, PRNGKey, VelocityField
 
 
@@ -63,6 +66,7 @@ def numpyro(
         are the same in every call, so that gradients fit values.
     - `source`: the distribution of the noise, the one of training.
     - `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`: as in `fk.integrate`.
+        A `diffrax.StepTo` goes from noise to data; densities are taken backward along it.
         The default `adjoint` works for NUTS and SVI; for forward mode and second derivatives,
         such as those of `AutoLaplaceApproximation`, give `diffrax.DirectAdjoint()`.
 
@@ -78,14 +82,12 @@ def numpyro(
             '`fk.interop.numpyro` needs NumPyro: `pip install "flowkit-jax[numpyro]"`.'
         ) from error
 
-    # Checked now: otherwise errors would only appear in the middle of a model.
-    resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, False)
     if num_probes is not None and (num_probes < 1 or key is None):
         raise ValueError(
             f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}."
         )
 
-    options = {
+    options: dict[str, Any] = {
         "solver": solver,
         "num_steps": num_steps,
         "stepsize_controller": stepsize_controller,
@@ -93,12 +95,22 @@ def numpyro(
         "adjoint": adjoint,
         "throw": False,
     }
+    # Checked now: otherwise errors would only appear in the middle of a model.
+    options = _checked(flow, options)
     probes = {"key": key, "num_probes": num_probes}
     cond = jax.tree.map(jnp.asarray, cond)
     solves = Solves(
         flow, cond, source, probes, options, as_shape(shape), _batch(cond, batch_ndim)
     )
     return flow_distribution(solves)
+
+
+def _checked(flow: VelocityField, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, of which a compiled model could not look at a grid."""
+    how = checked(resolve(*options.values()), 0, end_of(bare(flow)))
+    if not isinstance(how.controller, dfx.StepTo):
+        return options
+    return options | {"stepsize_controller": how.controller}
 
 
 def _batch(cond: Cond, batch_ndim: int) -> tuple[int, ...]:
