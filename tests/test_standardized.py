@@ -128,6 +128,10 @@ def test_the_moments_of_the_data_are_those_of_valid_points():
 
 def test_wrong_use(flow, key):
     inner = flow.flow
+    # The deviation of ten times 0.1 from their rounded mean is not 0.
+    constant = np.stack([np.full(10, 0.1), np.arange(10.0)], axis=1)
+    with pytest.raises(ValueError, match="`std` must be positive"):
+        fk.Standardized.of(inner, constant)
     with pytest.raises(ValueError, match="`std` must be positive"):
         fk.Standardized(inner, 0.0, np.array([1.0, 0.0]))
     with pytest.raises(ValueError, match="`mean` must be finite"):

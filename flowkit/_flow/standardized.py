@@ -99,7 +99,10 @@ class Standardized(eqx.Module):
         axes = tuple(range(values.ndim - 1))
         # In double precision, since NumPy sums half precision in half precision.
         mean = np.mean(values, axis=axes, dtype=float)
-        return cls(flow, mean, np.std(values, axis=axes, dtype=float))
+        std = np.std(values, axis=axes, dtype=float)
+        # The mean of equal numbers is rounded, and then they have a deviation from it.
+        varies = np.max(values, axis=axes) > np.min(values, axis=axes)
+        return cls(flow, mean, np.where(varies, std, 0.0))
 
     def __call__(
         self,
