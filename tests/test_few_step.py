@@ -483,6 +483,21 @@ def test_second_call_compiles_nothing(key):
     assert not events
 
 
+def test_another_grid_compiles_nothing(key):
+    flow_map = fs.FlowMap(network_of_two_times())
+    x1 = jnp.ones(2)
+    options = {"num_samples": 2, "renoise": True, "key": key}
+
+    def both(grid):
+        fs.sample(flow_map, (2,), grid=grid, **options)
+        fs.encode(flow_map, x1, grid=grid)
+
+    both((0.0, 0.2, 1.0))
+    with compilations() as events:
+        both((0.0, 0.7, 1.0))
+    assert not events
+
+
 def test_options_may_be_arrays_which_compile_once(key):
     """They have the values of plain numbers, traced as well."""
     network = lambda times, x, cond: x * times[0] + cond
@@ -702,5 +717,7 @@ def test_wrong_use(key):
         fs.FlowMap(lambda times, x, cond: x[:1])(0.0, 1.0, x1[0])
     with pytest.raises(ValueError, match="`network` is the class MLP"):
         fs.FlowMap(fk.nn.MLP)
+    with pytest.raises(ValueError, match="`pairs` is the class TimePairs"):
+        fs.mean_flow_loss(flow_map, x1, pairs=fs.TimePairs, key=key)
     with pytest.raises(ValueError, match="in one dimension"):
         fs.exact_flow_map(fk.GaussianMixture(jnp.zeros((2, 2))))

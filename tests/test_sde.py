@@ -178,6 +178,13 @@ def test_another_amount_of_noise_compiles_nothing(key):
     assert not names
 
 
+def test_no_step_calls_python(key):
+    flow = fk.exact_flow(fk.Normal(1.5, 0.5))
+    options = {"num_samples": 5, "num_steps": 8, "throw": False}
+    draw = lambda key: fk.sample_sde(flow, (1,), key=key, **options)
+    assert "callback" not in str(jax.make_jaxpr(draw)(key))
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     [
@@ -185,6 +192,7 @@ def test_another_amount_of_noise_compiles_nothing(key):
         ("`solver` Tsit5 does not solve stochastic", {"solver": dfx.Tsit5()}),
         ("`num_steps` must be at least 3", {"num_steps": 2}),
         ("`last_step` must be above 0", {"last_step": 0.0}),
+        ("`noise_scale` is the class SigmaNoise", {"noise_scale": SigmaNoise}),
     ],
 )
 def test_misuse(key, message, options):

@@ -25,7 +25,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from flowkit._checks import as_size
+from flowkit._checks import as_size, check_instance
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import (
     bare,
@@ -37,6 +37,7 @@ from flowkit._flow import (
     Velocity,
 )
 from flowkit._masks import zero_masked
+from flowkit._solve.grid import Grid
 from flowkit._solve.noise_scales import NoiseScale, SigmaNoise
 from flowkit._solve.ode import end_state
 from flowkit._solve.options import compiled, DEFAULT_ADJOINT
@@ -108,6 +109,7 @@ def sample_sde(
     _check_flow(flow)
     _check_source(source)
     _check_solver(solver)
+    check_instance("noise_scale", noise_scale)
     num_steps = as_size("num_steps", num_steps)
     # A first and a last step, and one with noise.
     if num_steps < 3:
@@ -177,7 +179,7 @@ def _solve(drift, x, cond, times, key, method):
         None,
         x,
         cond,
-        stepsize_controller=dfx.StepTo(times),
+        stepsize_controller=Grid(times),
         adjoint=method.adjoint,
         max_steps=num_steps,
         throw=False,

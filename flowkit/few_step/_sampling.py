@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import as_shape, as_size, check_example, check_sampling
@@ -100,7 +101,7 @@ class _Start(NamedTuple):
 def _sample(
     flow_map: Callable,
     start: _Start,
-    times: tuple[float, ...],
+    times: Float[AnyArray, " m"],
     renoise: bool,
     key: PRNGKey,
 ) -> Array:
@@ -169,7 +170,7 @@ def _encode(
     flow_map: Callable,
     x: Array,
     cond: Cond,
-    times: tuple[float, ...],
+    times: Float[AnyArray, " m"],
     mask: Mask | None,
 ) -> Array:
     flow_map = eqx.nn.inference_mode(flow_map)
@@ -189,16 +190,14 @@ def _jumps_to_the_end_only(flow_map: Callable) -> bool:
 
 def _grid(
     num_steps: int, grid: Sequence[Scalar] | Float[AnyArray, " m"] | None
-) -> tuple[float, ...]:
+) -> Float[np.ndarray, " m"]:
     """The times of the jumps, from 0 to 1."""
     num_steps = as_size("num_steps", num_steps)
     if grid is None:
-        return tuple(i / num_steps for i in range(num_steps + 1))
+        return np.arange(num_steps + 1) / num_steps
 
-    # Plain floats are static in a compiled function: every grid is a program of its
-    # own.
     times = tuple(float(t) for t in grid)
     increases = all(s < t for s, t in itertools.pairwise(times))
     if len(times) < 2 or times[0] != 0 or times[-1] != 1 or not increases:
         raise ValueError(f"`grid` must increase from 0 to 1, got {times}.")
-    return times
+    return np.array(times)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_instance
 from flowkit._losses import draw_times, uniform
 from flowkit._types import is_traced, PRNGKey, Scalar
 
@@ -66,6 +67,7 @@ def draw_pairs(
     pairs: Callable, num: int, dtype: Any, key: PRNGKey
 ) -> tuple[Array, Array]:
     """The two times of a batch, each `(num,)`; those of a user's function are checked."""
+    check_instance("pairs", pairs)
     s, t = pairs(num, key=key)
     if s.shape != (num,) or t.shape != (num,):
         raise ValueError(
