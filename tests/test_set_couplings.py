@@ -584,6 +584,12 @@ def test_supersets_with_masks(key):
             lambda x, k: fk.ChainedCouplings((fk.assignment, fk.Paired(x))),
             "put it first",
         ),
+        (
+            lambda x, k: fk.ChainedCouplings(
+                (fk.assignment, fk.ChainedCouplings((fk.Paired(x), fk.assignment)))
+            ),
+            "put it first",
+        ),
         (lambda x, k: fk.Paired(x, beta=1.5), "`beta` must be in"),
         (lambda x, k: fk.Paired(x)(x, x[:2], key=k), "must have the shape"),
         (lambda x, k: fk.superset_pairs(x[:0], key=k), "must be a non-empty batch"),

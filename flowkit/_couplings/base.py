@@ -68,7 +68,7 @@ class ChainedCouplings(eqx.Module):
             raise ValueError(
                 "`couplings` must hold at least one coupling, such as `fk.independent`."
             )
-        if any(isinstance(coupling, Paired) for coupling in self.couplings[1:]):
+        if any(map(_holds_paired, self.couplings[1:])):
             raise ValueError(
                 "`couplings` holds `fk.Paired` after another coupling, which may move the "
                 "data away from their noise; put it first."
@@ -102,6 +102,12 @@ class ChainedCouplings(eqx.Module):
         return Pairing(
             data=rows if moved else None, weights=weights, x0=jnp.asarray(x0)
         )
+
+
+def _holds_paired(coupling: Coupling) -> bool:
+    if isinstance(coupling, ChainedCouplings):
+        return any(map(_holds_paired, coupling.couplings))
+    return isinstance(coupling, Paired)
 
 
 def _product(a: Array | None, b: Array | None) -> Array | None:
