@@ -29,7 +29,7 @@ def uniform(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
 def stratified(num: int, *, key: PRNGKey) -> Float[Array, " num"]:
     """Uniform times, one in each of `num` equal strata, in random order.
 
-    Each of them is uniform on [0, 1), and their mean varies less than that of independent
+    Each of them is uniform on [0, 1], and their mean varies less than that of independent
     ones.
     """
     ukey, pkey = jr.split(key)
