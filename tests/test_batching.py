@@ -123,6 +123,8 @@ def test_misuse():
         RefilledSlots(0)
     with pytest.raises(ValueError, match="`num_slots` is 25, for 24 samples"):
         draw(RefilledSlots(25))
+    with pytest.raises(ValueError, match="Kvaerno3 is implicit"):
+        draw(RefilledSlots(5), solver=dfx.Kvaerno3())
 
 
 def test_devices_solve_their_parts_of_a_batch():

@@ -35,17 +35,18 @@ def gaussian_map(path, s, t, x):
 
 @pytest.mark.parametrize("name", PREDICTIONS)
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_order(name, number):
+@pytest.mark.parametrize("ends", [(0.1, 0.9), (0.9, 0.1)], ids=["forward", "backward"])
+def test_order(name, number, ends):
     """Half the step: a part `2 ** -order` of the error, on a curved path."""
     path = fk.CosinePath()
     with jax.enable_x64(True):
         flow = fk.exact_flow(fk.Normal(MEAN, STD), path, prediction=PREDICTIONS[name])
         x0 = jnp.array([-1.0, 0.3, 2.0])
-        # Away from both ends, where the order is that of the polynomial alone.
-        s, t = 0.1, 0.9
+        # Away from both ends of the path, where the order is that of the polynomial alone.
+        s, t = ends
         solver = Exponential(number, path, PREDICTIONS[name])
         errors = []
-        for num_steps in (40, 80):
+        for num_steps in (120, 240):
             options = {"t0": s, "t1": t, "solver": solver, "num_steps": num_steps}
             found = fk.integrate(flow, x0, **options).ys[-1]
             errors.append(float(jnp.max(jnp.abs(found - gaussian_map(path, s, t, x0)))))
@@ -63,6 +64,17 @@ def test_a_single_datum_is_reached_in_any_number_of_steps(key, number):
     samples = fk.sample(flow, (2,), solver=solver, **options)
     np.testing.assert_allclose(samples.values, np.tile(point, (4, 1)), atol=1e-5)
     assert samples.stats.evaluations.tolist() == [5 if number == 3 else 3] * 4
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_codes(name, number):
+    """The whole way back."""
+    flow = fk.exact_flow(fk.Normal(MEAN, STD), prediction=PREDICTIONS[name])
+    x1 = jnp.array([1.0, 1.3, 2.5])
+    solver = Exponential(number, flow.path, flow.prediction)
+    code = fk.encode(flow, x1, solver=solver, num_steps=200)
+    np.testing.assert_allclose(code, (x1 - MEAN) / STD, atol=0.02)
 
 
 def test_one_value_is_ddim(key):

@@ -15,7 +15,13 @@ from flowkit.solvers._adams_bashforth import lagrange_weights
 from flowkit.solvers._fit_steps import _weights
 from flowkit.solvers._fitting import Budget, minimize, task_of
 
-from .oracles import compilations, mixture_1d, mixture_2d, mixture_map
+from .oracles import (
+    compilations,
+    mixture_1d,
+    mixture_2d,
+    mixture_log_prob,
+    mixture_map,
+)
 
 
 def turning(t, x, cond):
@@ -26,20 +32,33 @@ def turning(t, x, cond):
 def end_of(solver, times):
     grid = dfx.StepTo(times)
     x0 = jnp.ones((2,), times.dtype)
-    return fk.integrate(turning, x0, solver=solver, stepsize_controller=grid).ys[-1]
+    options = {"t0": times[0], "t1": times[-1], "stepsize_controller": grid}
+    return fk.integrate(turning, x0, solver=solver, **options).ys[-1]
 
 
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("power", [1, 2], ids=["uniform", "quadratic"])
-def test_order_of_adams_bashforth(order, power):
+@pytest.mark.parametrize("sign", [1, -1], ids=["forward", "backward"])
+def test_order_of_adams_bashforth(order, power, sign):
     """Twice the steps: a quarter of the error with order 2, an eighth with order 3."""
     with jax.enable_x64(True):
         errors = []
         for number in (160, 320):
-            times = np.linspace(0, 1, number + 1) ** power
+            times = np.linspace(0, 1, number + 1)[::sign] ** power
             found = end_of(AdamsBashforth(order), times)
-            errors.append(abs(float(found[0]) - np.exp(np.sin(5) / 5)))
+            expected = np.exp(sign * np.sin(5) / 5)
+            errors.append(abs(float(found[0]) - expected))
         assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+def test_codes_and_log_probs_of_adams_bashforth():
+    flow = fk.exact_flow(mixture_1d())
+    options = {"solver": AdamsBashforth(3), "num_steps": 100}
+    x1 = jnp.array([0.4])
+    code = fk.encode(flow, x1, **options)
+    np.testing.assert_allclose(code, [mixture_map(0.4, 1, 0)], atol=1e-3)
+    found = fk.log_prob(flow, x1, **options)
+    np.testing.assert_allclose(found, mixture_log_prob(0.4), atol=1e-3)
 
 
 @pytest.mark.parametrize("times", [(0.5, 0.2), (0.5, 0.2, 0.1)])
@@ -175,6 +194,11 @@ def test_misuse(learned, key):
         LearnedSteps(np.linspace(0, 1, 3), np.ones(3), np.eye(3))
     with pytest.raises(ValueError, match="`times` must increase"):
         LearnedSteps(np.array([0.0, 0.5, 0.5, 1.0]), np.ones(3), np.eye(3))
+    for times in ([0.0, 0.5, 0.9], [0.1, 0.5, 1.0]):
+        with pytest.raises(ValueError, match="`times` must increase from 0 to 1"):
+            LearnedSteps(np.array(times), np.ones(2), np.eye(2))
+    with pytest.raises(ValueError, match="`solver` Kvaerno3 is implicit"):
+        fit_grid(flow, (1,), solver=dfx.Kvaerno3(), key=key)
     for name in ("num_evaluations", "num_iterations", "batch_size"):
         with pytest.raises(ValueError, match=f"`{name}`"):
             fit_steps(flow, (1,), key=key, **{name: 0})

@@ -55,7 +55,8 @@ class AdamsBashforth(dfx.AbstractSolver):
             return _History((t0 - step,), (zeros,), jnp.asarray(False))
 
         first = terms.vf(t0, y0, args)
-        half = jax.tree.map(lambda y, v: y + step / 2 * v, y0, first)
+        way = direction_of(terms, t0, t1) * step / 2
+        half = jax.tree.map(lambda y, v: y + way * v, y0, first)
         middle = terms.vf(t0 + step / 2, half, args)
         # The line through both values, one and two steps back.
         back = lambda n: jax.tree.map(lambda v, m: v - 2 * n * (m - v), first, middle)
@@ -86,9 +87,11 @@ class AdamsBashforth(dfx.AbstractSolver):
         times = (t0, *past.times)
 
         weights = lagrange_weights(times, t1)
+        direction = direction_of(terms, t0, t1)
         y1 = y0
         for weight, one in zip(weights, values, strict=True):
-            y1 = jax.tree.map(lambda y, v, w=weight: y + w * v, y1, one)
+            move = lambda y, v, w=direction * weight: y + w * v
+            y1 = jax.tree.map(move, y1, one)
         history = _History(times[:-1], values[:-1], jnp.asarray(True))
         return y1, None, {"y0": y0, "y1": y1}, history, dfx.RESULTS.successful
 
@@ -102,6 +105,14 @@ class _History(eqx.Module):
     times: tuple[Float[Array, ""], ...]
     values: tuple[PyTree[Array], ...]
     is_known: Array
+
+
+def direction_of(terms: Any, t0: Any, t1: Any) -> Array:
+    """1, or -1 where a solve runs backward.
+
+    Diffrax steps along `-t` there, with the sign in `terms.contr` and not in `terms.vf`.
+    """
+    return jnp.where(terms.contr(t0, t1) < 0, -1, 1)
 
 
 def lagrange_weights(times: tuple[Any, ...], t1: Any) -> list[Any]:

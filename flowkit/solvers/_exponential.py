@@ -28,6 +28,8 @@ from flowkit._flow import (
     Target,
     Velocity,
 )
+from flowkit._types import VelocityField
+from flowkit.solvers._adams_bashforth import direction_of
 
 
 class Exponential(dfx.AbstractSolver):
@@ -96,13 +98,14 @@ class Exponential(dfx.AbstractSolver):
             empty = jnp.zeros((number, *y0.shape), y0.dtype)
             return _Past(t0 + back, empty, jnp.asarray(False))
 
+        velocity, t0, t1 = _along_path(terms, t0, t1, args)
         s0, _ = _on_linear_path(self.path, t0)
         s1, _ = _on_linear_path(self.path, t1)
         middle = t0 + 0.5 * (t1 - t0)
         s, scale = _on_linear_path(self.path, middle)
-        value, rate, z = self._look(terms, t0, y0, args)
+        value, rate, z = self._look(velocity, t0, y0)
         # Euler's step to the middle: its error is of the order of those of the steps.
-        ahead, _, _ = self._look(terms, middle, scale * (z + (s - s0) * rate), args)
+        ahead, _, _ = self._look(velocity, middle, scale * (z + (s - s0) * rate))
 
         slope = (ahead - value) / (s - s0)
         times = s0 + (s1 - s0) * back
@@ -121,7 +124,8 @@ class Exponential(dfx.AbstractSolver):
     ) -> tuple[Any, None, dict[str, Any], "_Past", dfx.RESULTS]:
         del made_jump
         past = solver_state
-        value, rate, z = self._look(terms, t0, y0, args)
+        velocity, t0, t1 = _along_path(terms, t0, t1, args)
+        value, rate, z = self._look(velocity, t0, y0)
         s0, _ = _on_linear_path(self.path, t0)
         s1, scale = _on_linear_path(self.path, t1)
         first, second = self._moments(s0, s1)
@@ -137,13 +141,13 @@ class Exponential(dfx.AbstractSolver):
         return y1, None, info, past.followed_by(s0, value), dfx.RESULTS.successful
 
     def _look(
-        self, terms: Any, t: Any, y: Array, args: Any
+        self, velocity: VelocityField, t: Array, y: Array
     ) -> tuple[Array, Array, Array]:
         """The prediction, the rate on the linear path, and the place there."""
-        velocity = terms.vf(t, y, args)
+        v = velocity(t, y)
         options: Any = {"source": Velocity()}
-        x0 = convert(velocity, t, y, self.path, target=Noise(), **options)
-        x1 = convert(velocity, t, y, self.path, target=Target(), **options)
+        x0 = convert(v, t, y, self.path, target=Noise(), **options)
+        x1 = convert(v, t, y, self.path, target=Target(), **options)
         value = x1 if isinstance(self.prediction, Target) else x0
         _, scale = _on_linear_path(self.path, t)
         return value, x1 - x0, y / scale
@@ -172,6 +176,15 @@ class _Past(eqx.Module):
         times = jnp.concatenate([time[None], self.times])
         values = jnp.concatenate([value[None], self.values])
         return _Past(times[:number], values[:number], jnp.asarray(True))
+
+
+def _along_path(
+    terms: Any, t0: Any, t1: Any, args: Any
+) -> tuple[VelocityField, Array, Array]:
+    """The velocity `(t, y)` and both times, where Diffrax steps along `-t` to go backward."""
+    sign = direction_of(terms, t0, t1)
+    velocity = lambda t, y: terms.vf(sign * t, y, args)
+    return velocity, sign * t0, sign * t1
 
 
 def _on_linear_path(path: AbstractPath, t: Any) -> tuple[Array, Array]:

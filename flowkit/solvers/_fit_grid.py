@@ -57,7 +57,7 @@ def fit_grid(
 
     - `flow`, `shape`, `cond`, `cond_axes`, `source`: as in `fk.sample`; `cond` has a row for
       each of the `num_noises`.
-    - `num_steps`, `solver`: how many steps of which Diffrax solver.
+    - `num_steps`, `solver`: how many steps of which Diffrax solver, an explicit one.
     - `num_noises`: how many noises the grid is fitted on.
     - `num_iterations`: the maximum number of iterations of the method.
     - `batch_size`: how many noises go through the flow at a time, by default fewer the more
@@ -67,6 +67,11 @@ def fit_grid(
     **Returns:** the times, from 0 to the end of the flow, for `diffrax.StepTo`.
     """
     num_steps = as_size("num_steps", num_steps)
+    if isinstance(solver, dfx.AbstractImplicitSolver):
+        raise ValueError(
+            f"`solver` {type(solver).__name__} is implicit; give an explicit one, such as "
+            "`diffrax.Midpoint()`."
+        )
     budget = budget_of(num_iterations, batch_size)
     options: Any = {"cond": cond, "cond_axes": cond_axes, "source": source}
     task = task_of(flow, shape, num_noises, **options, key=key)

@@ -54,8 +54,11 @@ class LearnedSteps(dfx.AbstractSolver):
                 f"{self.weights.shape}."
             )
         # Not looked at while a program runs.
-        if not is_traced(self.times) and not np.all(np.diff(self.times) > 0):
-            raise ValueError(f"`times` must increase from 0 to 1, got {self.times}.")
+        if is_traced(self.times):
+            return
+        times = np.asarray(self.times)
+        if not (np.all(np.diff(times) > 0) and times[0] == 0 and times[-1] == 1):
+            raise ValueError(f"`times` must increase from 0 to 1, got {times}.")
 
     @property
     def steps(self) -> Float[AnyArray, " n_and_1"]:

@@ -40,6 +40,12 @@ class RefilledSlots(AbstractBatching):
                 f"`num_slots` is {self.num_slots}, for {len(rows)} samples: take a fraction "
                 "of them."
             )
+        if isinstance(options.solver, dfx.AbstractImplicitSolver):
+            raise ValueError(
+                f"`solver` {type(options.solver).__name__} is implicit, which `RefilledSlots` "
+                "cannot step; give `batching=fk.solvers.Lockstep()`, or a solver such as "
+                "`diffrax.Tsit5()`."
+            )
         steps = _Steps(rows, times, options)
         # The first step of every sample, with which solvers fill their memory.
         first = steps.first(self.num_slots)
