@@ -106,7 +106,7 @@ def numpyro(
 
 
 def _checked(flow: VelocityField, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, of which a compiled model could not look at a grid."""
+    """The options, with their grid checked: a compiled model cannot look at it."""
     how = checked(resolve(*options.values()), 0, end_of(bare(flow)))
     if not isinstance(how.controller, dfx.StepTo):
         return options
