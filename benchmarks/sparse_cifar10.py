@@ -290,20 +290,19 @@ def samples_of(model, test: Test, config: Config) -> np.ndarray:
     """`(samples, images, h w, c)`."""
     parts = []
     for i, part in enumerate(test.parts(50)):
-        coords = part.pixels.input_coords
         values = part.pixels.input_values
+        straight = part.pixels.input_coords
+        flipped = mirror_coords(straight)
         several = []
         for j in range(config.num_samples):
             # Samples 2 j and 2 j + 1 are a mirrored pair.
             key = jr.fold_in(jr.key(config.seed + 4), 1000 * i + j // 2)
             options: Any = {"solver": dfx.Midpoint(), "num_steps": config.num_steps}
             options |= {"key": key, "mirrored": j % 2 == 1}
-            if j // 2 % 2:
-                there = mirror_coords(coords)
-                found = mirror_image(model.sample(there, values, COORDS, **options))
-            else:
-                found = model.sample(coords, values, COORDS, **options)
-            several.append(np.asarray(found))
+            flip = j // 2 % 2 == 1
+            coords = flipped if flip else straight
+            found = model.sample(coords, values, COORDS, **options)
+            several.append(np.asarray(mirror_image(found) if flip else found))
         parts.append(np.stack(several))
     return np.concatenate(parts, axis=1)
 

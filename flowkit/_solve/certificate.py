@@ -107,10 +107,10 @@ def certify(
     It draws samples as you would, compares them with an accurate solve, maps them back to noise,
     and compares the log-densities of both directions. A flow trained on independent pairs must
     also have the velocity that its data imply. This is checked at `t = 0`, where the velocity is
-    known, and in between by the weak form of the continuity equation, $\mathbb E[\nabla \phi
-    \cdot v(t, x_t)] = \mathbb E[\nabla \phi \cdot (\alpha' x_1 + \sigma' x_0)]$ for random
-    cosines $\phi$. This detects a flow that is half trained, has the wrong sign, or has noise and
-    data exchanged. The whole check takes about as long as compiling seven solves.
+    known, and in between by the weak form of the continuity equation,
+    $\mathbb E[\nabla \phi \cdot v] = \mathbb E[\nabla \phi \cdot (\alpha' x_1 + \sigma' x_0)]$ at
+    $x_t$, for random cosines $\phi$. This detects a flow that is half trained, has the wrong sign,
+    or has noise and data exchanged. The whole check takes about as long as compiling seven solves.
 
     **Arguments:**
 

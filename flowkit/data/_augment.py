@@ -175,8 +175,9 @@ def _rotations(
 def subsample(sets: Sets, rng: np.random.Generator, *, num_points: int) -> Sets:
     """A random subset of the valid points of every cloud, in random order.
 
-    As the `transform` of `fk.data.batches`, `functools.partial(fk.data.subsample,
-    num_points=2048)` takes different points of each cloud every time.
+    As the `transform` of `fk.data.batches`,
+    `functools.partial(fk.data.subsample, num_points=2048)` takes different points
+    of each cloud every time.
 
     **Arguments:**
 

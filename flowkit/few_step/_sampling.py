@@ -1,6 +1,5 @@
 """Samples and codes of flow maps, in one step or a few."""
 
-import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -196,8 +195,8 @@ def _grid(
     if grid is None:
         return np.arange(num_steps + 1) / num_steps
 
-    times = tuple(float(t) for t in grid)
-    increases = all(s < t for s, t in itertools.pairwise(times))
+    times = np.array([float(t) for t in grid])
+    increases = np.all(np.diff(times) > 0)
     if len(times) < 2 or times[0] != 0 or times[-1] != 1 or not increases:
         raise ValueError(f"`grid` must increase from 0 to 1, got {times}.")
-    return np.array(times)
+    return times

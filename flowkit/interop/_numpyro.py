@@ -87,16 +87,16 @@ def numpyro(
             f"`num_probes` must be at least 1, and needs a `key`; got {num_probes} and {key}."
         )
 
-    options: dict[str, Any] = {
+    # Checked now: otherwise errors would only appear in the middle of a model.
+    how = resolve(solver, num_steps, stepsize_controller, max_steps, adjoint, False)
+    options = {
         "solver": solver,
         "num_steps": num_steps,
-        "stepsize_controller": stepsize_controller,
+        "stepsize_controller": _checked_grid(flow, stepsize_controller, how),
         "max_steps": max_steps,
         "adjoint": adjoint,
         "throw": False,
     }
-    # Checked now: otherwise errors would only appear in the middle of a model.
-    options = _checked(flow, options)
     probes = {"key": key, "num_probes": num_probes}
     cond = jax.tree.map(jnp.asarray, cond)
     solves = Solves(
@@ -105,12 +105,11 @@ def numpyro(
     return flow_distribution(solves)
 
 
-def _checked(flow: VelocityField, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with their grid checked: a compiled model cannot look at it."""
-    how = checked(resolve(*options.values()), 0, end_of(bare(flow)))
-    if not isinstance(how.controller, dfx.StepTo):
-        return options
-    return options | {"stepsize_controller": how.controller}
+def _checked_grid(flow: VelocityField, controller: Any, how: Any) -> Any:
+    """The controller; a grid is checked, since a compiled model cannot look at its times."""
+    if not isinstance(controller, dfx.StepTo):
+        return controller
+    return checked(how, 0, end_of(bare(flow))).controller
 
 
 def _batch(cond: Cond, batch_ndim: int) -> tuple[int, ...]:

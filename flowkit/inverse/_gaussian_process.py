@@ -37,10 +37,10 @@ class GaussianProcess(eqx.Module):
 
     `mean` is the classical answer to start a network from, known as kriging. `sample` draws
     from the posterior, which gives a flow a source that is closer to the data than noise.
-    Use it in training as `coupling=fk.Paired(x0)`, and in sampling as `fk.sample(...,
-    x0=x0)`. Every method takes one image, can be compiled and vmapped, and has a cost that
-    is cubic in the number of observations. Without observations, the mean and the scale are
-    unknown.
+    Use it in training as `coupling=fk.Paired(x0)`, and in sampling as
+    `fk.sample(..., x0=x0)`. Every method takes one image, can be compiled and vmapped, and
+    has a cost that is cubic in the number of observations. Without observations, the
+    mean and the scale are unknown.
 
     **Arguments:**
 

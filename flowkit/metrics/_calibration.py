@@ -1,9 +1,9 @@
 r"""Scores of samples of a posterior against the truth that they should surround.
 
 If the truth and the $n$ samples are exchangeable, the number of samples below the truth,
-its rank, is uniform over $0, \dots, n$. Give every rank $r$ the piece $[r, r + 1] / (n +
-1)$ of the unit interval: a central interval of probability $p$ then covers exactly a
-fraction $p$ of the ranks, where a rank whose piece is only partly covered counts only in
+its rank, is uniform over $0, \dots, n$. Give every rank $r$ the piece
+$[r, r + 1] / (n + 1)$ of the unit interval: a central interval of probability $p$ then covers
+exactly a fraction $p$ of the ranks, where a rank whose piece is only partly covered counts only in
 part. Between the probabilities $(n + 1 - 2j) / (n + 1)$ of the intervals from the $j$-th
 smallest to the $j$-th largest sample this is linear interpolation.
 """

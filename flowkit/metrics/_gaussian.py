@@ -6,8 +6,8 @@ $$W_2^2 = |m_x - m_y|^2 + \min_{U \in O(d)} \|F - G U\|^2,$$
 
 where the best $U$ is the orthogonal factor of $G^\top F$. The usual form,
 $\mathrm{tr}(A + B - 2 (A^{1/2} B A^{1/2})^{1/2})$, is the same number, but cancellation
-leaves only rounding errors if the covariances are close. Its gradient in $A$ is $I -
-T$, where $T = G U F^{-1}$ is the matrix of the optimal map.
+leaves only rounding errors if the covariances are close. Its gradient in $A$ is
+$I - T$, where $T = G U F^{-1}$ is the matrix of the optimal map.
 """
 
 import equinox as eqx

@@ -26,8 +26,8 @@ class WithMean(eqx.Module):
     The network learns the difference. It sees $x - \mu$, next to the mean, in a unit in which
     both are of order 1.
 
-    `cond` is the pair of an `Observed` and the mean `(m, c)`. The network was built for `2
-    c` channels: the deviation, and the mean. The mean at an observed pixel is its value.
+    `cond` is the pair of an `Observed` and the mean `(m, c)`. The network was built for
+    `2 c` channels: the deviation, and the mean. The mean at an observed pixel is its value.
     Only the first `c` channels of the network's output are used.
     """
 
