@@ -1,8 +1,10 @@
 """The example that compares models: its files, what it refuses, that nothing is trained twice."""
 
 import dataclasses
+import errno
 import functools
 import json
+import os
 from pathlib import Path
 
 import equinox as eqx
@@ -223,6 +225,26 @@ def test_folders_that_cannot_hold_the_run(example, config, tmp_path):
     opened(beta)
     with pytest.raises(ValueError, match="vae_beta is 20.0 there and 10.0 here"):
         opened(dataclasses.replace(beta, vae_beta=10.0))
+
+
+def test_a_full_disk_leaves_the_configuration_as_it_was(tmp_path, monkeypatch):
+    folder = fk.pipelines.open_run(tmp_path / "run", {"a": 1})
+    (folder / "checkpoints" / "4").mkdir(parents=True)
+    before = (folder / "config.json").read_text()
+
+    def full(path, text):
+        path.touch()
+        os.truncate(path, 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        fk.pipelines.open_run(folder, {"a": 1, "b": 2})
+    # Nothing is written if nothing has changed.
+    fk.pipelines.open_run(folder, {"a": 1})
+    assert (folder / "config.json").read_text() == before
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["checkpoints", "config.json"]
 
 
 def test_command_line_overrides_every_field(example):

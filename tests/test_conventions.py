@@ -30,6 +30,7 @@ GROUND = {
     "_types": set(),
     "_typecheck": set(),
     "_compat": set(),
+    "_files": set(),
     "_namespace": set(),
     "_print": set(),
     "_checks": {"_types"},

@@ -299,6 +299,12 @@ def test_momentum(momentum):
         (lambda: fit_stages(stages(), MODEL, key=jr.key(0)), "`batches` is missing"),
         (lambda: tr.Stage("a/b", first_loss, 3), "`name`"),
         (lambda: tr.Stage("a", first_loss, 3, batch_size=4), "`batch_size`"),
+        (lambda: tr.Stage("a", first_loss, -1), "`num_steps`"),
+        (lambda: tr.Stage("a", first_loss, 3, steps_per_call=0), "`steps_per_call`"),
+        (
+            lambda: tr.Stage("a", first_loss, 3, batches=DATA, batch_size=0),
+            "`batch_size` must be at least 1",
+        ),
     ],
 )
 def test_wrong_use(call, fragment):

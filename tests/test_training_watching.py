@@ -2,6 +2,7 @@
 
 import functools as ft
 import json
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -95,6 +96,16 @@ def test_lines_of_an_earlier_stage_stay(tmp_path):
     first, *_, last = lines(path)
     assert last == {"run": last["run"], "step": 200, "loss": 1.0}
     assert first["run"] != last["run"]
+
+
+def test_lines_of_repeated_stages_are_written_once(tmp_path):
+    """Those of the first one, too, behind which the second one has written."""
+    path = tmp_path / "log.jsonl"
+    stages = [tr.Stage(name, loss, 2) for name in ("first", "second")]
+    options: dict[str, Any] = {"callbacks": [tr.JsonLines(path)], "progress": False}
+    for _ in range(2):
+        tr.fit_stages(stages, jnp.zeros(2), DATA, key=jr.key(0), **options)
+    assert [line["step"] for line in lines(path)] == [1, 2, 1, 2]
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

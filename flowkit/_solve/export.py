@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Bool
 
 from flowkit._checks import check_folder
 from flowkit._distributions import AbstractDistribution, Normal
+from flowkit._files import replacing
 from flowkit._flow import bare
 from flowkit._solve.batching import AbstractBatching, Lockstep
 from flowkit._solve.grid import checked_now
@@ -163,15 +163,9 @@ def _about(program: jax.export.Exported, arguments: list[Any]) -> dict[str, Any]
 
 
 def _write(path: Path, program: jax.export.Exported, about: dict[str, Any]) -> None:
-    # To a temporary file first, so that no reader finds half a sampler.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "x") as archive:
-            archive.writestr(ABOUT, json.dumps(about, indent=2))
-            archive.writestr(PROGRAM, bytes(program.serialize()))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "x") as archive:
+        archive.writestr(ABOUT, json.dumps(about, indent=2))
+        archive.writestr(PROGRAM, bytes(program.serialize()))
 
 
 def _checked_platforms(platforms: Sequence[str] | None) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ really there.
 import math
 import os
 import struct
-import uuid
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from flowkit._files import replacing
 from flowkit.data._layout import check_layout, fields_of
 from flowkit.data._sets import check_sets, PointSets, Sets, to_host
 
@@ -98,18 +98,12 @@ def save_npz(path: str | os.PathLike, sets: tuple[Any, ...]) -> None:
         name: array for name, array in host._asdict().items() if array is not None
     }
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            # On the disk before it replaces the old file, even if the machine stops in
-            # between.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, open(temporary, "xb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        # On the disk before it replaces the old file, even if the machine stops in
+        # between.
+        os.fsync(file.fileno())
 
 
 def _read_sets(

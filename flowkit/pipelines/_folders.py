@@ -2,12 +2,13 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowkit import training
+from flowkit._checks import check_folder
+from flowkit._files import replacing
 
 
 _RECORD = "config.json"
@@ -44,7 +45,7 @@ def open_run(
     """
     folder = Path(folder)
     record = folder / _RECORD
-    _check_writable(folder)
+    check_folder("folder", folder)
     # Refused, not filled: its files may be someone else's.
     if not record.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder`: {folder} holds something else; name a new folder.")
@@ -65,7 +66,10 @@ def open_run(
             f"({'; '.join(differences)}). Nothing was changed: name another folder, or "
             "give the options as they were."
         )
-    record.write_text(json.dumps(found | given, indent=2) + "\n")
+    text = json.dumps(found | given, indent=2) + "\n"
+    if not record.exists() or record.read_text() != text:
+        with replacing(record) as file:
+            file.write_text(text)
 
     return folder
 
@@ -145,16 +149,3 @@ def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
 
 def _missing(folder: str | os.PathLike[str]) -> str:
     return f"{folder} holds no checkpoints: train there first."
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Permissions do not show everything, such as a full or read-only disk; a file
-        # does.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`folder`: {folder} cannot be written to ({error.strerror}); name another."
-        ) from error

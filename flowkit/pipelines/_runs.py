@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from flowkit import data, latent, training
-from flowkit.pipelines._folders import stored_run
+from flowkit.pipelines._folders import (
+    checkpoint_steps,
+    stored_run,
+)
 from flowkit.pipelines._set_flow_config import LEGACY, SetFlowConfig
 
 
@@ -86,6 +89,5 @@ def continued(
 
 def saved_step(folder: str | os.PathLike[str], stage: str) -> int:
     """The step of the last checkpoint of a stage; 0 if there is none."""
-    path = Path(folder) / "checkpoints" / stage
-    steps = [int(one.name) for one in path.glob("[0-9]*") if one.name.isdigit()]
+    steps = checkpoint_steps(Path(folder) / "checkpoints" / stage)
     return max(steps, default=0)

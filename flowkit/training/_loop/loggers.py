@@ -13,6 +13,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from flowkit._files import replacing
 from flowkit.training._step import TrainState
 
 
@@ -57,13 +58,12 @@ class JsonLines:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             return
-        kept = self._path.read_text().splitlines()
-        while kept and _is_later(kept[-1], run, step):
-            kept.pop()
-        # In one piece: the file is whole even if the process ends here.
-        written = self._path.with_name(f"{self._path.name}.tmp")
-        written.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(written, self._path)
+        found = self._path.read_text().splitlines()
+        # Those of later stages may come behind them.
+        kept = [line for line in found if not _is_later(line, run, step)]
+        with replacing(self._path) as file:
+            lines = [f"{line}\n" for line in kept]
+            file.write_text("".join(lines))
 
 
 class TensorBoard:

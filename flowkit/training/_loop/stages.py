@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from flowkit._files import replacing
 from flowkit._types import PRNGKey
 from flowkit.training._checkpoints import (
     check_writable,
@@ -31,8 +32,10 @@ from flowkit.training._step import (
     AbstractPlacement,
     as_placement,
     EMADecay,
+    not_negative,
     OneDevice,
     Optimizer,
+    positive,
     Skipping,
     Trainable,
     WarmUpDecay,
@@ -80,6 +83,10 @@ class Stage(eqx.Module):
                 f"`batch_size` of the stage {self.name!r} is for its own `batches`; "
                 "this one has none."
             )
+        not_negative("num_steps", self.num_steps)
+        for name in ("batch_size", "steps_per_call"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
 
 
 def fit_stages(
@@ -292,10 +299,8 @@ def _stored(directory: Path) -> list[tuple[str, int]]:
 def _write(record: Path, stages: list[tuple[str, int]]) -> None:
     if jax.process_index() > 0:
         return
-    # In one piece: the file is whole even if the process ends here.
-    written = record.with_suffix(".tmp")
-    written.write_text(json.dumps(stages))
-    os.replace(written, record)
+    with replacing(record) as file:
+        file.write_text(json.dumps(stages))
 
 
 def _words(stages: list[tuple[str, int]]) -> str:
