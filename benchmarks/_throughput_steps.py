@@ -90,6 +90,11 @@ def step_tables(sizes: Sizes, peer: Peer | None) -> dict[str, Any]:
     }
 
 
+def machine_table(rounds: int, peer: Peer | None) -> list[dict[str, float]]:
+    """What the machine can do, without any step."""
+    return [machine_row(_report.values_in_turns(machine_measures(peer), rounds))]
+
+
 def machine_measures(peer: Peer | None) -> Measures:
     """What the machine can do at most, in operations and bytes per second."""
     measures: Measures = {

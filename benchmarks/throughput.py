@@ -29,7 +29,7 @@ import tyro
 from _peer import Peer, peer_versions
 from _throughput_goals import goals
 from _throughput_pipeline import compile_times, surroundings
-from _throughput_steps import points_in_plane, Sizes, step_tables
+from _throughput_steps import machine_table, points_in_plane, Sizes, step_tables
 from _throughput_sweep import picture, sweep
 
 
@@ -82,10 +82,12 @@ def sweep_tables(
     config: Config, peer: Peer | None, tables: dict[str, Any]
 ) -> dict[str, Any]:
     """Steps against batch, points and width."""
-    [row] = tables["machine"]
+    # Without the part of the steps nothing is known of the machine.
+    machine = tables.get("machine") or machine_table(config.rounds, peer)
+    [row] = machine
     rate = 1e9 * max(value for name, value in row.items() if name.startswith("peak"))
     rows = sweep(few(config), rate, peer, shorten=2 if config.quick else 1)
-    return {"sweep": rows}
+    return {"machine": machine, "sweep": rows}
 
 
 def surrounding_tables(

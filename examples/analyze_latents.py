@@ -50,12 +50,11 @@ class Config:
 
 def main(config: Config) -> None:
     run = Path(config.model)
-    model, _ = fk.pipelines.load_set_flow(run)
+    model, options = fk.pipelines.load_set_flow(run)
+    local = fk.pipelines.SetFlowConfig.from_json(options["model"]).is_local
     points, mask, labels = load(config)
     latents = fk.latent.encode_sets(model, points, mask=mask)
-    vectors, rule = as_vectors(
-        np.asarray(latents), points.shape[1], mask, config.pooling
-    )
+    vectors, rule = as_vectors(np.asarray(latents), mask, config.pooling, local=local)
     perplexity = largest_perplexity(config, len(vectors))
 
     folder = run / "latents"
@@ -103,17 +102,18 @@ def largest_perplexity(config: Config, number: int) -> float:
 
 
 def as_vectors(
-    latents: np.ndarray, num_points: int, mask: np.ndarray | None, pooling: str
+    latents: np.ndarray, mask: np.ndarray | None, pooling: str, *, local: bool
 ) -> tuple[np.ndarray, str]:
-    """One vector for every cloud, and how it was made. Latents of masked points do not count."""
-    number = latents.shape[1]
-    local = number == num_points and number > 1
+    """One vector for every cloud, and how it was made.
+
+    If they are `local`, one for each point, those of masked points do not count.
+    """
     if pooling == "flatten" or (pooling == "auto" and not local):
         return latents.reshape(len(latents), -1), "flattened"
     if local and mask is not None:
         total = np.sum(np.where(mask[..., None], latents, 0), axis=1)
         return total / np.sum(mask, axis=1, keepdims=True), "mean over the valid points"
-    return latents.mean(axis=1), f"mean over {number}"
+    return latents.mean(axis=1), f"mean over {latents.shape[1]}"
 
 
 def statistics(vectors: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The example that analyzes latents: vectors, statistics, the map, a whole run."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -25,18 +26,15 @@ def normal(seed, *shape):
 
 def test_latents_become_vectors(example):
     latents = normal(0, 5, 4, 3)
-    flat, rule = example.as_vectors(latents, 20, None, "auto")
+    flat, rule = example.as_vectors(latents, None, "auto", local=False)
     assert rule == "flattened"
     np.testing.assert_array_equal(flat, latents.reshape(5, 12))
-    local, _ = example.as_vectors(latents, 4, None, "auto")
+    local, _ = example.as_vectors(latents, None, "auto", local=True)
     np.testing.assert_allclose(local, latents.mean(1), rtol=1e-6)
-    np.testing.assert_allclose(
-        example.as_vectors(latents, 20, None, "mean")[0], latents.mean(1), rtol=1e-6
-    )
-    assert example.as_vectors(latents, 4, None, "flatten")[0].shape == (5, 12)
-    assert (
-        example.as_vectors(latents[:, :1], 1, None, "auto")[1] == "flattened"
-    )  # clouds of one point
+    mean, _ = example.as_vectors(latents, None, "mean", local=False)
+    np.testing.assert_allclose(mean, latents.mean(1), rtol=1e-6)
+    flat, _ = example.as_vectors(latents, None, "flatten", local=True)
+    assert flat.shape == (5, 12)
 
 
 def test_latents_of_masked_points_do_not_count(example):
@@ -45,9 +43,19 @@ def test_latents_of_masked_points_do_not_count(example):
         np.arange(4) < np.asarray([[1], [2], [3], [4], [4]]),
     )
     latents[~mask] = np.nan
-    vectors, rule = example.as_vectors(latents, 4, mask, "auto")
+    vectors, rule = example.as_vectors(latents, mask, "auto", local=True)
     assert rule == "mean over the valid points"
     np.testing.assert_allclose(vectors, np.nanmean(latents, 1), rtol=1e-6)
+
+
+def test_slots_are_not_masked(example):
+    """Also where there are as many slots as points."""
+    latents = normal(0, 5, 4, 3)
+    mask = np.arange(4) < np.asarray([[1], [2], [3], [4], [4]])
+    flat, rule = example.as_vectors(latents, mask, "auto", local=False)
+    assert (flat.shape, rule) == ((5, 12), "flattened")
+    mean, _ = example.as_vectors(latents, mask, "mean", local=False)
+    np.testing.assert_allclose(mean, latents.mean(1), rtol=1e-6)
 
 
 def test_statistics_and_report(example):
@@ -127,7 +135,9 @@ def test_whole_analysis(example, monkeypatch, tmp_path, capsys):
     # No cloud has the class 0.
     seen = fk.data.PointSets(normal(0, 40, 12, 2), None, 1 + np.arange(40) % 4)
     fk.data.save_npz(tmp_path / "held_out.npz", seen)
-    monkeypatch.setattr(fk.pipelines, "load_set_flow", lambda folder: (model, {}))
+    options = {"model": dataclasses.asdict(fk.pipelines.SetFlowConfig())}
+    as_loaded = lambda folder: (model, options)
+    monkeypatch.setattr(fk.pipelines, "load_set_flow", as_loaded)
     example.main(example.Config(model=str(tmp_path), num_iterations=250))
     folder = tmp_path / "latents"
     assert {p.name for p in folder.iterdir()} == {
