@@ -235,3 +235,5 @@ def test_wrong_meshes(key):
         fit(loss, model(), DATA, num_steps=3, mesh=mesh, key=key)
     with pytest.raises(ValueError, match="`devices` is empty"):
         tr.data_mesh([])
+    with pytest.raises(ValueError, match="`axis` must not be negative"):
+        tr.shard_batch(DATA, tr.data_mesh(), axis=-1)

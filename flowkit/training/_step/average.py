@@ -87,9 +87,9 @@ def update_ema(
 ) -> PyTree[Any]:
     """One step of the average: `ema <- decay ema + (1 - decay) model`.
 
-    It is written `ema + (1 - decay) (model - ema)`, so a weight that does not move is
-    left bitwise unchanged. The result is in float32 at least; leaves other than
-    floating-point arrays are those of `model`.
+    It is written `ema + (1 - decay) (model - ema)`, and a weight that does not move is
+    left bitwise unchanged, an infinite one too. The result is in float32 at least; leaves
+    other than floating-point arrays are those of `model`.
     """
 
     def average(old, new):
@@ -98,6 +98,9 @@ def update_ema(
         dtype = at_least_float32(new.dtype)
         wide = jnp.asarray(old, dtype)
         share = jnp.asarray(1 - decay, dtype)
-        return wide + share * (jnp.asarray(new, dtype) - wide)
+        target = jnp.asarray(new, dtype)
+        moved = wide + share * (target - wide)
+        # The difference of two infinities is NaN.
+        return jnp.where(target == wide, wide, moved)
 
     return jax.tree.map(average, ema, model)

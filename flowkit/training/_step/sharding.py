@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from flowkit.training._step.checks import not_negative
 from flowkit.training._step.host import owned
 
 
@@ -48,7 +49,8 @@ def shard_batch(batch: PyTree[Any], mesh: Mesh, *, axis: int = 0) -> PyTree[Any]
 
     With several processes `batch` is this process's part, and the result is the whole.
     """
-    return split(owned(batch, "batch"), mesh, axis=int(axis))
+    axis = not_negative("axis", axis)
+    return split(owned(batch, "batch"), mesh, axis=axis)
 
 
 def split(batch: PyTree[Any], mesh: Mesh, *, axis: int) -> PyTree[Any]:
