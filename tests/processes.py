@@ -26,12 +26,15 @@ if NUM > 1:
     )
 
 import equinox as eqx
+import grain
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
 import pytest
 
 import flowkit as fk
+import flowkit.training._loop.loop
 from flowkit import training as tr
 
 
@@ -53,19 +56,19 @@ def watch(state, step):
         print("step", step, flush=True)
 
 
-def fit(num_steps=20, seed=1, placement=PLACEMENT):
+def fit(num_steps=20, seed=1, placement=PLACEMENT, loss=loss, batches=None, **options):
+    defaults = {"checkpoints": tr.Checkpoints(FOLDER, every=8), "callbacks": [watch]}
     return tr.fit(
         loss,
         flow(),
-        fk.data.batches(DATA, 16),
+        fk.data.batches(DATA, 16) if batches is None else batches,
         optimizer=optax.adam(1e-2),
         num_steps=num_steps,
         steps_per_call=STEPS_PER_CALL,
         parallel=getattr(tr, placement)(),
-        checkpoints=tr.Checkpoints(FOLDER, every=8),
-        callbacks=[watch],
         progress=False,
         key=jr.key(seed),
+        **defaults | options,
     )
 
 
@@ -103,6 +106,33 @@ def check_that_each_has_all_metrics(rows):
     np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(DATA, axis=0))
 
 
+def own_batches():
+    """Process `i` takes every `i + 1`-th of the same batches, so each reads at its pace."""
+    numbers = grain.MapDataset.range(100).to_iter_dataset()
+    own = numbers.filter(lambda i: i % (PROCESS + 1) == 0)
+    return own.map(lambda i: DATA[i % 32 : i % 32 + 4])
+
+
+def check_that_each_goes_on_in_its_own_data():
+    checkpoints = tr.Checkpoints(f"{FOLDER}/own", every=10)
+    straight = fit(6, batches=own_batches(), checkpoints=None)
+    fit(3, batches=own_batches(), checkpoints=checkpoints)
+    resumed = fit(6, batches=own_batches(), checkpoints=checkpoints)
+    rows = [result.history["rows"].values for result in (straight, resumed)]
+    np.testing.assert_array_equal(*rows)
+
+
+def check_that_all_diverge_together():
+    """One looks at its metrics seldom, the others all the time; all stop at the same step."""
+    broken = lambda *inputs: jnp.nan * loss(*inputs)[0]
+    flowkit.training._loop.loop._REFRESH_SECONDS = 1e-3 if PROCESS else 1e9
+    with pytest.raises(
+        tr.Diverged, match="in 10 steps in a row, up to step 10"
+    ) as error:
+        fit(1000, loss=broken, checkpoints=None, callbacks=())
+    assert int(error.value.result.state.step) == 100
+
+
 def check_that_samples_are_compared():
     """Each process has a part of them, and all have the scores of the whole."""
     clouds = DATA.reshape(NUM, 2, -1, 2)
@@ -123,6 +153,9 @@ def main():
     result = fit()
     check_that_each_can_restore(result.model)
     check_that_each_has_all_metrics(result.history["rows"].values)
+    if NUM == 4:
+        check_that_each_goes_on_in_its_own_data()
+        check_that_all_diverge_together()
     losses = result.history["loss"].values.tolist()
     print("losses", losses, "total", total(result.model), flush=True)
 

@@ -18,6 +18,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from flowkit import training as tr
+from flowkit.training._loop.history import Recorder, TooManySkipped
 
 from .oracles import compilations
 
@@ -188,6 +189,14 @@ def test_average_of_a_constant():
     for _ in range(7):
         ema = tr.update_ema(ema, jnp.ones(3), rho)
     np.testing.assert_allclose(ema, 1 - rho**7, rtol=1e-6)
+
+
+def test_average_of_infinite_entries():
+    """Such as those of an additive mask; the others move on."""
+    mask = jnp.array([0.0, -jnp.inf, jnp.inf])
+    np.testing.assert_array_equal(tr.update_ema(mask, mask, 0.9), mask)
+    moved = tr.update_ema(mask, mask + 1, 0.9)
+    np.testing.assert_allclose(moved, [0.1, -np.inf, np.inf], rtol=1e-5)
 
 
 @pytest.mark.parametrize("decay", [0.5, tr.WarmUpDecay(0.5)])
@@ -735,6 +744,19 @@ def test_fit_survives_a_few_of_them(key):
     assert np.all(np.isfinite(result.model))
 
 
+def test_processes_stop_at_the_same_step(monkeypatch):
+    """Metrics are ready earlier or later, so only a look that waits may raise."""
+    recorder = Recorder({}, stacked=False, most_skipped=3)
+    for step in range(1, 6):
+        metrics = {"loss": jnp.array(jnp.nan), "skipped": jnp.array(1)}
+        recorder.add_pending(step, jax.block_until_ready(metrics))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    recorder.drain(wait=False)
+    with pytest.raises(TooManySkipped, match="in 3 steps in a row, up to step 3"):
+        recorder.drain(wait=True)
+    assert len(recorder.history()["loss"].steps) == 5
+
+
 def test_a_diverged_training_keeps_what_it_reached(key):
     """The loss is the logarithm of a weight that shrinks below zero."""
     loss = lambda m, b, k: jnp.sum(jnp.log(m)) + 0 * jnp.sum(b)
@@ -910,7 +932,29 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"ema_decay": tr.WarmUpDecay},
         "`ema_decay` is the class WarmUpDecay; give an instance",
     ),
-    "callback shape": ({"callbacks": [lambda s, i: {"a": np.ones(i)}]}, "one shape"),
+    "callback shape": (
+        {"callbacks": [lambda s, i: {"a": np.ones(i + 1)}]},
+        "`callbacks`: .* one shape",
+    ),
+    "callback without a number": (
+        {"callbacks": [lambda s, i: {"a": None}]},
+        r"`callbacks`: .* returns object values of shape \(\) as 'a'",
+    ),
+    "callback with a name": (
+        {"callbacks": [lambda s, i: {"a": "b"}]},
+        r"`callbacks`: .* returns <U1 values of shape \(\) as 'a'",
+    ),
+    "callback with nothing": (
+        {"callbacks": [lambda s, i: {"a": []}]},
+        r"`callbacks`: .* of shape \(0,\) as 'a'; return numbers",
+    ),
+    "metric shape": (
+        {
+            "loss": lambda m, b, k: (jnp.sum(m.weight), {"rows": b[:, 0]}),
+            "batches": iter([DATA["x"][:8], DATA["x"][8:13]]),
+        },
+        r"`loss`: 'rows' was recorded with shape \(8,\) and now has shape \(5,\)",
+    ),
 }
 
 

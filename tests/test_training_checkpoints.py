@@ -30,6 +30,7 @@ import pytest
 import flowkit as fk
 from flowkit import training as tr
 from flowkit.training._checkpoints.describe import describe_static
+from flowkit.training._checkpoints.positions import own_position
 
 
 ADAM = optax.adam(1e-2)
@@ -196,6 +197,28 @@ def test_sigterm_finishes_the_step_and_saves(tmp_path):
     assert_equal_runs(run(tmp_path), run())
 
 
+def test_a_second_sigterm_saves_what_was_reached(tmp_path):
+    """It does not wait for the rest of the callback."""
+
+    def twice():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, stop=stop_at(30, twice))
+    assert ended.value.code == 143
+    assert max(steps_in(tmp_path)) == 30
+    assert_same_leaves(run(tmp_path).ema, run().ema)
+
+
+def test_nothing_is_saved_before_the_first_step(tmp_path):
+    run(tmp_path, num_steps=0, callbacks=())
+    with pytest.raises(SystemExit):
+        run(tmp_path, stop=stop_at(0, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert not steps_in(tmp_path)
+    assert_equal_runs(run(tmp_path), run())
+
+
 def test_a_handler_of_somebody_else_stays(tmp_path):
     caught = []
     handler = lambda number, frame: caught.append(number)
@@ -237,6 +260,27 @@ def test_an_error_in_the_data_saves_what_was_reached(
         read(tmp_path, error)
     assert max(steps_in(tmp_path)) == step
     assert_equal_runs(read(tmp_path), read())
+
+
+def test_an_error_while_a_step_is_traced_saves_what_was_reached(tmp_path):
+    """A batch of another size is traced in the middle of a run."""
+
+    def by_fours(model, batch, key):
+        if len(batch) % 4:
+            raise ZeroDivisionError
+        return loss(model, batch, key)
+
+    def read(loss, directory=None):
+        batches = grain.MapDataset.range(60).map(lambda i: DATA[: 6 if i == 33 else 8])
+        checkpoints = directory and tr.Checkpoints(directory, every=20)
+        model = build({"width": 8})
+        options: dict[str, Any] = {"num_steps": 40, "checkpoints": checkpoints}
+        return fit(loss, model, batches, key=jr.key(7), **options)
+
+    with pytest.raises(ZeroDivisionError):
+        read(by_fours, tmp_path)
+    assert steps_in(tmp_path) == [20, 33]
+    assert_equal_runs(read(loss, tmp_path), read(loss))
 
 
 def test_an_error_in_a_callback_saves_what_was_reached(tmp_path):
@@ -708,6 +752,23 @@ def test_a_run_whose_batches_ended_is_complete(tmp_path):
     with pytest.warns(UserWarning, match="ended after 15 of 60"):
         assert_equal_runs(run(tmp_path, **options), ended)
     assert seen == [10, 15]
+
+
+def test_positions_of_several_processes(tmp_path, monkeypatch):
+    """Each goes on from its own; one for all serves any number of processes."""
+    run(tmp_path, num_steps=20)
+    meta = tmp_path / "20" / "meta" / "metadata"
+    stored = json.loads(meta.read_text())
+    assert "positions" not in stored
+    positions = {"positions": [stored["position"], {"next_index": 7}]}
+    meta.write_text(json.dumps(stored | positions))
+    with pytest.raises(ValueError, match="by 2 processes.* cannot go on with 1"):
+        run(tmp_path)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert own_position(stored | positions, tmp_path) == {"next_index": 7}
+    assert own_position(stored, tmp_path) == stored["position"]
 
 
 def test_half_precision_averages_are_kept_and_restored(tmp_path):

@@ -20,6 +20,10 @@ from flowkit.training._checkpoints.options import (
     Checkpoints,
     try_to_write,
 )
+from flowkit.training._checkpoints.positions import (
+    own_position,
+    recorded,
+)
 from flowkit.training._checkpoints.storage import (
     BEST,
     damage_reported,
@@ -41,7 +45,7 @@ class Snapshot(NamedTuple):
 
     - `state`: the training state.
     - `history`: a pair of arrays, steps and values, for each name.
-    - `position`: how far the data were read.
+    - `position`: how far the data of this process were read.
     - `seconds`: how long the run has taken.
     - `stopped`: the `num_steps` of a run that a callback ended; otherwise `None`.
     """
@@ -114,7 +118,7 @@ class Saver:
             "arrays": {name: describe_arrays(part) for name, part in parts.items()},
             "static": describe_static(snapshot.state.model),
             "names": list(snapshot.history),
-            "position": snapshot.position,
+            **recorded(snapshot.position),
             "seconds": snapshot.seconds,
             "stopped": snapshot.stopped,
             "versions": versions(),
@@ -230,7 +234,7 @@ class Saver:
         return Snapshot(
             _joined(parts, arrays),
             history,
-            meta["position"],
+            own_position(meta, self._directory),
             # Not stored by 0.2.0.
             meta.get("seconds", 0.0),
             meta.get("stopped"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from flowkit._checks import check_instance
@@ -201,4 +202,15 @@ def _values(function: Callable[..., Any], report: Any) -> dict[str, np.ndarray]:
             "rename them."
         )
     # Copies: the callback may fill the same array again at its next call.
-    return {name: np.array(value) for name, value in report.items()}
+    arrays = {name: np.array(value) for name, value in report.items()}
+    for name, array in arrays.items():
+        dtype = array.dtype
+        is_number = jnp.issubdtype(dtype, jnp.number)
+        is_known = is_number or dtype == np.bool_
+        if not is_known or array.size == 0:
+            raise ValueError(
+                f"`callbacks`: {function} returns "
+                f"{dtype} values of shape {array.shape} as {name!r}; "
+                "return numbers, or arrays that are not empty."
+            )
+    return arrays

@@ -165,8 +165,8 @@ def fit(
 
     An iterator that ends early ends the training, with a warning. With `checkpoints`,
     Ctrl-C (of one process) and SIGTERM finish the step and save it; the process then ends
-    with status 130 or 143. An error in a callback, or while a batch is read, saves the
-    last step as well, unless there are several processes.
+    with status 130 or 143. An error in a callback, or while a batch is read or a
+    step is compiled, saves the last step as well, unless there are several processes.
 
     Several processes must be asked for the same training. Their arguments are compared
     before the first step: all of them but `batches`, callbacks, and what functions and

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -43,10 +44,14 @@ class Recorder:
         most_skipped: int | None,
     ):
         self._parts = {name: [series] for name, series in history.items()}
+        self._shapes = {
+            name: series.values.shape[1:] for name, series in history.items()
+        }
         self._stacked = stacked
         self._pending: deque[tuple[int, Any]] = deque()
         self._most_skipped = most_skipped
         self._skipped = 0
+        self._diverged: TooManySkipped | None = None
         self._metrics: set[str] = set()
         self._reported: set[str] = set()
         self.loss: float | None = None
@@ -57,6 +62,9 @@ class Recorder:
         if not self._metrics:
             self._metrics = set(metrics)
             self._check_distinct()
+        lead = 1 if self._stacked else 0
+        for name, metric in metrics.items():
+            self._check_shape("loss", name, metric.shape[lead:])
         self._pending.append((step, metrics))
 
     def add(self, step: int, values: Mapping[str, np.ndarray]) -> None:
@@ -64,6 +72,7 @@ class Recorder:
         self._reported |= set(values)
         self._check_distinct()
         for name, value in values.items():
+            self._check_shape("callbacks", name, value.shape)
             self._append(name, Series(np.array([step]), value[None]))
 
     def drain(self, *, wait: bool) -> None:
@@ -71,9 +80,25 @@ class Recorder:
         fetched = []
         while self._pending and (wait or self._pending[0][1]["loss"].is_ready()):
             fetched.append(self._pending.popleft())
-        if not fetched:
-            return
+        if fetched:
+            self._record(fetched)
+        # A process that stops alone leaves the others waiting: only looks that wait are at
+        # the same step everywhere.
+        is_common = wait or jax.process_count() == 1
+        if is_common and self._diverged is not None:
+            raise self._diverged
 
+    def history(self) -> dict[str, Series]:
+        """Everything fetched so far."""
+        for name, parts in self._parts.items():
+            if len(parts) > 1:
+                steps = np.concatenate([series.steps for series in parts])
+                values = np.concatenate([series.values for series in parts])
+                # Joined once, so that the next call has less to join.
+                self._parts[name] = [Series(steps, values)]
+        return {name: parts[0] for name, parts in self._parts.items()}
+
+    def _record(self, fetched):
         # Calls of several steps have a leading axis of steps already.
         join = np.concatenate if self._stacked else np.stack
         last_step, _ = fetched[-1]
@@ -90,16 +115,6 @@ class Recorder:
         self.last = {name: np.asarray(value[-1]) for name, value in values.items()}
         self._check_finite(steps, values["skipped"])
 
-    def history(self) -> dict[str, Series]:
-        """Everything fetched so far."""
-        for name, parts in self._parts.items():
-            if len(parts) > 1:
-                steps = np.concatenate([series.steps for series in parts])
-                values = np.concatenate([series.values for series in parts])
-                # Joined once, so that the next call has less to join.
-                self._parts[name] = [Series(steps, values)]
-        return {name: parts[0] for name, parts in self._parts.items()}
-
     def _check_distinct(self):
         both = sorted(self._metrics & self._reported)
         if both:
@@ -108,23 +123,26 @@ class Recorder:
                 "`loss`, too; rename one of them, or they would be one series."
             )
 
-    def _append(self, name, series):
-        parts = self._parts.setdefault(name, [])
-        if parts and parts[0].values.shape[1:] != series.values.shape[1:]:
+    def _check_shape(self, argument, name, shape):
+        first = self._shapes.setdefault(name, shape)
+        if shape != first:
             raise ValueError(
-                f"`callbacks`: {name!r} was recorded with shape "
-                f"{parts[0].values.shape[1:]} and now has shape "
-                f"{series.values.shape[1:]}; return arrays of one shape, or rename one "
-                "of them."
+                f"`{argument}`: {name!r} was recorded with "
+                f"shape {first} and now has shape {shape}; "
+                "return arrays of one shape, "
+                "such as a mean over the batch, "
+                "or rename one of them."
             )
-        parts.append(series)
+
+    def _append(self, name, series):
+        self._parts.setdefault(name, []).append(series)
 
     def _check_finite(self, steps, skipped):
         # The count goes on from one fetch to the next.
         for step, skip in zip(steps, skipped, strict=True):
             self._skipped = self._skipped + 1 if skip else 0
-            if self._skipped == self._most_skipped:
-                raise TooManySkipped(
+            if self._skipped == self._most_skipped and self._diverged is None:
+                self._diverged = TooManySkipped(
                     f"The loss or its gradient was not finite, or the gradient longer "
                     f"than `max_grad_norm`, in {self._skipped} steps in a row, up to "
                     f"step {step}. Likely causes: NaN or infinity in "

@@ -31,6 +31,9 @@ from flowkit.training._step import (
 
 _REFRESH_SECONDS = 0.25
 
+# How many steps apart several processes look at their metrics together.
+_STEPS_APART = 100
+
 
 class Loop:
     """A run under way: the state on the device, and what surrounds it.
@@ -141,7 +144,7 @@ class Loop:
                 self._advance(num_steps, bar, interruption)
             self._save()
             interruption.raise_if_due()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self._save_reached()
             raise
         except (SaveFailed, TooManySkipped):
@@ -195,6 +198,8 @@ class Loop:
         intervals = [one.every for one in self._callbacks]
         if self._saver is not None:
             intervals.append(self._saver.every)
+        if jax.process_count() > 1:
+            intervals.append(_STEPS_APART)
         pauses = [(self.step // every + 1) * every for every in intervals]
         return min([num_steps, *pauses])
 
@@ -216,7 +221,14 @@ class Loop:
         # Ctrl-C can come at any line. Arrays that were donated are gone, so nothing may be
         # saved in between.
         self._consistent = False
-        self._arrays, metrics = program(self._arrays, batch)
+        try:
+            arrays, metrics = program(self._arrays, batch)
+        except Exception:
+            # Nothing is donated before the step is traced.
+            deleted = [array.is_deleted() for array in self._arrays]
+            self._consistent = not any(deleted)
+            raise
+        self._arrays = arrays
         self.step += count
         self._recorder.add_pending(self.step, metrics)
         # Taken here: a read that fails later may have used up some batches.
@@ -275,7 +287,8 @@ class Loop:
                 self._stopped_total = num_steps
 
     def _save(self) -> None:
-        if self._saver is None:
+        # At step 0 there is nothing to go on from.
+        if self._saver is None or self.step == 0:
             return
         self._recorder.drain(wait=True)
         snapshot = Snapshot(
