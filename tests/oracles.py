@@ -90,3 +90,11 @@ def compilations():
         yield events
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def rounded_products(fn, *args):
+    """The products of single precision that GPUs and TPUs round to 10 bits or fewer."""
+    program = jax.jit(fn).lower(*args).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert products
+    return [line for line in products if "HIGHEST" not in line]

@@ -12,6 +12,8 @@ import pytest
 import flowkit as fk
 from flowkit.inverse import GaussianProcess
 
+from .oracles import rounded_products
+
 
 PROCESS = GaussianProcess(0.3)
 
@@ -140,11 +142,35 @@ def test_the_torus_is_large_enough(length_scale, bound):
     assert np.max(np.abs(found - expected)) < bound
 
 
-def test_equal_values_leave_no_doubt(problem):
-    coords, values, queries = problem
-    values = np.full_like(values, 0.25)
-    sample, _ = PROCESS.sample(coords, values, queries, key=jr.key(0))
-    np.testing.assert_allclose(sample, 0.25, atol=1e-3)
+@pytest.mark.parametrize("number", [1, 12])
+def test_equal_values_leave_a_little_doubt(number, problem):
+    """Their likeliest scale is 0, and so is that of a single one."""
+    coords, _, queries = problem
+    coords = coords[:number]
+    values = np.full((number, 2), 0.25, np.float32)
+    sample = lambda values, key: PROCESS.sample(coords, values, queries, key=key)[0]
+    _, _, covariance = moments(coords, values, queries)
+    expected = (np.full((5, 2), 0.25), np.full(2, 1e-3), covariance)
+    check_moments(lambda key: sample(values, key), expected, slack=1e-3)
+
+    # All values together move all draws by as much.
+    gradient = jax.grad(lambda values: sample(values, jr.key(0)).sum())(values)
+    assert gradient.sum() == pytest.approx(5 * 2, rel=1e-2)
+
+
+def test_single_precision_among_doubles(problem):
+    with jax.enable_x64(True):
+        found = [
+            PROCESS.mean(*problem),
+            *PROCESS.sample(*problem, key=jr.key(0)),
+            *PROCESS.sample_image(*problem[:2], 4, 4, key=jr.key(0)),
+        ]
+    assert {str(array.dtype) for array in found} == {"float32"}
+
+
+def test_products_keep_their_digits(problem):
+    sample = lambda key: PROCESS.sample(*problem, key=key)
+    assert not rounded_products(sample, jr.key(0))
 
 
 def test_misuse():

@@ -8,6 +8,8 @@ import scipy.stats
 
 import flowkit.metrics as metrics
 
+from .oracles import rounded_products
+
 
 ENTRIES = 4000
 
@@ -44,6 +46,7 @@ def test_crps_is_the_double_loop():
 
     vmapped = jax.vmap(metrics.crps, in_axes=(1, 0))(samples, truth)
     np.testing.assert_allclose(vmapped, expected, atol=2e-6)
+    assert not rounded_products(metrics.crps, samples, truth)
 
 
 @pytest.mark.parametrize("num", [2, 5])

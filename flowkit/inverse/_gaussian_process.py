@@ -12,6 +12,8 @@ $$m = \frac{\mathbf 1^\top K^{-1} y}{\mathbf 1^\top K^{-1} \mathbf 1}, \qquad
 s^2 = \frac 1 n\, (y - m)^\top K^{-1} (y - m).$$
 """
 
+import functools as ft
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,13 @@ from jaxtyping import Array, Float
 
 from flowkit._checks import as_size
 from flowkit._types import AnyArray, PRNGKey
+
+
+# Weights cancel, and some devices would round them to 10 bits or fewer.
+_matmul = ft.partial(jnp.matmul, precision="highest")
+
+LEAST_SCALE = 1e-3
+"""The scale of equal values."""
 
 
 class GaussianProcess(eqx.Module):
@@ -40,7 +49,9 @@ class GaussianProcess(eqx.Module):
     Use it in training as `coupling=fk.Paired(x0)`, and in sampling as
     `fk.sample(..., x0=x0)`. Every method takes one image, can be compiled and vmapped, and
     has a cost that is cubic in the number of observations. Without observations, the
-    mean and the scale are unknown.
+    mean and the scale are unknown. The likeliest scale of equal values, or of a single one,
+    is 0, and all draws would be the same. So the scale is at least 1e-3, which is little
+    for values in [0, 1].
 
     **Arguments:**
 
@@ -106,7 +117,7 @@ class GaussianProcess(eqx.Module):
         _check_observed(coords)
         together = jnp.concatenate([jnp.asarray(coords), jnp.asarray(query_coords)])
         normal = jr.normal(key, (len(together), values.shape[1]), together.dtype)
-        draw = self._factor(together) @ normal
+        draw = _matmul(self._factor(together), normal)
         return self._moved(coords, values, query_coords, draw)
 
     def sample_image(
@@ -141,7 +152,8 @@ class GaussianProcess(eqx.Module):
         noise = jr.normal(noise_key, at_coords.shape, at_coords.dtype)
         at_coords = at_coords + self.nugget**0.5 * noise
         together = jnp.concatenate([at_coords, draw])
-        return self._moved(coords, values, _pixels(h, w, together.dtype), together)
+        queries = _pixels(h, w, jnp.asarray(coords).dtype)
+        return self._moved(coords, values, queries, together)
 
     def draw_image(
         self, h: int, w: int, num_channels: int, *, key: PRNGKey
@@ -173,7 +185,7 @@ class GaussianProcess(eqx.Module):
         return jnp.maximum(_hartley(self._matern(jnp.asarray(distances)), *sides), 0)
 
     def _matern(self, distances: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        scaled = np.sqrt(3.0) / self.length_scale * distances
+        scaled = math.sqrt(3.0) / self.length_scale * distances
         return (1 + scaled) * jnp.exp(-scaled)
 
     def _covariance(self, x: AnyArray, y: AnyArray) -> Float[Array, "n m"]:
@@ -204,10 +216,10 @@ class GaussianProcess(eqx.Module):
         constant = (jnp.sum(solved[:, :size], axis=0) / jnp.sum(ones))[None]
 
         weights = solved[:, :size] - ones[:, None] * constant
-        mean = constant + self._covariance(queries, coords) @ weights
+        mean = constant + _matmul(self._covariance(queries, coords), weights)
         variance = jnp.mean((values - constant) * weights, axis=0)
-        # Where all values are equal, rounding may leave a negative one.
-        return mean, jnp.sqrt(jnp.maximum(variance, 0))
+        # Rounding may leave a negative one, and the root has no derivative at 0.
+        return mean, jnp.sqrt(jnp.maximum(variance, LEAST_SCALE**2))
 
     def _moved(
         self, coords: AnyArray, values: AnyArray, queries: AnyArray, draw: Array
@@ -220,7 +232,7 @@ class GaussianProcess(eqx.Module):
         solved = self._solve(coords, columns)
         mean, scale = self._krige(coords, queries, values, solved)
         across = self._covariance(queries, coords)
-        missing = across @ solved[:, values.shape[1] + 1 :]
+        missing = _matmul(across, solved[:, values.shape[1] + 1 :])
         return mean + scale[None] * (at_queries - missing), mean
 
 

@@ -120,7 +120,10 @@ def _crps(samples, truth):
     # In order of size, a sample is the larger one of `i` pairs, and the smaller one of
     # `count - 1 - i`.
     signs = 2 * jnp.arange(count, dtype=dtype) - (count - 1)
-    spread = jnp.tensordot(signs / (count * (count - 1)), jnp.sort(errors, axis=0), 1)
+    weights = signs / (count * (count - 1))
+    ordered = jnp.sort(errors, axis=0)
+    # Weights cancel, and some devices would round them to 10 bits or fewer.
+    spread = jnp.tensordot(weights, ordered, 1, precision="highest")
     return jnp.mean(jnp.abs(errors), axis=0) - spread
 
 
