@@ -93,3 +93,14 @@ def numbers_as_arrays(tree: Any) -> Any:
         return jnp.asarray(leaf) if number else leaf
 
     return jax.tree.map(convert, tree)
+
+
+def floats_as_arrays(tree: Any) -> Any:
+    """`tree` with its Python floats as arrays, see `numbers_as_arrays`; integers and
+    booleans stay, as sizes and switches."""
+
+    def convert(leaf):
+        # A Python float becomes a weakly typed array, which promotes no other.
+        return jnp.asarray(float(leaf)) if isinstance(leaf, float) else leaf
+
+    return jax.tree.map(convert, tree)

@@ -15,6 +15,8 @@ from flowkit import inverse
 from flowkit.inverse._operators import check_operator
 from flowkit.inverse._problem import transition
 
+from .oracles import compilations
+
 
 MATRIX = inverse.Matrix(np.array([[1.0, 0.5, -1.0]], np.float32))
 MIXTURE = fk.GaussianMixture(
@@ -54,6 +56,7 @@ def test_adjoints_are_the_transposes(linear, shape):
     (expected,) = jax.linear_transpose(linear, x)(y)
     np.testing.assert_allclose(linear.adjoint(y), expected, atol=1e-5)
     check_operator(linear, x.shape, jnp.float32)
+    check_operator(linear, x.shape, jnp.bfloat16)
 
 
 def test_operators_are_what_they_say():
@@ -77,6 +80,43 @@ def test_exact_posteriors_are_bayes():
     noise = st.norm.logpdf(y[0], x @ np.array([1.0, -0.5]), 0.4)
     gaps = np.asarray(jax.vmap(posterior.log_prob)(x)) - prior - noise
     np.testing.assert_allclose(gaps, gaps[0], atol=1e-4)
+
+
+def test_exact_posteriors_of_little_noise():
+    """What was observed varies by its noise alone: `A C A^T` is `s^2 I` to first order."""
+    rows = np.random.default_rng(0).standard_normal((3, 6), np.float32)
+    mixture = fk.GaussianMixture(rows, 0.5)
+    linear = inverse.Matrix(rows[:2])
+    y = linear(rows[2])
+    posterior = inverse.exact_posterior(mixture, linear, y, noise_std=1e-5)
+    roots = rows[:2].astype(float) @ np.asarray(posterior.cholesky, float)
+    found = roots @ np.swapaxes(roots, 1, 2)
+    np.testing.assert_allclose(1e10 * found, np.tile(np.eye(2), (3, 1, 1)), atol=0.1)
+    # The mean of one part explains the observation as it is.
+    np.testing.assert_allclose(posterior.means[2], rows[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("linear", "observed", "fragment"),
+    [
+        (
+            inverse.Matrix(np.ones((1, 2), np.float32)),
+            np.zeros(3),
+            "`observed` has shape",
+        ),
+        (
+            inverse.PixelMask(np.ones(2, bool)),
+            np.full(2, np.nan),
+            "`observed` holds NaN",
+        ),
+        (inverse.PixelMask(np.ones(3, bool)), np.zeros(3), "those of `mixture` have"),
+        (inverse.LinearMap(lambda x: x + 1, (2,)), np.zeros(2), "is not linear"),
+    ],
+)
+def test_misuse_of_exact_posteriors(linear, observed, fragment):
+    observed = observed.astype(np.float32)
+    with pytest.raises(ValueError, match=fragment):
+        inverse.exact_posterior(MIXTURE, linear, observed, noise_std=0.1)
 
 
 @pytest.mark.parametrize("size", [2, 16])
@@ -200,6 +240,29 @@ def test_other_methods_explain_the_observation(method, key):
     residual = np.asarray(jax.vmap(MATRIX)(result.values)) - observed
     assert np.sqrt(np.mean(residual**2)) < 0.4
     assert np.all(np.isfinite(result.values))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda number: inverse.DFlow(2, num_steps=2, prior_weight=number),
+        lambda number: inverse.DPS(3, number),
+        lambda number: inverse.OTODE(3, number),
+        lambda number: inverse.PiGDM(3, number),
+        lambda number: inverse.PnPFlow(3, 2, number),
+    ],
+)
+def test_another_number_compiles_nothing(method, key):
+    flow = fk.exact_flow(fk.Normal())
+    call = lambda number: inverse.reconstruct(
+        flow, MATRIX, np.ones(1, np.float32), noise_std=0.1, method=method(number),
+        num_samples=8, key=key,
+    ).values  # fmt: skip
+    first = call(0.01)
+    with compilations() as events:
+        second = call(0.99)
+    assert not events
+    assert np.max(np.abs(second - first)) > 1e-3
 
 
 def test_noise_networks_know_the_mean_at_the_start():

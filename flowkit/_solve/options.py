@@ -8,12 +8,11 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowkit._types import is_traced
+from flowkit._types import floats_as_arrays, is_traced
 
 
 DEFAULT_SOLVER = dfx.Tsit5()
@@ -73,9 +72,10 @@ def resolve(
     max_steps = operator.index(max_steps)
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
-    return Solve(
-        solver, _with_traced_numbers(controller), adjoint, num_steps, max_steps, throw
-    )
+    # Another tolerance compiles nothing. Integers stay: Diffrax leaves out the terms whose
+    # coefficient is the number 0.
+    controller = floats_as_arrays(controller)
+    return Solve(solver, controller, adjoint, num_steps, max_steps, throw)
 
 
 def _check_own_steps(
@@ -157,18 +157,6 @@ def _warn_of_tolerances(controller: Any) -> None:
             "(`jax.config.update('jax_enable_x64', True)`).",
             stacklevel=2,
         )
-
-
-def _with_traced_numbers(controller: Any) -> Any:
-    """The controller with its floats as arrays, so that another tolerance compiles nothing."""
-
-    def convert(leaf):
-        # A Python float becomes a weakly typed array, which does not change the dtype of the
-        # state. Integers and booleans stay: Diffrax leaves out the terms whose coefficient is
-        # the number 0.
-        return jnp.asarray(float(leaf)) if isinstance(leaf, float) else leaf
-
-    return jax.tree.map(convert, controller)
 
 
 def has_error_estimate(solver: dfx.AbstractSolver) -> bool:

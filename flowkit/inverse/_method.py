@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from flowkit._solve.ode import solve
 from flowkit._solve.options import Solve
-from flowkit._types import Cond, PRNGKey, VelocityField
+from flowkit._types import Cond, PRNGKey, Scalar, VelocityField
 from flowkit.inverse._problem import Problem, Reconstruction
 
 
@@ -20,7 +20,7 @@ class AbstractMethod(eqx.Module):
     """A way to draw from the posterior of one problem, or to find good examples.
 
     To add one, write `sample_all`, and set `needs_noise`, whether the observation must have
-    noise.
+    noise. Its floats are arrays there, so that another value compiles nothing.
     """
 
     needs_noise: eqx.AbstractClassVar[bool]
@@ -48,7 +48,7 @@ def end_of_ode(
     velocity: VelocityField,
     start: Float[Array, "..."],
     cond: Cond,
-    t0: float,
+    t0: Scalar,
     options: Solve,
 ) -> Float[Array, "..."]:
     """The state at time 1 of the ODE that starts at `start` at time `t0`."""

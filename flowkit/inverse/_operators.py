@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from flowkit._types import AnyArray, FloatArray
+from flowkit._checks import check_example
+from flowkit._types import AnyArray, FloatArray, sum_dtype
 
 
 Shape = tuple[int, ...]
@@ -209,6 +210,20 @@ class Composed(AbstractOperator):
         return jnp.asarray(y)
 
 
+def shape_behind(linear: AbstractOperator, observed: Array) -> Shape:
+    """The shape of the example behind an observation; raises if they do not fit."""
+    check_example("observed", observed)
+    shape = linear.in_shape(observed.shape)
+    example = jax.ShapeDtypeStruct(shape, observed.dtype)
+    expected = eqx.filter_eval_shape(linear, example).shape
+    if expected != observed.shape:
+        raise ValueError(
+            f"`observed` has shape {observed.shape}, but `operator` gives {expected} of an "
+            f"example of shape {shape}."
+        )
+    return shape
+
+
 def zero_unobserved(linear: AbstractOperator, y: FloatArray) -> Float[Array, "..."]:
     """The observation with zeros where a mask observes nothing."""
     last = linear.operators[-1] if isinstance(linear, Composed) else linear
@@ -247,6 +262,8 @@ def _correlate(
 def check_operator(linear: AbstractOperator, shape: Shape, dtype: Any) -> None:
     r"""Raises unless $A$ is linear and $\langle A x, y \rangle = \langle x, A^\top y \rangle$."""
     random = np.random.default_rng(0)
+    # In half precision, rounding would look like an error of the operator.
+    dtype = sum_dtype(dtype)
     draw = lambda size: jnp.asarray(random.standard_normal(size), dtype)
     first = draw(shape)
     second = draw(shape)

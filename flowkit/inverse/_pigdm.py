@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._types import PRNGKey
+from flowkit._types import PRNGKey, Scalar
 from flowkit.inverse._method import AbstractMethod, check_positive, one_by_one
 from flowkit.inverse._problem import (
     grid,
@@ -72,7 +72,7 @@ class PiGDM(AbstractMethod):
         return x
 
 
-def warm_start(problem: Problem, t: float, key: PRNGKey) -> Float[Array, "..."]:
+def warm_start(problem: Problem, t: Scalar, key: PRNGKey) -> Float[Array, "..."]:
     """A point at time `t` on the path to the least-norm solution."""
     alpha, sigma, _, _ = problem.coefficients(jnp.asarray(t, problem.dtype))
     return alpha * problem.least_norm() + sigma * problem.noise(key)

@@ -132,7 +132,7 @@ def likelihood(problem: Problem, t: Scalar, x: FloatArray) -> Likelihood:
     return Likelihood(denoised, -0.5 * jnp.vdot(residual, whitened), gradient)
 
 
-def grid(t0: float, num_steps: int, dtype: jnp.dtype) -> Float[Array, "steps 2"]:
+def grid(t0: Scalar, num_steps: int, dtype: jnp.dtype) -> Float[Array, "steps 2"]:
     """Pairs of times, the steps of a uniform grid from `t0` to 1."""
     times = jnp.linspace(t0, 1.0, num_steps + 1, dtype=dtype)
     return jnp.stack([times[:-1], times[1:]], axis=1)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_example
 from flowkit._flow import bare, Flow, Standardized, unstandardize
 from flowkit._types import (
     Cond,
     FloatArray,
+    floats_as_arrays,
     is_traced,
     numbers_as_arrays,
     PRNGKey,
@@ -21,6 +21,7 @@ from flowkit.inverse._method import AbstractMethod
 from flowkit.inverse._operators import (
     AbstractOperator,
     check_operator,
+    shape_behind,
     zero_unobserved,
 )
 from flowkit.inverse._pigdm import PiGDM
@@ -76,15 +77,14 @@ def reconstruct(
     _check_noise(noise_std, method)
 
     observed = jnp.asarray(observed)
-    check_example("observed", observed)
-    shape = operator.in_shape(observed.shape)
-    _check_fit(operator, observed, shape)
+    shape = shape_behind(operator, observed)
     problem = _problem(
         flow, operator, observed, jnp.asarray(noise_std, observed.dtype), cond
     )
     if not is_traced(problem):
         check_operator(operator, shape, observed.dtype)
 
+    method = floats_as_arrays(method)
     result = _sample_all(problem, method, num_samples, key)
     if not isinstance(flow, Standardized):
         return result
@@ -139,18 +139,6 @@ def _check_noise(noise_std: Scalar, method: AbstractMethod) -> None:
         name = type(method).__name__
         raise ValueError(
             f"`noise_std` must be positive for `{name}`, which divides by it."
-        )
-
-
-def _check_fit(
-    operator: AbstractOperator, observed: Array, shape: tuple[int, ...]
-) -> None:
-    example = jax.ShapeDtypeStruct(shape, observed.dtype)
-    expected = eqx.filter_eval_shape(operator, example).shape
-    if expected != observed.shape:
-        raise ValueError(
-            f"`observed` has shape {observed.shape}, but `operator` gives {expected} of an "
-            f"example of shape {shape}."
         )
 
 
