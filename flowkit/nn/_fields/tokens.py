@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flowkit._types import AnyArray, Mask, Points, PRNGKey
 from flowkit.nn._fields.latent_blocks import gelu
 from flowkit.nn._fields.observed import joined_masks, Observed
+from flowkit.nn._layers.arrays import in_sum_dtype
 from flowkit.nn._layers.features import AbstractFeatures, PointEmbedding
 from flowkit.nn._layers.layer_norm import LayerNorm
 from flowkit.nn._layers.linear import Linear
@@ -82,8 +83,10 @@ def spread_rows(coords: Points, num: int, mask: Mask | None) -> Int[Array, " num
     are incommensurable, so on a grid the fractional parts are spread evenly, and so are
     the rows whose parts lie below any bound. The choice is not random: a velocity is
     the same at every call.
+    Equal parts are told apart by the coordinates.
     """
-    coords = jax.lax.stop_gradient(coords)
+    # Thousands of turns have no fraction left in half precision.
+    coords = jax.lax.stop_gradient(in_sum_dtype(coords))
     # Large, so that neighbors on a grid are many turns apart.
     turns = 1000 * np.exp(1 / np.arange(1, coords.shape[1] + 1))
     # A sum, not a matrix product, which may round each row differently.
@@ -92,4 +95,5 @@ def spread_rows(coords: Points, num: int, mask: Mask | None) -> Int[Array, " num
     fractions = total - jnp.floor(total)
     if mask is not None:
         fractions = jnp.where(jnp.asarray(mask), fractions, 2)
-    return jax.lax.top_k(-fractions, num)[1]
+    # `lexsort` sorts by its last key first.
+    return jnp.lexsort((*coords.T[::-1], fractions))[:num]
