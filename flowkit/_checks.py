@@ -60,16 +60,16 @@ def check_data(name: str, x: Any, mask: Any = None) -> None:
 
 
 def check_units(name: str, images: Any, *, signed: bool = True) -> None:
-    """Raises for known images of 0 to 255, and unless `signed` for those of -1 to 1."""
+    """Raises for known images of 0 to 255; unless `signed`, for all outside of [0, 1]."""
     if is_traced(images):
         return
-    low = np.min(images, initial=0)
-    high = np.max(images, initial=0)
-    # Rounding and resizing may go below zero by a little.
-    if not signed and low < -0.1:
+    low = float(np.min(images, initial=0))
+    high = float(np.max(images, initial=0))
+    # Resizing leaves [0, 1] by a little. The comparison is false for NaN.
+    if not signed and not (low >= -0.1 and high <= 1.1):
         raise ValueError(
             f"`{name}` must be in [0, 1], got {low:g} to {high:g}; take `(images + 1) / 2` "
-            "of images in [-1, 1]."
+            "of images in [-1, 1], and divide images of 0 to 255 by 255."
         )
     # Not for samples that diverged, which leave [-1, 1] in both directions.
     if low >= -1 and 10 < high < np.inf:

@@ -463,6 +463,8 @@ def test_color_images_are_found_where_they_are(monkeypatch, tmp_path):
         (lambda c, v, q: (7 * c, v, q), r"`coords` must be in \[0, 1\]"),
         (lambda c, v, q: (c, 255 * v, q), "`values` must be in"),
         (lambda c, v, q: (c, 2 * v - 1, q), r"`values` must be in \[0, 1\], got -"),
+        (lambda c, v, q: (c, 2 * v, q), r"`values` must be in \[0, 1\], got 0 to 1\."),
+        (lambda c, v, q: (c, np.nan * v, q), r"`values` must be in \[0, 1\], got nan"),
         (lambda c, v, q: (c, v, q[::-1]), "`query_coords` are not those of the pixels"),
     ],
 )

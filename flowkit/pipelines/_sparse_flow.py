@@ -111,8 +111,9 @@ class SparseFlow(eqx.Module):
             independent, so pairs are for means, not for the CRPS or for intervals.
         - `options`: `solver`, `num_steps` and others, as in `fk.sample`.
 
-        **Raises:** `ValueError`, where values are known, for coordinates or observed values
-        outside [0, 1], and with a `grid` for other queries than all of its pixels.
+        **Raises:** `ValueError`, where values are known, for coordinates outside [0, 1], for
+        observed values that leave it by more than a tenth, and with a `grid` for other
+        queries than all of its pixels.
         """
         seen = self._observed(coords, values, query_coords)
         return _sample(self, seen, mirrored, key, options)
