@@ -98,6 +98,10 @@ def test_images_are_vmapped_and_differentiated():
         (lambda: metrics.psnr(X, np.full_like(X, np.nan)), "`y` holds values"),
         (lambda: metrics.ssim(X[:10], Y[:10]), "`window` has size 11"),
         (
+            lambda: metrics.ssim(X, Y, window=metrics.GaussianWindow(std=0.0)),
+            "`window` must have a positive `std`",
+        ),
+        (
             lambda: metrics.ssim(X, Y, window=metrics.UniformWindow(1)),
             "`window` has size 1",
         ),

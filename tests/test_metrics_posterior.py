@@ -293,7 +293,11 @@ def test_restriction_is_rejection():
     [
         (
             lambda x: metrics.simulation_based_calibration(x[:, :9], x[0, :9]),
-            "`truth` holds 9 cases, too few",
+            r"`truth` holds 9 cases, too few for .* 2 bins .*; give more cases\.",
+        ),
+        (
+            lambda x: metrics.simulation_based_calibration(x, x[0], num_bins=9),
+            "`truth` holds 40 cases.* or fewer bins by `num_bins`",
         ),
         (
             lambda x: metrics.simulation_based_calibration(x, x[0], num_bins=21),

@@ -192,6 +192,17 @@ def test_half_precision_is_computed_in_float32():
     assert metrics.pairwise(metrics.chamfer, few).dtype == jnp.float32
 
 
+def test_moments_of_many_latents_keep_their_digits():
+    """One after another, a million summands of 0.1 have the mean 0.101 in float32."""
+    latents = np.full((1_000_000, 1), 0.1, np.float32)
+    moments = metrics.latent_statistics(latents, np.zeros(len(latents), np.int8), 1)
+    assert moments.mean[0] == pytest.approx(0.1, rel=1e-4)
+    np.testing.assert_allclose(moments.std, 0, atol=1e-4)
+    # Float32 counts to 2^24 only.
+    assert moments.count.dtype == jnp.int32
+    assert moments.count[0] == len(latents)
+
+
 def test_strict_settings():
     """NumPy's float64 and integers, no promotion of ranks and no warning."""
     x, y = np.random.default_rng(0).normal(size=(2, 4, 6, 2))

@@ -1,5 +1,6 @@
 """Diagnostics of trajectories and of latents, from arrays alone."""
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -107,13 +108,18 @@ def latent_statistics(
 def _statistics(latents, labels, num_classes):
     latents = jnp.asarray(latents, working_dtype(latents))
     labels = jnp.asarray(labels)
+    num_blocks = math.isqrt(len(labels))
+    blocks = jnp.arange(len(labels)) % num_blocks
 
     def total(values):
-        return jax.ops.segment_sum(values, labels, num_classes)
+        # One after another, a million small terms lose their digits in a large sum.
+        shape = (num_blocks, num_classes, *values.shape[1:])
+        sums = jnp.zeros(shape, values.dtype).at[blocks, labels].add(values)
+        return jnp.sum(sums, axis=0)
 
-    count = total(jnp.ones(len(labels), latents.dtype))
+    count = total(jnp.ones(len(labels), int))
     # Zero for a class without examples, whose moments are then 0/0, NaN.
-    divisor = count.reshape(-1, *[1] * (latents.ndim - 1))
+    divisor = count.reshape(-1, *[1] * (latents.ndim - 1)).astype(latents.dtype)
     # In two passes: a difference of mean squares would cancel for latents far from zero.
     mean = total(latents) / divisor
     variance = total(jnp.square(latents - mean[labels])) / divisor

@@ -74,7 +74,8 @@ def simulation_based_calibration(
         independent; thin the samples of a Markov chain.
     - `truth (cases, d)`: the parameters that each case was simulated with, draws of the prior.
     - `num_bins`: how many bins the `n + 1` ranks are put into, as equal as possible. By
-        default there are up to 20, with 10 cases or more in each of them on average.
+        default there are up to 20, with 10 cases or more in each of them on average, but at
+        least 2.
 
     **Raises:** `ValueError` if uniform ranks would leave fewer than 5 cases in a bin.
 
@@ -95,10 +96,10 @@ def simulation_based_calibration(
 
     expected = num_cases * sizes / num_ranks
     if expected.min() < LEAST_EXPECTED:
+        fewer = ", or fewer bins by `num_bins`" if len(starts) > 2 else ""
         raise ValueError(
             f"`truth` holds {num_cases} cases, too few for the test with {len(starts)} bins "
-            f"of ranks, which needs {LEAST_EXPECTED} in each; give more cases, or fewer "
-            "bins by `num_bins`."
+            f"of ranks, which needs {LEAST_EXPECTED} in each; give more cases{fewer}."
         )
 
     ranks, histograms = _ranks(samples, truth)

@@ -118,6 +118,8 @@ def ssim(
             f"`window` has size {window.size} for images of shape {x.shape}; it must be "
             "at least 2 and fit into the image."
         )
+    if isinstance(window, GaussianWindow) and not window.std > 0:
+        raise ValueError(f"`window` must have a positive `std`, got {window.std}.")
     return _ssim(x, y, _as_range(data_range, x), window)
 
 
