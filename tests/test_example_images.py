@@ -427,6 +427,22 @@ def test_training_checks_what_it_is_given(options, sizes, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_classes_need_labels(tmp_path):
+    split = fk.data.image_split("digits", max_samples=20, test_samples=20)
+    held_out = split.held_out._replace(labels=None)
+    model = pipelines.ImageFlowConfig(channels=1, image_size=8, num_classes=10)
+    with pytest.raises(ValueError, match="`split` has no labels.*`num_classes=10`"):
+        pipelines.fit_image_flow(
+            pipelines.ImageFlowTraining(batch_size=4),
+            model,
+            constant_flow(0.0),
+            split._replace(held_out=held_out),
+            tmp_path,
+            config={},
+            key=jr.key(0),
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -148,6 +148,9 @@ def test_wrong_use(key):
         fk.drop_condition(jnp.ones((3, 2)), 1.5, key=key)
     with pytest.raises(ValueError, match="`cond` holds no arrays"):
         fk.drop_condition(None, key=key)
+    for cond in (3, jnp.array(3.0)):
+        with pytest.raises(ValueError, match="`cond` must be a batch.* but holds"):
+            fk.drop_condition(cond, key=key)
     with pytest.raises(ValueError, match="`null` is missing: `cond` holds booleans"):
         fk.drop_condition(jnp.ones((3, 2), bool), key=key)
     seen = fk.nn.Observed(*jnp.ones((3, 4, 5, 2)))

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowkit._checks import check_rows
@@ -209,7 +210,12 @@ def drop_condition(
         raise ValueError(
             "`cond` holds no arrays; leave out the call where there is no condition."
         )
-    num = leaves[0].shape[0]
+    if np.ndim(leaves[0]) == 0:
+        raise ValueError(
+            "`cond` must be a batch, of arrays with one row per example, but holds "
+            f"{leaves[0]!r}."
+        )
+    num = len(leaves[0])
     check_rows("cond", cond, num, "example")
     dropped = jr.bernoulli(key, probability, (num,))
 

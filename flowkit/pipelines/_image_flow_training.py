@@ -49,13 +49,14 @@ class ImageFlowTraining:
 
     epochs: Count | None = None
     """Total number of epochs, including those before an interruption; by default 20, or as many as
-    make 1500 steps."""
+    make 1500 steps. The cosine schedule ends with them: a run that goes on with more epochs
+    goes on at a higher learning rate."""
     batch_size: Count = 64
     """Images per step."""
     learning_rate: Positive = 1e-3
     """Initial learning rate of AdamW."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Whether the learning rate falls to 0 or stays."""
+    """Whether the learning rate falls to 0 at the last of the epochs, or stays."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW."""
     ema_decay: Fraction = 0.999
@@ -71,7 +72,10 @@ class ImageFlowTraining:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """The options that the weights depend on, which stay when a run goes on."""
+        """The options that stay when a run goes on: those that the weights depend on.
+
+        The weights depend on `epochs` too, by the cosine schedule.
+        """
         options = dataclasses.asdict(self)
         return {name: value for name, value in options.items() if name not in _FREE}
 
@@ -177,8 +181,13 @@ def _check_data(model: ImageFlowConfig, images: data.LabeledImages) -> None:
             f"shape {shape}."
         )
     labels = images.labels
-    if model.num_classes == 0 or labels is None:
+    if model.num_classes == 0:
         return
+    if labels is None:
+        raise ValueError(
+            f"`split` has no labels, but `model` has `num_classes={model.num_classes}`; "
+            "give images with labels, or build a model with `num_classes=0`."
+        )
     if labels.min() < 0 or labels.max() >= model.num_classes:
         raise ValueError(
             f"`split` has labels from {labels.min()} to {labels.max()}, but those of a "
