@@ -82,8 +82,7 @@ def spread_rows(coords: Points, num: int, mask: Mask | None) -> Int[Array, " num
     The rows with the smallest fractional part of `w . c` are taken. The entries of `w`
     are incommensurable, so on a grid the fractional parts are spread evenly, and so are
     the rows whose parts lie below any bound. The choice is not random: a velocity is
-    the same at every call.
-    Equal parts are told apart by the coordinates.
+    the same at every call. Equal parts are told apart by the coordinates.
     """
     # Thousands of turns have no fraction left in half precision.
     coords = jax.lax.stop_gradient(in_sum_dtype(coords))
