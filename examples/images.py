@@ -72,6 +72,7 @@ class Config:
     seed: int = 42  # Random seed.
     output: str = "artifacts/images"  # Folder for pictures, metrics and checkpoints.
     data: DataConfig = DataConfig()
+    # The parts of the model by name, with their sizes.
     model: pipelines.ImageFlowConfig = pipelines.ImageFlowConfig()
     training: pipelines.ImageFlowTraining = pipelines.ImageFlowTraining()
     sampling: SamplingConfig = SamplingConfig()

@@ -83,6 +83,7 @@ class Config:
     command: tyro.conf.Positional[Literal["train", "evaluate", "all"]] = "all"
 
     data: DataConfig = DataConfig()
+    # The parts of the model by name, with their sizes.
     model: fk.pipelines.SparseFlowConfig = fk.pipelines.SparseFlowConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
