@@ -60,6 +60,8 @@ def peer(library: str, solver: str, color: str, steps: str = "adaptive") -> Line
     return Line(f"{library}, {solver}", values, style)
 
 
+FITTED = [fitted("fitted grid", "D"), fitted("fitted steps", "*")]
+
 BY_EVALUATIONS = [
     uniform("Euler", "#9a9a9a"),
     uniform("Midpoint", "#6baed6"),
@@ -71,8 +73,7 @@ BY_EVALUATIONS = [
     adaptive("Bosh3", "#2171b5"),
     adaptive("Tsit5", "#e6550d"),
     adaptive("Dopri8", "#a50f15"),
-    fitted("fitted grid", "D"),
-    fitted("fitted steps", "*"),
+    *FITTED,
 ]
 
 BY_TIME = [
@@ -85,6 +86,7 @@ BY_TIME = [
     peer("torchdiffeq", "rk4", "#08519c", "uniform"),
     peer("torchdyn", "dopri5", "#17becf"),
     peer("flow_matching", "dopri5", "#7f7f7f"),
+    *FITTED,
 ]
 
 OWN = ("#222222", "#d62ebf", "#8c564b", "#bcbd22")

@@ -58,4 +58,6 @@ def check_help_names_every_option(example, capsys):
         parsed(example, "--help")
     text = capsys.readouterr().out
     assert [name for name in options_of(example) if f"--{name}" not in text] == []
-    assert "```" not in text  # the example of a docstring, run together into one paragraph
+    assert (
+        "```" not in text
+    )  # the example of a docstring, run together into one paragraph

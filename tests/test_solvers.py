@@ -124,6 +124,26 @@ def test_fitted_grids_are_better_on_other_noise():
     assert fitted < 0.8 * uniform
 
 
+def test_fits_begin_with_the_best_grid():
+    """That of EDM for data of little spread, whose velocity turns at the very end."""
+    std = 0.003
+    flow = fk.exact_flow(fk.GaussianMixture(jnp.zeros((1, 1)), jnp.full((1, 1), std)))
+    options = {"num_noises": 64, "num_iterations": 1}
+    times = fit_grid(flow, (1,), num_steps=8, key=jr.key(0), **options)
+
+    x0 = np.asarray(jr.normal(jr.key(1), (200, 1)))
+    on = lambda times: error_of(
+        flow,
+        x0,
+        std * x0,
+        solver=dfx.Midpoint(),
+        stepsize_controller=dfx.StepTo(times),
+    )
+    edm = on(fk.solvers.edm_grid(8))
+    assert edm < 0.5 * on(fk.solvers.shifted_grid(8, 3.0))
+    assert on(times) < 1.01 * edm
+
+
 @pytest.fixture(scope="module")
 def learned():
     flow = fk.exact_flow(mixture_1d())

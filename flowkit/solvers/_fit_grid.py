@@ -20,7 +20,7 @@ from flowkit.solvers._fitting import (
     task_of,
     times_of,
 )
-from flowkit.solvers._grids import power_grid, shifted_grid
+from flowkit.solvers._grids import edm_grid, power_grid, shifted_grid
 
 
 _SHIFTS = (1 / 3, 1 / 2, 2 / 3, 1.0, 3 / 2, 2.0, 3.0)
@@ -48,10 +48,10 @@ def fit_grid(
                         stepsize_controller=dfx.StepTo(times), key=key)
     ```
 
-    It begins with the best of eight grids, seven shifted ones and the quadratic one. From there,
-    the Levenberg-Marquardt method minimizes the squared distance between $x_n$ and the end
-    $x(1)$ of an accurate solve, as a function of the increments of the times. Judge the result
-    on fresh noise, which `fk.sample` draws from its own key.
+    It begins with the best of nine grids: seven shifted ones, the quadratic one and that of
+    EDM. From there, the Levenberg-Marquardt method minimizes the squared distance between
+    $x_n$ and the end $x(1)$ of an accurate solve, as a function of the increments of the
+    times. Judge the result on fresh noise, which `fk.sample` draws from its own key.
 
     **Arguments:**
 
@@ -92,9 +92,15 @@ def grid_logits(
         times = times_of(logits, task.t_end)
         return lambda *start: walk(solver, times, *start)
 
+    increments = jnp.diff(jnp.stack(_first_grids(num_steps)))
+    return minimize(task, walk_of, jnp.log(increments), budget)
+
+
+def _first_grids(num_steps: int) -> list[Array]:
     grids = [shifted_grid(num_steps, shift) for shift in _SHIFTS]
-    grids = jnp.stack([*grids, power_grid(num_steps)])
-    return minimize(task, walk_of, jnp.log(jnp.diff(grids)), budget)
+    grids.append(power_grid(num_steps))
+    # EDM has no grid of one step.
+    return grids if num_steps == 1 else [*grids, edm_grid(num_steps)]
 
 
 def _with_both_modes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
