@@ -175,6 +175,39 @@ def test_held_out_clouds_of_files_have_the_size_of_training(tmp_path):
     assert shapes == [(8, 50, 3), (2, 16, 3), (2, 16, 3)]
 
 
+class EachPoint(eqx.Module):
+    """Every point is its own latent."""
+
+    in_size: int = 2
+    out_size: int = 2
+
+    def __call__(self, points, mask=None, key=None):
+        return points if mask is None else jnp.where(mask[:, None], points, 0)
+
+
+class Masked(eqx.Module):
+    """The data are the latents, for a network that is told which of them are there."""
+
+    def __call__(self, t, x, latents, mask=None):
+        assert mask is not None
+        return latents
+
+
+def test_reports_of_points_with_latents_of_their_own_mask_the_others():
+    points = np.random.default_rng(0).normal(size=(4, 6, 2)).astype(np.float32)
+    mask = np.arange(6) < np.array([[6], [3], [4], [2]])
+    sets = fk.data.PointSets(points, mask)
+    other = fk.data.PointSets(points + 1, mask)
+    flow = fk.Flow(Masked(), prediction=fk.Target())
+    model = fk.latent.SetFlow(EachPoint(), flow, fk.Normal())
+    report = pipelines.SetFlowReport(fk.data.CloudSplit(sets, sets, other))
+
+    pairs = zip(points, mask, strict=True)
+    exact = [fk.metrics.chamfer(x[valid], x[valid] + 1) for x, valid in pairs]
+    found = report.monitor(model, key=jr.key(0))["chamfer"]
+    assert found == pytest.approx(np.mean(exact), rel=1e-5)
+
+
 def test_muon_makes_updates_of_matrices_orthogonal():
     """Equal singular values, up to five Newton-Schulz iterations; the gradient's are 1 to 9."""
     rng = np.random.default_rng(0)

@@ -275,6 +275,24 @@ def test_reconstruction_by_the_exact_flow(key):
     assert exact_model().reconstruct(cloud, mask, key=key).shape == (3, 2)
 
 
+def test_points_with_latents_of_their_own_see_no_padding(key):
+    """The cloud is that of the valid points alone: masked ones are not attended to."""
+    ekey, fkey = jr.split(key)
+    options = {"width_size": 8, "depth": 1, "num_heads": 2}
+    encoder = fk.nn.SetTransformer(2, 4, **options, key=ekey)
+    network = fk.nn.DiT(2, 4, conditioner=fk.nn.PerPoint(), **options, key=fkey)
+    network = fk.testing.perturbed(network, key=fkey, scale=0.2)
+    model = SetFlow(encoder, fk.Flow(network), fk.Normal())
+
+    cloud = clouds(key)[0]
+    padded = jnp.concatenate([cloud, jnp.full((4, 2), jnp.nan)])
+    solve = {"key": key, "solver": fk.RK4(), "num_steps": 4}
+    found = model.reconstruct(padded, np.arange(10) < 6, **solve)
+    expected = model.reconstruct(cloud, **solve)
+    np.testing.assert_allclose(found[:6], expected, rtol=1e-3, atol=1e-4)
+    assert not np.any(found[6:])
+
+
 def test_samples_from_the_prior(key):
     model = exact_model()
     mask = np.ones((200, 20), bool)

@@ -139,19 +139,27 @@ class SetFlow(ShortDoc, eqx.Module):
         **Arguments:**
 
         - `points`, `mask`: the cloud `(n, d)`; only its valid points are seen. With an
-          encoder that has a latent for each point, masked rows of the result mean nothing.
+          encoder that has a latent for each point, masked rows of the result are zero, and
+          the others do not depend on them.
         - `num_points`: the number of points to draw, `n` if `None`.
         - `source`, `solver`, `num_steps`, `stepsize_controller`, `max_steps`, `adjoint`, `throw`:
           as in `fk.sample`.
         """
         size = points.shape[0] if num_points is None else num_points
+        latents = eqx.nn.inference_mode(self).encode(points, mask)
+        shown = None
+        # Where each point has a latent, the others must not attend to masked ones.
+        if mask is not None and len(latents) == size != self.latent_shape[0]:
+            shown = mask[None]
+
         samples = sample(
             self.flow,
             (size, self.in_size),
             num_samples=1,
             key=key,
-            cond=eqx.nn.inference_mode(self).encode(points, mask),
+            cond=latents,
             cond_axes=None,
+            mask=shown,
             source=source,
             solver=solver,
             num_steps=num_steps,

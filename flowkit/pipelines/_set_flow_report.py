@@ -153,17 +153,19 @@ class SetFlowReport(eqx.Module):
         if self.hide is not None:
             mask_key, key = jr.split(key)
             visible = _visible(self.hide, seen, mask_key)
-            # The encoder sees what it saw in training; all valid points are drawn.
-            seen = seen._replace(mask=visible)
 
         # A model with a latent for each point moves the points that it encodes.
         local = _is_local(model)
         num_points = None if local else _FIGURE_POINTS
-        values = _reconstruct(model, seen, num_points, key=key, **SOLVER).values
+        # The encoder sees what it saw in training; all valid points are drawn.
+        samples = _reconstruct(
+            model, seen, num_points, visible=visible, key=key, **SOLVER
+        )
         inputs = _only(points, valid)
+        shown = valid if visible is None else visible
         plotting.reconstructions(
             inputs,
-            _only(values, seen.mask if local else None),
+            _only(samples.values, shown if local else None),
             None if visible is None else _only(visible, valid),
             up=self.up,
             path=path,
@@ -254,15 +256,23 @@ def _reconstruct(
     sets: data.PointSets,
     num_points: int | None = None,
     *,
+    visible: np.ndarray | None = None,
     key: jax.Array,
     **options: Any,
 ) -> fk.Samples:
-    """Clouds from the latents of the given ones."""
-    latents = latent.encode_sets(model, sets.points, mask=sets.mask)
+    """Clouds from the latents of the given ones, of which the encoder sees a part."""
+    seen = sets.mask if visible is None else visible
+    latents = latent.encode_sets(model, sets.points, mask=seen)
     shape = (num_points or sets.points.shape[1], sets.points.shape[2])
-    number = len(latents)
     return fk.sample(
-        model.flow, shape, num_samples=number, cond=latents, key=key, **options
+        model.flow,
+        shape,
+        num_samples=len(latents),
+        cond=latents,
+        # As in training, no point with a latent attends to one that is not valid.
+        mask=sets.mask if _is_local(model) else None,
+        key=key,
+        **options,
     )
 
 
