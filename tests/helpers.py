@@ -226,21 +226,6 @@ UNCONDITIONAL_CRNS = {
 CRNS = GLOBAL_CRNS | LOCAL_CRNS | STRUCTURED_CRNS | UNCONDITIONAL_CRNS
 
 
-def as_set_function(fn):
-    """`fn(points, mask)` with masked rows set to zero before and after.
-
-    Networks on sets do the same.
-    """
-
-    def masked(points, mask):
-        keep = jnp.ones(points.shape[0], bool) if mask is None else mask
-        return jnp.where(
-            keep[:, None], fn(jnp.where(keep[:, None], points, 0), mask), 0
-        )
-
-    return masked
-
-
 def cloud(d, n=6):
     return jr.normal(jr.key(d), (n, d)) + 0.3
 

@@ -11,6 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import check_sizes
+from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, PRNGKey, sum_dtype
 from flowkit.nn._layers.linear import Linear
 
@@ -90,13 +91,14 @@ class Attention(eqx.Module):
     ) -> Float[Array, "n width"]:
         """The result for the rows of `x`; the context is `x` itself if `None`.
 
-        `mask` marks the valid rows of the context; if there are none, the result is
-        zero.
+        `mask` marks the valid rows of the context, whatever the others hold; if there
+        are none, the result is zero.
         """
         if context is None:
-            context = x
-        if mask is not None:
-            mask = jnp.asarray(mask)
+            # As queries too: NaN in one row would be in the gradients of all.
+            x = context = zero_masked(x, mask)
+        else:
+            context = zero_masked(context, mask)
 
         gathered = _gather(
             _split_heads(self.query(x), self.num_heads),

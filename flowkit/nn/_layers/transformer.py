@@ -9,6 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import as_size
+from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Mask, PRNGKey
 from flowkit.nn._layers.arrays import per_feature
 from flowkit.nn._layers.attention import Attention
@@ -173,8 +174,10 @@ class AttentionBlock(eqx.Module):
                 "other."
             )
         attention_key, feed_forward_key = split_or_none(key, 2)
-        if self.context_norm is not None and context is not None:
-            context = self.context_norm(context)
+        if context is None:
+            h = zero_masked(h, mask)
+        elif self.context_norm is not None:
+            context = self.context_norm(zero_masked(context, mask))
 
         gathered = self.attention(self.norm(h), context, mask)
         h = self.attention_residual(h, gathered, key=attention_key)
@@ -232,6 +235,7 @@ class ISAB(eqx.Module):
     ) -> Float[Array, "n width"]:
         """The new rows. `mask` marks the valid rows of `h`, as in `AttentionBlock`."""
         gather_key, spread_key = split_or_none(key, 2)
+        h = zero_masked(h, mask)
         inducing = jnp.asarray(self.inducing, h.dtype)
         gathered = self.gather(inducing, h, mask, key=gather_key)
         return self.spread(h, gathered, key=spread_key)
