@@ -250,6 +250,25 @@ def test_trained_baselines_do_what_they_must(key):
     assert float(parts["reconstruction"]) == pytest.approx(x1.var(), rel=0.05)
 
 
+def test_a_flow_is_a_prior(key):
+    """Its network starts at zero, so that latents have the moments of its coordinates."""
+    network = fk.nn.MLP(2, hidden_sizes=(4,), key=key)
+    mean = np.array([1.0, -2.0], np.float32)
+    std = np.array([0.5, 2.0], np.float32)
+    prior = eqx.tree_at(
+        lambda prior: (prior.mean, prior.log_std),
+        fk.latent.FlowPrior(fk.Flow(network), 2, solver=fk.RK4(), num_steps=1),
+        (jnp.asarray(mean), jnp.log(std)),
+    )
+    identity = linear(np.eye(2))
+    for model in (Autoencoder(identity, identity, prior), Decoder(identity, prior)):
+        samples = np.asarray(model.sample(num_samples=4000, key=key))
+        scores = (samples.mean(0) - mean) / (std / np.sqrt(4000))
+        assert np.abs(scores).max() < 4
+        np.testing.assert_allclose(samples.std(0), std, rtol=4 / np.sqrt(8000))
+    assert np.isfinite(decoder_loss(model, jnp.ones((3, 2)), key=key))
+
+
 def test_second_calls_compile_nothing(key):
     model = VAE(linear([[1.0, 0.0]]), linear([[1.0]]))
     x1 = np.ones((5, 1), np.float32)

@@ -61,7 +61,8 @@ class Autoencoder(eqx.Module):
 
     - `encoder`: `x -> latents (c,)`.
     - `decoder`: `latents (c,) -> x`, with an attribute `in_size`, which is `c`.
-    - `prior`: the distribution of the latents, for `sample`.
+    - `prior`: the distribution of the latents, for `sample`. `prior_loss` fits another one,
+        such as a `fk.latent.FlowPrior`, to latents `(batch, 1, c)`.
     """
 
     encoder: Callable
@@ -242,14 +243,22 @@ def _sample(
 def _samples(
     model: Decoder | Autoencoder | VAE, num_samples: int, key: PRNGKey
 ) -> Array:
-    latents = model.prior.sample((num_samples, model.decoder.in_size), key=key)
+    latents = _prior_latents(model, num_samples, key)
     return jax.vmap(model.decoder)(latents)
+
+
+def _prior_latents(
+    model: Decoder | Autoencoder | VAE, num: int, key: PRNGKey
+) -> Float[Array, "num c"]:
+    # Each is the only row of its example: those of one example may depend on each other.
+    shape = (num, 1, model.decoder.in_size)
+    return model.prior.sample(shape, key=key)[:, 0]
 
 
 @eqx.filter_jit
 def _decoder_loss(model, x1, key):
     x1 = jnp.asarray(x1)
-    latents = model.prior.sample((len(x1), model.decoder.in_size), key=key)
+    latents = _prior_latents(model, len(x1), key)
     return _mean_square(jax.vmap(model.decoder)(latents), x1)
 
 
