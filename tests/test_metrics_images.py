@@ -167,6 +167,14 @@ def test_frechet_distance_of_fewer_examples_than_features():
     assert found > shift
 
 
+def test_frechet_distance_of_features_far_from_zero():
+    """Means are resolved far below the distance of float32 numbers, which is 1e-3 there."""
+    x = uniform(2, 4000, 2)
+    far = lambda example: example + 1e4
+    found = metrics.frechet_distance(x, x + np.float32(0.01), far)
+    assert found == pytest.approx(2 * 0.01**2, rel=0.02)
+
+
 # ---- the record
 
 

@@ -72,7 +72,15 @@ def _gaussian_w2(mean_x, cov_x, mean_y, cov_y):
     shift = jnp.asarray(mean_x, dtype) - jnp.asarray(mean_y, dtype)
     cov_x = jnp.asarray(cov_x, dtype)
     cov_y = jnp.asarray(cov_y, dtype)
-    return safe_sqrt(jnp.sum(jnp.square(shift)) + _squared_bures(cov_x, cov_y))
+    return safe_sqrt(squared_w2(shift, cov_x, cov_y))
+
+
+@jax.jit
+def squared_w2(
+    shift: Float[Array, " d"], cov_x: Float[Array, "d d"], cov_y: Float[Array, "d d"]
+) -> Float[Array, ""]:
+    """The square of `gaussian_w2`, given the difference of the means."""
+    return jnp.sum(jnp.square(shift)) + _squared_bures(cov_x, cov_y)
 
 
 @jax.custom_jvp
