@@ -392,7 +392,8 @@ def test_registries_hold_every_sampler(key):
             "at least one point",
         ),
         (
-            lambda key: data.fit_unit_box(np.ones((4, 2), np.float32)),
+            # The mean of ten times 0.1 in float64 is not 0.1.
+            lambda key: data.fit_unit_box(np.full((10, 2), 0.1)),
             "all in one place",
         ),
         (

@@ -123,7 +123,8 @@ def fit_unit_box(
     _check_points(array)
     mean = array.mean(axis=0)
     scale = np.abs(array - mean).max()
-    if scale == 0:
+    # The mean of equal numbers is rounded, and then they differ from it.
+    if not np.ptp(array, axis=0).any():
         raise ValueError(
             "`points` are all in one place, which has no scale; use other data."
         )

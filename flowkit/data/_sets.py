@@ -95,7 +95,8 @@ def normalize(sets: PointSets) -> tuple[PointSets, Units]:
     valid = sets.points[mask].astype(np.float64)
     mean = valid.mean(axis=0)
     scale = np.sqrt(np.mean((valid - mean) ** 2))
-    if scale == 0:
+    # The mean of equal numbers is rounded, and then they differ from it.
+    if not np.ptp(valid, axis=0).any():
         raise ValueError(
             "`sets` has all of its points in one place, which has no scale; use other data."
         )
