@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import tracemalloc
 
 import grain
 import jax
@@ -43,6 +44,20 @@ def test_epochs_and_seeds_have_their_own_order():
     )
     assert len({tuple(epoch) for epoch in epochs}) == 8
     assert equal(take(data.batches(np.arange(50), 50, seed=1), 4), epochs[4:])
+
+
+def test_orders_of_past_epochs_are_let_go():
+    """Each takes eight bytes for each example; a batch holds parts of two of them."""
+    num = 1_000_000
+    batches = iter(data.batches(np.zeros(num, np.int8), num, seed=11))
+    tracemalloc.start()
+    try:
+        for batch in itertools.islice(batches, 8):
+            assert len(batch) == num
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 4 * 8 * num
 
 
 def test_permutations_are_uniform():

@@ -3,6 +3,7 @@
 import functools as ft
 import operator
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import grain
@@ -41,7 +42,7 @@ class Order(NamedTuple):
         parts = []
         while start < stop:
             epoch, place = divmod(start, self.used)
-            permutation = _permutation(self.seed, epoch, self.size)
+            permutation = _permutations(self.seed, self.size)(epoch)
             parts.append(permutation[place : place + stop - start])
             start += len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -113,10 +114,17 @@ def _check_shard(batch_size: int, shard: Shard) -> None:
         )
 
 
-# Some for each of the buckets that take turns.
+# Those of the buckets that take turns.
 @ft.lru_cache(maxsize=64)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    permutation = np.random.default_rng((seed, 0, epoch)).permutation(size)
-    # Shared by all batches of the epoch.
-    permutation.flags.writeable = False
+def _permutations(seed: int, size: int) -> Callable[[int], np.ndarray]:
+    """The permutation of each epoch; of large data it takes 8 bytes for each example."""
+
+    # A batch, or those that are read ahead, may hold parts of two.
+    @ft.lru_cache(maxsize=2)
+    def permutation(epoch: int) -> np.ndarray:
+        drawn = np.random.default_rng((seed, 0, epoch)).permutation(size)
+        # Shared by all batches of the epoch.
+        drawn.flags.writeable = False
+        return drawn
+
     return permutation
