@@ -344,6 +344,23 @@ def test_files_of_ones_own_fields(tmp_path):
     assert equal(data.load_npz(tmp_path / "sets.npz", Measured), sets)
 
 
+def test_axes_of_a_given_length(tmp_path):
+    class InSpace(NamedTuple):
+        points: Float[np.ndarray, "b n 3"]
+        normals: Float[np.ndarray, "b n 3"] | None = None
+
+    path = tmp_path / "sets.npz"
+    points = np.ones((2, 5, 3))
+    data.save_npz(path, data.PointSets(points[..., :2]))
+    with pytest.raises(ValueError, match=r"`points` must .* of shape \(2, 5, 3\)"):
+        data.load_npz(path, InSpace)
+    np.savez(path, points=points, normals=points[..., :1])
+    with pytest.raises(ValueError, match=r"`normals` must .* of shape \(2, 5, 3\)"):
+        data.load_npz(path, InSpace)
+    data.save_npz(path, InSpace(points))
+    assert equal(data.load_npz(path, InSpace), InSpace(points))
+
+
 def test_optional_fields_are_those_that_may_be_none(tmp_path):
     class Measured(NamedTuple):
         points: Float[np.ndarray, "b n d"]

@@ -1,8 +1,9 @@
 """Which arrays a kind of sets holds, and whether given ones have its shapes and types.
 
 A kind is a named tuple, whose annotations specify its arrays: `Float[np.ndarray, "b n d"]`
-is an array of real numbers that shares its axis `b` with every other one that has it, and
-`| None` means that it may be missing.
+is an array of real numbers that shares its axis `b` with every other one that has it; a
+number in the place of a name is the length of that axis, and `| None` means that the array
+may be missing.
 """
 
 from typing import Any, get_args, get_type_hints, NamedTuple
@@ -52,6 +53,9 @@ def check_layout(arrays: dict[str, Any], kind: type, where: str) -> None:
     _check_points(points, where)
     fields = fields_of(kind)
     sizes = dict(zip(fields["points"].axes, points.shape, strict=True))
+    # An axis that is annotated by a number has that length.
+    axes = {axis for field in fields.values() for axis in field.axes}
+    sizes |= {axis: int(axis) for axis in axes if axis.isdecimal()}
 
     for name, array in arrays.items():
         field = fields[name]
