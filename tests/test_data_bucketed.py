@@ -112,6 +112,8 @@ BAD = {
         "must have equal dimensions",
     ),
     "no steps": (CLOUDS, {"num_steps": 0}, "`num_steps` must be at least 1"),
+    "empty": ([*CLOUDS[:5], CLOUDS[0][:0], *CLOUDS[5:]], {}, "cloud 5 is empty"),
+    "infinite": ([*CLOUDS[:8], CLOUDS[8] + np.inf], {}, "cloud 8 is .* not finite"),
 }
 
 

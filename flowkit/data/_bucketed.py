@@ -92,6 +92,13 @@ def bucketed_batches(
 def _check(clouds: Sequence[Any], labels: Any) -> None:
     """What `pad` checks of a bucket, for all clouds."""
     check_alike(clouds)
+    # A bucket has only some of the clouds, and would name another one.
+    for number, cloud in enumerate(clouds):
+        if not len(cloud) or not np.isfinite(cloud).all():
+            raise ValueError(
+                f"`clouds`: cloud {number} is empty, or not finite everywhere; remove it, "
+                "or those points."
+            )
     if labels is not None and len(labels) != len(clouds):
         raise ValueError(
             f"`labels` must be one integer for each of {len(clouds)} clouds, "
