@@ -464,16 +464,8 @@ def test_point_labels_color_the_points():
     np.testing.assert_allclose(rgb(axes_of(masked)[0]), tab10([2, 2, 3]))
     for number in (15, 40):  # more colours than tab10 has
         ids = np.arange(number)[None]
-        assert len(
-            np.unique(
-                rgb(
-                    axes_of(
-                        plotting.point_clouds(normal(0, 1, number, 2), point_labels=ids)
-                    )[0]
-                ),
-                axis=0,
-            )
-        )
+        figure = plotting.point_clouds(normal(0, 1, number, 2), point_labels=ids)
+        assert len(np.unique(rgb(axes_of(figure)[0]), axis=0)) == number
 
 
 def test_slots_take_the_colors_of_their_objects():
@@ -688,6 +680,13 @@ def test_running_mean_is_the_mean_of_a_window():
     smooth = axes_of(figure)[0].lines[1].get_ydata()
     expected = [np.nanmean(values[max(i - 5, 0) : i + 6]) for i in range(200)]
     np.testing.assert_allclose(smooth, expected)
+    # A spike is in the means of its windows, and in no other.
+    values[50] = 1e25
+    figure = plotting.loss_trajectory({"loss": (STEPS, values)}, smoothing=0.05)
+    smooth = axes_of(figure)[0].lines[1].get_ydata()
+    apart = np.abs(STEPS - 50) > 5
+    np.testing.assert_allclose(smooth[apart], np.asarray(expected)[apart])
+    np.testing.assert_allclose(smooth[~apart], 1e25 / 11)
 
 
 def test_curves_of_nan_and_negative_losses_are_drawn(tmp_path):
@@ -747,6 +746,13 @@ def test_one_step_maps_lie_beside_their_paths():
     assert {"data", "paths", "start", "end", "one step", "training pairs"} == {
         t.get_text() for t in axes.get_legend().get_texts()
     }
+    # A path that diverged has no end to measure from.
+    points = PATHS.points.copy()
+    points[3, -1] = np.nan
+    axes = axes_of(plotting.trajectories(**PATHS._replace(points=points)._asdict()))[0]
+    gap = np.delete(gap, 3)
+    text = f"{gap.mean():.3f} ± {gap.std():.3f}"
+    assert axes.texts[0].get_text().splitlines()[1] == text
     for size in (2, 3):
         arrays = {"one_step": normal(1, 7, size), "coupling": pairs(2, 3, size=size)}
         axes = axes_of(plotting.trajectories(TIMES, normal(0, 7, 5, size), **arrays))[0]
@@ -1216,6 +1222,10 @@ def test_density_has_unit_mass():
             "one dimension, 1 or 2; got {'a': 1, 'b': 2}",
         ),
         (lambda: plotting.comparison({"a": PATHS}, columns=0), "`columns` is 0"),
+        (
+            lambda: plotting.comparison({"a": plotting.Paths(TIMES, normal(0, 5, 2))}),
+            r"`points` has shape \(5, 2\); paths are \(n, t, d\)",
+        ),
         (
             lambda: plotting.comparison(
                 {"a": plotting.Paths(TIMES, normal(0, 7, 5, 2), normal(0, 7, 1))}

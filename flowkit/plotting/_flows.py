@@ -109,7 +109,7 @@ def snapshots(
     limits: Limits = None,
     path: PathLike = None,
 ) -> Figure:
-    """A cloud of points at evenly spaced times on its way from noise to data.
+    """A cloud of points at evenly spaced steps on its way from noise to data.
 
     In one dimension the panels are histograms, in the plane they show the points. Noise
     at time 0, samples at time 1 and points between them have the colors of their roles.

@@ -78,7 +78,7 @@ def trajectories(
       two times.
     - `target (m, d)`: data to draw behind the paths.
     - `one_step (n, d)`: the outputs of a one-step map for the same starts. Their
-      distance from the ends of the paths is written into the figure.
+      distance from the finite ends of the paths is written into the figure.
     - `coupling`: training pairs `(x0, x1)`, each `(k, d)`.
     - `limits`: `(low, high)` of every spatial axis.
     - `title`: the title of the figure.
@@ -169,6 +169,10 @@ def as_arrays(panel: Paths) -> Paths:
     """
     times = np.asarray(panel.times, np.float64)
     points = np.asarray(panel.points, np.float64)
+    require(
+        points.ndim == 3,
+        f"`points` has shape {points.shape}; paths are (n, t, d).",
+    )
     number, num_times, size = points.shape
     require(
         size in (1, 2, 3), f"`points` has {size} dimensions; 1, 2 or 3 can be drawn."
@@ -313,6 +317,10 @@ def _add_lines(
 def _write_gap(axes: Any, panel: Any) -> None:
     """The distance between paths and one step at their ends: mean and deviation."""
     gap = np.linalg.norm(panel.points[:, -1] - panel.one_step, axis=-1)
+    gap = gap[np.isfinite(gap)]
+    if not len(gap):
+        return
+
     text = f"|path - one step|\n{gap.mean():.3f} ± {gap.std():.3f}"
     paper = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 1.5}
     style = {"va": "top", "fontsize": 7, "color": INK, "zorder": 4, "bbox": paper}
