@@ -187,6 +187,13 @@ def test_fixed_fourier_frequencies_are_not_trained():
     np.testing.assert_allclose(fixed(cloud(2)), learnable(cloud(2)), atol=1e-4)
 
 
+@pytest.mark.parametrize("learnable", [False, True])
+def test_fourier_features_of_another_dimension_are_named(learnable):
+    features = nn.FourierFeatures(2, learnable=learnable, key=KEY)
+    with pytest.raises(ValueError, match="`points` have 3 .* the features .*in_size=2"):
+        nn.PointNet(3, 8, features=features, key=KEY)
+
+
 def test_fourier_features_of_several_keys():
     make = eqx.filter_vmap(
         lambda key: nn.FourierFeatures(2, num_frequencies=4, key=key)

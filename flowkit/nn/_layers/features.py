@@ -107,6 +107,11 @@ class FourierFeatures(AbstractFeatures):
         return self.scale * jr.normal(key, shape, jnp.float32)
 
     def __call__(self, points: Points) -> Float[Array, "n f"]:
+        if points.shape[1] != self.in_size:
+            raise ValueError(
+                f"`points` have {points.shape[1]} coordinates, but the features were "
+                f"built with in_size={self.in_size}."
+            )
         x = in_sum_dtype(points)
         weight = self.weight
         if weight is None:
