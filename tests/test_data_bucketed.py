@@ -21,8 +21,10 @@ def take(dataset, num):
     return list(itertools.islice(iter(dataset), num))
 
 
-def test_clouds_are_whole_and_seen_equally_often():
-    batches = take(data.bucketed_batches(CLOUDS, 2, labels=NUMBERS, buckets=3), 50)
+@pytest.mark.parametrize("dtype", [int, np.uint8])
+def test_clouds_are_whole_and_seen_equally_often(dtype):
+    labels = NUMBERS.astype(dtype)
+    batches = take(data.bucketed_batches(CLOUDS, 2, labels=labels, buckets=3), 50)
     assert {batch.points.shape for batch in batches} == {(2, n, 2) for n in (9, 11, 31)}
     for batch in batches:
         for points, mask, label in zip(*batch, strict=True):

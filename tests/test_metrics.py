@@ -616,6 +616,8 @@ def test_latent_statistics():
             classes.std[k], latents[labels == k].std(0), rtol=1e-5
         )
     assert jnp.isnan(classes.mean[3]).all()
+    of_bytes = metrics.latent_statistics(latents, labels.astype(np.uint8), 4)
+    np.testing.assert_array_equal(of_bytes.mean, classes.mean)
     with pytest.raises(ValueError, match="belong together"):
         metrics.latent_statistics(latents, labels)
     with pytest.raises(ValueError, match="`labels` run from 0 to 2"):

@@ -468,6 +468,25 @@ def test_point_labels_color_the_points():
         assert len(np.unique(rgb(axes_of(figure)[0]), axis=0)) == number
 
 
+def test_labels_may_be_bytes():
+    clouds, ids = normal(0, 2, 6, 2), np.arange(12).reshape(2, 6) % 3
+
+    def shades(dtype):
+        labels = ids.astype(dtype)
+        return [
+            rgb(axes)
+            for figure in (
+                plotting.embedding(clouds[0], labels[0]),
+                plotting.point_clouds(clouds, point_labels=labels),
+                plotting.segmentations(clouds, labels, labels[::-1].copy()),
+            )
+            for axes in axes_of(figure)
+        ]
+
+    for shade, expected in zip(shades(np.uint8), shades(int), strict=True):
+        np.testing.assert_array_equal(shade, expected)
+
+
 def test_slots_take_the_colors_of_their_objects():
     objects = np.asarray([[5, 5, 5, 2, 2, 2, 2, -1]])
     slots = np.asarray([[7, 7, 0, 0, 0, 0, 4, -1]])
@@ -885,6 +904,10 @@ def test_snapshots_take_evenly_spaced_steps():
             offsets(axes), points[np.isfinite(points[:, step, 0]), step]
         )
 
+    target = np.asarray([[0, 1], [np.nan, 2], [3, np.inf]])
+    for axes in axes_of(plotting.snapshots(times, points, target=target, num=3)):
+        np.testing.assert_array_equal(axes.collections[0].get_offsets(), target[:1])
+
 
 def test_roles_have_one_color():
     """Noise, data, paths, one step and samples of flows, in every figure of them."""
@@ -1180,6 +1203,12 @@ def test_density_has_unit_mass():
                 *[normal(0, 4)] * 2, *[normal(0, 2, 3)] * 2
             ),
             r"have shape \(2, 3\)",
+        ),
+        (
+            lambda: plotting.latent_statistics(
+                *[normal(0, 4)] * 2, normal(0, 2, 4), normal(0, 3, 4)
+            ),
+            "have 2 and 3 classes",
         ),
         (lambda: plotting.loss_trajectory({}), "`history` is empty"),
         (lambda: plotting.loss_trajectory({"a": ([1, 2], [1.0])}), r"`history\['a'\]`"),

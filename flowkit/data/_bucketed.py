@@ -10,7 +10,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from flowkit._types import AnyArray
 from flowkit.data._batches import batch_records, read_options
@@ -23,7 +23,7 @@ def bucketed_batches(
     batch_size: int,
     *,
     buckets: int | Sequence[int] = 4,
-    labels: Int[AnyArray, " b"] | None = None,
+    labels: Integer[AnyArray, " b"] | None = None,
     num_steps: int | None = None,
     seed: int = 0,
     transform: Callable[[Any, np.random.Generator], Any] | None = None,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from flowkit._checks import as_size, check_units
 from flowkit._types import AnyArray, is_traced, PRNGKey
@@ -116,7 +116,7 @@ def pixel_coords(h: int, w: int) -> Float[Array, "{h}*{w} 2"]:
 
 
 def pixel_mask(
-    indices: Int[AnyArray, "*b n"], h: int, w: int
+    indices: Integer[AnyArray, "*b n"], h: int, w: int
 ) -> Bool[Array, "*b {h} {w}"]:
     """Which pixels of an image have one of these numbers.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from flowkit._types import AnyArray
 from flowkit.data._layout import check_layout, check_values
@@ -111,7 +111,7 @@ def pad(
     clouds: Sequence[Float[AnyArray, "_ _"]],
     *,
     num_points: int | None = None,
-    labels: Int[AnyArray, " b"] | None = None,
+    labels: Integer[AnyArray, " b"] | None = None,
 ) -> PointSets:
     """Clouds of different sizes as one array, with a mask of the points that exist.
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from flowkit._types import AnyArray, is_traced
 from flowkit.metrics._inputs import check_values, working_dtype
@@ -71,7 +71,7 @@ class LatentStatistics(NamedTuple):
 
 def latent_statistics(
     latents: Float[AnyArray, " b *shape"],
-    labels: Int[AnyArray, " b"] | None = None,
+    labels: Integer[AnyArray, " b"] | None = None,
     num_classes: int | None = None,
 ) -> LatentStatistics:
     """Mean, variance and standard deviation of every entry of the latents.

@@ -134,6 +134,7 @@ def snapshots(
     require(columns > 0, f"`columns` is {columns}; a grid needs at least one.")
 
     data = np.zeros((0, size)) if target is None else np.asarray(target, np.float64)
+    data = data[np.isfinite(data).all(1)]
     chosen = np.round(np.linspace(0, len(ts) - 1, num)).astype(int)
     moving = [
         cloud[np.isfinite(cloud).all(1)] for cloud in clouds[:, chosen].swapaxes(0, 1)

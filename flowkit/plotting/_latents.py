@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 
 from flowkit._types import AnyArray
@@ -29,7 +29,7 @@ from flowkit.plotting._style import (
 @own_look()
 def embedding(
     xy: Float[AnyArray, "n 2"],
-    labels: Int[AnyArray, " n"] | None = None,
+    labels: Integer[AnyArray, " n"] | None = None,
     *,
     names: Sequence[str] | None = None,
     title: str = "",
@@ -165,6 +165,10 @@ def _tables(
     scale = np.where(std > 0, std, 1)
     shift = (_by_class(class_mean, len(mean)) - mean) / scale
     spread = _by_class(class_std, len(mean)) / scale
+    require(
+        len(shift) == len(spread),
+        f"`class_mean` and `class_std` have {len(shift)} and {len(spread)} classes.",
+    )
 
     # Symmetric, so that white is no shift.
     limit = max(float(np.nanmax(np.abs(shift), initial=0)), 1e-6)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
@@ -35,7 +35,7 @@ HAZE = 0.7  # the fraction of the background that shines through the farthest po
 Clouds: TypeAlias = Float[AnyArray, "_ _ _"] | Sequence[Float[AnyArray, "_ _"]]
 Masks: TypeAlias = Bool[AnyArray, "_ _"] | Sequence[Bool[AnyArray, " _"]] | None
 Weights: TypeAlias = Float[AnyArray, "_ _"] | Sequence[Float[AnyArray, " _"]] | None
-Ids: TypeAlias = Int[AnyArray, "_ _"] | Sequence[Int[AnyArray, " _"]]
+Ids: TypeAlias = Integer[AnyArray, "_ _"] | Sequence[Integer[AnyArray, " _"]]
 
 
 class Panel(NamedTuple):
@@ -195,8 +195,8 @@ def id_colors(ids: np.ndarray, number: int) -> np.ndarray:
     none.
     """
     palette = np.concatenate([class_colors(max(number, 1)), [to_rgb(NO_CLASS)]])
-    # -1 is the last color of the palette, the gray one.
-    return palette[np.where(ids < 0, -1, ids)]
+    # -1 is the last color of the palette, the gray one; unsigned ids have no such number.
+    return palette[np.maximum(ids.astype(int), -1)]
 
 
 def plain(color: str, number: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from flowkit._checks import check_sizes
 from flowkit._types import AnyArray, Cond, is_traced, PRNGKey, Times
@@ -47,12 +47,14 @@ class ClassEmbedding(eqx.Module):
         self.num_classes = num_classes
         self.out_size = size
 
-    def __call__(self, label: Int[AnyArray, ""] | int) -> Float[Array, " size"]:
+    def __call__(self, label: Integer[AnyArray, ""] | int) -> Float[Array, " size"]:
         label = jnp.asarray(label)
         if label.shape != () or not jnp.issubdtype(label.dtype, jnp.integer):
             raise ValueError(
                 f"`label` must be one integer, got {label.dtype} of shape {label.shape}."
             )
+        # Bytes could not be compared with a larger number.
+        label = label.astype(int)
         inside = (label >= 0) & (label <= self.num_classes)
         if not is_traced(label) and not inside:
             raise ValueError(
