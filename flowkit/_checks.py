@@ -3,9 +3,10 @@
 Misuse is reported before any long computation starts.
 """
 
+import inspect
 import operator
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,40 @@ def check_instance(name: str, value: Any) -> None:
             f"`{name}` is the class {value.__name__}; give an instance of it, such as "
             f"`{value.__name__}(...)`."
         )
+
+
+def check_call(name: str, fn: Callable, arguments: str, *keywords: str) -> None:
+    """Raises for a function that does not take these `arguments`, such as `"t, x, cond"`."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        # Some built-in callables have no signature.
+        return
+
+    given = arguments.split(", ")
+    names = [*signature.parameters]
+    reason = None
+    if len(given) > 1 and names[:2] == given[1::-1]:
+        reason = "their order differs"
+    try:
+        signature.bind(*given, **dict.fromkeys(keywords))
+    except TypeError as error:
+        reason = str(error)
+    if reason is None:
+        return
+
+    called = ", ".join([*given, *(["*", *keywords] if keywords else [])])
+    raise ValueError(
+        f"`{name}` must take the arguments `({called})`, but takes `{_plain(signature)}`: "
+        f"{reason}; change them, or call it from a function or module that takes these."
+    )
+
+
+def _plain(signature: inspect.Signature) -> inspect.Signature:
+    """A signature without its annotations."""
+    empty = inspect.Parameter.empty
+    parameters = signature.parameters.values()
+    return inspect.Signature([one.replace(annotation=empty) for one in parameters])
 
 
 def check_data(name: str, x: Any, mask: Any = None) -> None:

@@ -575,6 +575,16 @@ def test_a_class_is_not_a_coupling(key):
         )
 
 
+def test_the_signature_of_a_coupling(key):
+    _, x1 = batch(0)
+    flow = fk.Flow(lambda t, x, cond: x)
+    without_key = lambda x0, x1, cond: fk.Pairing()
+    with pytest.raises(
+        ValueError, match=r"`coupling` must take .*cond, \*, key\)`, but"
+    ):
+        fk.flow_matching_loss(flow, x1, key=key, coupling=without_key)
+
+
 def test_half_precision_is_assigned_exactly(key):
     """Squares of these entries sum to more than the largest float16, 65504."""
     rng = np.random.default_rng(0)

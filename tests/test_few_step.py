@@ -715,8 +715,14 @@ def test_wrong_use(key):
         fs.encode(flow_map, x1[0], num_steps=0)
     with pytest.raises(ValueError, match="must return the shape"):
         fs.FlowMap(lambda times, x, cond: x[:1])(0.0, 1.0, x1[0])
+    with pytest.raises(
+        ValueError, match=r"must take the arguments `\(times, x, cond\)`"
+    ):
+        fs.FlowMap(lambda s, t, x, cond: x)
     with pytest.raises(ValueError, match="`network` is the class MLP"):
         fs.FlowMap(fk.nn.MLP)
+    with pytest.raises(ValueError, match=r"two times `\(s, t\)`.*TimePairs\(times\)"):
+        fs.mean_flow_loss(flow_map, x1, pairs=fk.uniform, key=key)
     with pytest.raises(ValueError, match="`pairs` is the class TimePairs"):
         fs.mean_flow_loss(flow_map, x1, pairs=fs.TimePairs, key=key)
     with pytest.raises(ValueError, match="in one dimension"):

@@ -491,6 +491,16 @@ def test_velocities_of_another_shape(wrong, key):
             call(field, jnp.ones(2))
 
 
+def test_the_signature_of_a_velocity(key):
+    for call in (fk.integrate, fk.encode, fk.log_prob):
+        with pytest.raises(
+            ValueError, match=r"`velocity` must take .*takes `\(t, x\)`"
+        ):
+            call(lambda t, x: x, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"`velocity` must take .*order differs"):
+        fk.sample(lambda x, t, cond: x, (2,), num_samples=2, key=key)
+
+
 @pytest.mark.parametrize(
     ("call", "fragment"),
     [

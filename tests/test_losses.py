@@ -438,6 +438,50 @@ def test_a_class_in_place_of_an_instance(key):
         fk.nn.SetTransformer(2, "3", block=fk.nn.ISAB, key=key)
 
 
+def swapped(x, t, cond):
+    return x
+
+
+WRONG_SIGNATURES = {
+    "without a condition": (lambda t, x: x, r"but takes `\(t, x\)`: too many pos"),
+    "without a time": (
+        eqx.nn.MLP(2, 2, 4, 1, key=jr.key(0)),
+        r"takes `\(x, \*, key=No",
+    ),
+    "swapped": (swapped, r"but takes `\(x, t, cond\)`: their order differs"),
+    "more": (lambda t, x, cond, *, width: x, "missing a required .*: 'width'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), WRONG_SIGNATURES.values(), ids=WRONG_SIGNATURES
+)
+def test_the_signature_of_a_network(network, message):
+    start = r"`network` must take the arguments `\(t, x, cond"
+    with pytest.raises(ValueError, match=f"{start}.*{message}"):
+        fk.Flow(network)
+
+
+def test_the_signatures_that_a_network_may_have(key):
+    class Network(eqx.Module):
+        def __call__(self, t, x, cond=None, *, key):
+            return x
+
+    x = jnp.ones(2)
+    every = lambda *args, **keywords: args[1]
+    renamed = lambda time, y, args: y
+    for network in (Network(), every, renamed, jax.jit(renamed)):
+        np.testing.assert_array_equal(fk.Flow(network)(0.5, x, key=key), x)
+
+
+def test_the_signature_of_times(key):
+    x1, flow = np.ones((4, 2), np.float32), fk.Flow(network())
+    ones = lambda num: jnp.ones(num)
+    message = r"`times` must take the arguments `\(num, \*, key\)`, but takes `\(num\)`"
+    with pytest.raises(ValueError, match=message):
+        fk.flow_matching_loss(flow, x1, key=key, times=ones)
+
+
 def test_float64_input_does_not_warn(key):
     flow, x = fk.Flow(network()), np.ones((4, 2))
     with warnings.catch_warnings():

@@ -910,6 +910,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": lambda m, b, k: (jnp.sum(m.bias), {"loss": 1.0})},
         "rename",
     ),
+    "loss of two arguments": (
+        {"loss": lambda m, b: jnp.sum(m.bias)},
+        r"`loss` must take the arguments `\(model, batch, key\)`, but takes `\(m, b\)`",
+    ),
+    "swapped loss": (
+        {"loss": lambda batch, model, key: jnp.sum(model.bias)},
+        "their order differs",
+    ),
+    "callback of one argument": (
+        {"callbacks": [lambda state: None]},
+        r"`callbacks` must take the arguments `\(state, step\)`, but takes `\(state\)`",
+    ),
     "callback result": ({"callbacks": [lambda s, i: 3]}, "must return None or a dict"),
     "callback name": ({"callbacks": [lambda s, i: {"loss": 3}]}, "rename"),
     "callback name of a metric": (

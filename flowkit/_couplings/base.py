@@ -15,6 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flowkit._checks import check_call
 from flowkit._masks import has_parameter
 from flowkit._types import AnyArray, Cond, FloatArray, is_traced, Number, PRNGKey
 
@@ -234,6 +235,7 @@ def call_coupling(
 
     x1, cond, mask, *_ = data
     keywords = {"mask": mask} if has_parameter(coupling, "mask") else {}
+    check_call("coupling", coupling, "x0, x1, cond", "key", *keywords)
     pairing = coupling(x0, x1, cond, key=key, **keywords)
 
     if not isinstance(pairing, Pairing):

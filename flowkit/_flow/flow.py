@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_instance, check_time
+from flowkit._checks import check_call, check_instance, check_time
 from flowkit._flow.heads import AbstractHead, PointHead
 from flowkit._flow.paths import AbstractPath, as_time, clip_time, LinearPath
 from flowkit._flow.predictions import AbstractPrediction, convert, CUT, Velocity
@@ -30,7 +30,8 @@ class Flow(ShortDoc, eqx.Module):
     **Arguments:**
 
     - `network`: called `(t, x, cond)`, and with `mask=` and `key=` if its signature has
-      them; returns the shape of `x`, or what the `head` reads.
+      them; `t` is an array `()` of the type of `x`. It returns the shape of `x`, or what the
+      `head` reads.
     - `path`: how noise and data are joined; `fk.LinearPath()` by default.
     - `prediction`: what the network's output means. `fk.Velocity()`, the default, is
       exact on the closed interval [0, 1]. The velocity of a `fk.Noise()` network is
@@ -40,6 +41,8 @@ class Flow(ShortDoc, eqx.Module):
       whatever the solver.
     - `head`: how the output is read: as the prediction, the default, or as a distribution of it,
       `fk.MixtureHead(k)`.
+
+    **Raises:** `ValueError` for a network that does not take `(t, x, cond)` in this order.
     """
 
     network: Callable
@@ -64,6 +67,8 @@ class Flow(ShortDoc, eqx.Module):
         self.head = head
         self.takes_mask = has_parameter(network, "mask")
         self.takes_key = has_parameter(network, "key")
+        keywords = network_keywords(self, None, None)
+        check_call("network", network, "t, x, cond", *keywords)
 
     @property
     def t_start(self) -> float:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_data, check_instance, check_rows
+from flowkit._checks import check_call, check_data, check_instance, check_rows
 from flowkit._couplings import Coupling, pair
 from flowkit._distributions import AbstractDistribution
 from flowkit._losses.times import stays_inside
@@ -82,6 +82,7 @@ def draw_times(
 ) -> Float[Array, " num"]:
     """The times of a batch; those of a user's function are checked."""
     check_instance("times", times)
+    check_call("times", times, "num", "key")
     t = jnp.asarray(times(num, key=key))
     if t.shape != (num,):
         raise ValueError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_example, check_time
+from flowkit._checks import check_call, check_example, check_time
 from flowkit._flow import bare, Flow, standardize
 from flowkit._masks import has_parameter, zero_masked
 from flowkit._solve.grid import checked, Grid
@@ -237,6 +237,9 @@ class CheckedVelocity(eqx.Module):
     """A velocity field whose shape is checked, since another one may broadcast."""
 
     velocity: VelocityField
+
+    def __check_init__(self):
+        check_call("velocity", self.velocity, "t, x, cond")
 
     def __call__(self, t: Scalar, x: FloatArray, cond: Cond = None) -> Any:
         value = self.velocity(t, x, cond)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_instance, check_time
+from flowkit._checks import check_call, check_instance, check_time
 from flowkit._flow import AbstractPath, as_time, Flow, LinearPath, network_keywords
 from flowkit._masks import has_parameter, zero_masked
 from flowkit._print import ShortDoc
@@ -72,9 +72,9 @@ class FlowMap(ShortDoc, eqx.Module):
     **Arguments:**
 
     - `network`: called `(times, x, cond)`, and with `mask=` and `key=` if its signature has
-      them; it returns the shape of `x`. Any network of flowkit works, with
-      `fk.nn.RawTime(2)` or `fk.nn.TwoTimes(...)` as its time embedding. It must have a
-      forward-mode derivative.
+      them; `times` is an array `(2,)`, of `s` and `t`. It returns the shape of `x`. Any
+      network of flowkit works, with `fk.nn.RawTime(2)` or `fk.nn.TwoTimes(...)` as its
+      time embedding. It must have a forward-mode derivative.
     - `path`: how noise and data are joined; `fk.LinearPath()` by default.
     - `times`: what the network sees of `(s, t)`: `both_times`, or `expanded_interval`.
     """
@@ -98,6 +98,8 @@ class FlowMap(ShortDoc, eqx.Module):
         self.times = times
         self.takes_mask = has_parameter(network, "mask")
         self.takes_key = has_parameter(network, "key")
+        keywords = network_keywords(self, None, None)
+        check_call("network", network, "times, x, cond", *keywords)
 
     def __call__(
         self,

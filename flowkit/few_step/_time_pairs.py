@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from flowkit._checks import check_instance
+from flowkit._checks import check_call, check_instance
 from flowkit._losses import draw_times, uniform
 from flowkit._types import is_traced, PRNGKey, Scalar
 
@@ -68,7 +68,15 @@ def draw_pairs(
 ) -> tuple[Array, Array]:
     """The two times of a batch, each `(num,)`; those of a user's function are checked."""
     check_instance("pairs", pairs)
-    s, t = pairs(num, key=key)
+    check_call("pairs", pairs, "num", "key")
+    drawn = pairs(num, key=key)
+    if not isinstance(drawn, tuple | list) or len(drawn) != 2:
+        raise ValueError(
+            "`pairs` must return the two times `(s, t)`; give a distribution of one time "
+            "as `fk.few_step.TimePairs(times)`."
+        )
+
+    s, t = drawn
     if s.shape != (num,) or t.shape != (num,):
         raise ValueError(
             f"`pairs` must return two arrays of shape {(num,)} when asked for {num} pairs, "

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from flowkit._checks import check_instance
+from flowkit._checks import check_call, check_instance
 from flowkit.training._step import METRICS, positive, TrainState
 
 
@@ -144,6 +144,8 @@ def as_callbacks(given: Sequence[Every | Callable[..., Any]]) -> list[Callback]:
         if hasattr(every.function, "begin_run"):
             every.function.begin_run()
         takes_metrics = _takes_metrics(every.function)
+        keywords = ["metrics"] if takes_metrics else []
+        check_call("callbacks", every.function, "state, step", *keywords)
         callbacks.append(Callback(every.n, every.function, takes_metrics))
     return callbacks
 

@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from flowkit._checks import check_call
 from flowkit.training._step.average import (
     at_least_float32,
     check_decay,
@@ -77,6 +78,7 @@ class Configuration(NamedTuple):
         """Checks the parts and makes them hashable."""
         check_optimizer(optimizer)
         check_decay(ema_decay)
+        check_call("loss", loss, "model, batch, key")
         return cls(
             Static(loss),
             Static(optimizer),
