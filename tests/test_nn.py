@@ -352,7 +352,9 @@ def test_mlp_is_its_formula():
     [
         (0, jnp.ones(3), "unconditional: build it with cond_size=3"),
         (3, None, "`cond` is None.*cond_size=3"),
-        (3, jnp.ones(2), "`cond` holds 2 numbers.*cond_size=3"),
+        (3, jnp.ones(2), "`cond` holds 2 numbers.*cond_size=3[.]$"),
+        (3, jnp.array(2), "`cond` holds 1 number, .*cond_size=3; give labels as"),
+        (0, 2, "unconditional: .*cond_size=1; give labels as `jax.nn.one_hot"),
     ],
 )
 def test_mlp_refuses_another_cond(cond_size, cond, message):

@@ -100,12 +100,17 @@ class MLP(eqx.Module):
         if size == self.cond_size:
             return vectors
 
+        numbers = "1 number" if size == 1 else f"{size} numbers"
+        came = "is None" if cond is None else f"holds {numbers}"
+        hint = ""
+        if any(jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in leaves):
+            hint = "; give labels as `jax.nn.one_hot(labels, num_classes)`"
         if self.cond_size == 0:
             raise ValueError(
-                f"`cond` holds {size} numbers, but the network is unconditional: "
-                f"build it with cond_size={size}."
+                f"`cond` {came}, but the network is unconditional: build it with "
+                f"cond_size={size}{hint}."
             )
-        came = "is None" if cond is None else f"holds {size} numbers"
         raise ValueError(
-            f"`cond` {came}, but the network was built with cond_size={self.cond_size}."
+            f"`cond` {came}, but the network was built with "
+            f"cond_size={self.cond_size}{hint}."
         )
