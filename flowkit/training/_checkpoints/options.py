@@ -21,8 +21,9 @@ class Checkpoints:
     configuration raise a `ValueError` and are left unchanged; so do those of an
     optimizer whose state has other arrays. What a model is made of counts too, not only
     its arrays: the prediction and the path of a flow, activations, sizes and other
-    options. The settings of an optimizer are not compared: a run may resume with
-    another learning rate.
+    options. Not compared are the loss, the data, the batch size and the settings of an
+    optimizer, so a run may resume with another learning rate. For an experiment that
+    differs in one of these, name another folder, or put it into `config`.
 
     **Arguments:**
 
