@@ -131,6 +131,7 @@ PAGES = [
         "getting-started/save-restore-resume",
         "tutorials/toys",
         "tutorials/conditions-and-guidance",
+        "tutorials/sampling",
         "tutorials/images",
         "tutorials/one-step-models",
         "tutorials/training-at-scale",
