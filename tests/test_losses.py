@@ -688,6 +688,26 @@ def test_losses_are_finite_at_the_ends_of_time(path):
         assert np.all(np.isfinite(gradient.network.weight)), name
 
 
+SLOW_END = fk.AffinePath(lambda t: t * (2 - t), lambda t: (1 - t) ** 2)
+
+
+@pytest.mark.parametrize("path", [fk.PolynomialPath(2), SLOW_END], ids=["start", "end"])
+@pytest.mark.parametrize("kind", [fk.Noise(), fk.Target()])
+def test_errors_of_paths_that_stand_still_are_finite(path, kind, key):
+    """The velocity says nothing about data and noise there, where uniform times may be 0."""
+    x1 = jr.normal(key, (5, 2))
+    ends = lambda num, key: jnp.linspace(0, 1, num)
+    options = {"times": ends, "key": key}
+    flow = fk.Flow(network(), path)
+    errors, t = fk.flow_matching_errors(flow, x1, targets=(kind,), **options)
+    assert np.all(np.isfinite(errors))
+    velocity, _ = fk.flow_matching_errors(flow, x1, **options)
+    c = jax.vmap(path.coefficients)(t[1:-1])
+    part = c.alpha if isinstance(kind, fk.Noise) else c.sigma
+    ratio = part / (c.d_alpha * c.sigma - c.alpha * c.d_sigma)
+    np.testing.assert_allclose(errors[1:-1], ratio**2 * velocity[1:-1], rtol=1e-5)
+
+
 def test_half_precision_is_finite_at_the_ends_of_time():
     """In bfloat16 1 - 1e-3 is 1."""
     ends = lambda num, key: jnp.linspace(0, 1, num)

@@ -194,7 +194,6 @@ def test_a_prediction_with_parameters(key):
         weight: float
         singular_start: ClassVar[bool] = True
         singular_end: ClassVar[bool] = False
-        infinite_end: ClassVar[bool] = False
 
         def row(self, c):
             return jnp.full_like(c.alpha, self.weight), jnp.ones_like(c.alpha)
@@ -215,3 +214,18 @@ def test_integers_are_numbers(key):
     assert fk.LogitNormal(0, 1)(4, key=key).shape == (4,)
     assert fk.LinearPath(sigma_min=0).sigma_min == 0
     assert fk.GaussianMixture(jnp.zeros((2, 3)), 1).covariances.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("source", ["velocity", "target"])
+@pytest.mark.parametrize("target", ["noise", "score"])
+def test_conversions_at_the_end_of_a_path_that_ends_in_noise(source, target, key):
+    """Nothing is divided by 0 there. 1e-5 earlier there is a tenth more noise."""
+    with jax.enable_x64(True):
+        path = fk.LinearPath(sigma_min=1e-4)
+        x0, x1 = pair(key, jnp.float64)
+        c = path.coefficients(1.0)
+        kinds = {"source": PREDICTIONS[source], "target": PREDICTIONS[target]}
+        value = kinds["source"].evaluate(c, x0, x1)
+        x = path.interpolate(1.0, x0, x1)
+        got = fk.convert(value, 1.0, x, path, **kinds)
+        np.testing.assert_allclose(got, kinds["target"].evaluate(c, x0, x1), rtol=1e-9)

@@ -28,6 +28,7 @@ from flowkit._flow.paths import (
 )
 from flowkit._flow.predictions import (
     AbstractPrediction as AbstractPrediction,
+    away_from_poles as away_from_poles,
     convert as convert,
     CUT as CUT,
     Noise as Noise,

@@ -22,7 +22,13 @@ from jaxtyping import Array, Float
 
 from flowkit._flow.flow import Flow
 from flowkit._flow.paths import AbstractPath, as_time, clip_time
-from flowkit._flow.predictions import CUT, Noise, stands_still, Target, Velocity
+from flowkit._flow.predictions import (
+    away_from_poles,
+    CUT,
+    Noise,
+    Target,
+    Velocity,
+)
 from flowkit._flow.standardized import Standardized
 from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
 
@@ -107,7 +113,5 @@ class _OnPath(eqx.Module):
         """Away from ends at which the trained velocity says nothing about data and noise."""
         if not isinstance(self.flow.prediction, Velocity):
             return t
-        trained = self.flow.path
-        start = jnp.where(stands_still(trained, 0.0), CUT, 0.0)
-        end = jnp.where(stands_still(trained, 1.0), 1 - CUT, 1.0)
-        return clip_time(t, start, end)
+        velocity = self.flow.prediction
+        return away_from_poles(t, self.flow.path, velocity, velocity, CUT)

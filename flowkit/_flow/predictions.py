@@ -38,14 +38,12 @@ _FLOOR = 1e-5
 class AbstractPrediction(eqx.Module):
     """What the output of a network means.
 
-    To add one: subclass, implement `row`, and say in the three attributes where it
-    fails: at which ends of time the velocity cannot be recovered from it, and whether
-    its row is infinite at `t = 1`.
+    To add one: subclass, implement `row`, and say in the two attributes at which
+    ends of time the velocity cannot be recovered from it.
     """
 
     singular_start: eqx.AbstractClassVar[bool]
     singular_end: eqx.AbstractClassVar[bool]
-    infinite_end: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def row(self, c: Coefficients) -> tuple[Array, Array]:
@@ -67,7 +65,6 @@ class Velocity(AbstractPrediction):
 
     singular_start: ClassVar[bool] = False
     singular_end: ClassVar[bool] = False
-    infinite_end: ClassVar[bool] = False
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return c.d_alpha, c.d_sigma
@@ -82,7 +79,6 @@ class Noise(AbstractPrediction):
 
     singular_start: ClassVar[bool] = True
     singular_end: ClassVar[bool] = False
-    infinite_end: ClassVar[bool] = False
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return jnp.zeros_like(c.alpha), jnp.ones_like(c.alpha)
@@ -97,7 +93,6 @@ class Target(AbstractPrediction):
 
     singular_start: ClassVar[bool] = False
     singular_end: ClassVar[bool] = True
-    infinite_end: ClassVar[bool] = False
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return jnp.ones_like(c.alpha), jnp.zeros_like(c.alpha)
@@ -111,7 +106,6 @@ class Score(AbstractPrediction):
 
     singular_start: ClassVar[bool] = True
     singular_end: ClassVar[bool] = True
-    infinite_end: ClassVar[bool] = True
 
     def row(self, c: Coefficients) -> tuple[Array, Array]:
         return jnp.zeros_like(c.alpha), -1 / c.sigma
@@ -135,8 +129,9 @@ def convert(
 
     Where this divides by zero, at `t = 0` or `t = 1`, it is evaluated $10^{-5}$ away,
     or as close as half precision can resolve. The result is therefore finite
-    everywhere, unless it is too large for float16. A prediction converts to itself
-    unchanged at every time.
+    everywhere, unless it is too large for float16. Paths that end in some noise, such
+    as `fk.LinearPath(sigma_min)`, need no such distance at `t = 1`. A prediction
+    converts to itself unchanged at every time.
 
     Finite, but not accurate: an error $e$ of a velocity becomes $\sigma e / D$ in the data,
     which at $t = 0$ of `fk.PolynomialPath(n)` is $5 \cdot 10^4\, e$ for $n = 2$ and
@@ -159,7 +154,8 @@ def convert(
     if same_prediction(source, target):
         return value
     check_time("t", t)
-    c = path.coefficients(_inside(as_time(t, x.dtype), path, source, target))
+    t = away_from_poles(as_time(t, x.dtype), path, source, target, _FLOOR)
+    c = path.coefficients(t)
 
     # `value` and `x` are two linear equations for the data and the noise.
     a, b = source.row(c)
@@ -175,28 +171,29 @@ def same_prediction(first: AbstractPrediction, second: AbstractPrediction) -> bo
     return eqx.tree_equal(first, second) is True
 
 
-def _inside(
+def away_from_poles(
     t: Float[Array, ""],
     path: AbstractPath,
     source: AbstractPrediction,
     target: AbstractPrediction,
+    distance: float,
 ) -> Float[Array, ""]:
-    """The nearest time at which the conversion is finite."""
-    at_start = source.singular_start
-    at_end = source.singular_end or target.infinite_end
-    if isinstance(source, Velocity):
-        at_start = at_start | stands_still(path, 0.0)
-        at_end = at_end | stands_still(path, 1.0)
-
-    start = jnp.where(at_start, _FLOOR, 0.0)
-    end = jnp.where(at_end, 1 - _FLOOR, 1.0)
+    """A time at that distance, at least, from ends at which a conversion divides by 0."""
+    start = jnp.where(_is_pole(0.0, path, source, target), distance, 0.0)
+    end = jnp.where(_is_pole(1.0, path, source, target), 1 - distance, 1.0)
     return clip_time(t, start, end)
 
 
-def stands_still(path: AbstractPath, t: float) -> Array:
-    """Whether D = 0 at an end of the path, up to rounding.
-
-    The velocity there then says nothing about data and noise.
-    """
+def _is_pole(
+    t: float,
+    path: AbstractPath,
+    source: AbstractPrediction,
+    target: AbstractPrediction,
+) -> Array:
+    """Whether a conversion divides by 0, up to rounding, as many do at an end of the path."""
     c = path.coefficients(t)
-    return jnp.abs(c.d_alpha * c.sigma - c.alpha * c.d_sigma) < 1e-6
+    a, b = source.row(c)
+    determinant = c.alpha * b - c.sigma * a
+    largest = jnp.max(jnp.abs(jnp.stack([a, b, *target.row(c)])))
+    # NaN is a pole, too.
+    return ~((jnp.abs(determinant) > 1e-6) & (largest < 1e6))

@@ -37,6 +37,7 @@ from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import (
     AbstractPrediction,
+    away_from_poles,
     bare,
     clip_time,
     Coefficients,
@@ -100,9 +101,10 @@ def flow_matching_loss(
       fk.Pairing`, which also gets `mask=` if it takes one.
     - `times`: the distribution of `t`, a function `(num, *, key) -> (num,)`.
     - `targets`: the predictions whose errors are summed, whatever the network predicts; the factors
-      between them are exact. On the linear path the squared velocity error is $1/t^2$
-      times that of a `fk.Noise()` and $1/(1-t)^2$ times that of a `fk.Target()`
-      network, up to $10^6$: train these with `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
+      between them are exact, and taken $10^{-3}$ away from an end where they are infinite. On
+      the linear path the squared velocity error is $1/t^2$ times that of a `fk.Noise()` and
+      $1/(1-t)^2$ times that of a `fk.Target()` network, up to $10^6$: train these with
+      `targets=(fk.Noise(),)` or `targets=(fk.Target(),)`.
     - `weighting`: `(path, t) -> ()`. It multiplies the squared velocity error, once per
       listed target, in place of their factors; `fk.likelihood_weighting` is the
       "optimal" one.
@@ -200,10 +202,12 @@ class ExampleError(eqx.Module):
 
     def time(self, flow: Flow, t: Array) -> Array:
         """Where the network is evaluated: away from ends at which an error is infinite."""
-        t_end = flow.t_end
-        if any(target.infinite_end for target in self.targets):
-            t_end = min(t_end, 1 - CUT)
-        return clip_time(t, flow.t_start, t_end)
+        t = clip_time(t, flow.t_start, flow.t_end)
+        own = flow.prediction
+        for target in self.targets:
+            if not same_prediction(target, own):
+                t = away_from_poles(t, flow.path, own, target, CUT)
+        return t
 
     def factor(self, flow: Flow, t: Array, c: Coefficients) -> Array:
         """What turns the squared error of the network into the weighted sum of the squared
