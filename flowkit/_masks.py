@@ -27,9 +27,12 @@ def zero_masked(x: FloatArray, mask: Mask | None) -> Float[Array, "..."]:
     return jnp.where(rows, x, 0)
 
 
-def masked_mean(values: Float[Array, " n"], mask: Mask) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, "..."], mask: Mask | None) -> Float[Array, ""]:
     """The mean over the valid rows; 0 if there are none."""
-    total = jnp.sum(jnp.where(mask, values, 0))
+    if mask is None:
+        return jnp.mean(values)
+    rows = jnp.mean(values, axis=range(1, values.ndim))
+    total = jnp.sum(jnp.where(mask, rows, 0))
     count = jnp.sum(mask, dtype=values.dtype)
     return total / jnp.maximum(count, 1)
 

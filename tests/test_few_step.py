@@ -333,6 +333,24 @@ def test_a_teacher_takes_the_place_of_pairs(key):
     assert loss < 1e-5
 
 
+class Dropped(eqx.Module):
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, t, x, cond=None, key=None):
+        return self.dropout(x, key=key)
+
+
+@pytest.mark.parametrize("loss", [fs.facm_loss, fs.consistency_loss])
+def test_a_teacher_has_no_dropout(loss, key):
+    flow_map, x1 = fs.FlowMap(half_of_the_place), jr.normal(key, (4, 2))
+    teachers = (fk.Flow(Dropped(eqx.nn.Dropout(0.5))), lambda t, x, cond: x)
+    values = [
+        jax.tree.leaves(loss(flow_map, x1, teacher=teacher, key=key))
+        for teacher in teachers
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
 def test_expanded_interval():
     seen = fs.FlowMap(lambda t, x, cond: t + 0 * x, times=fs.expanded_interval)
     x = jnp.zeros(1)
@@ -393,6 +411,47 @@ def test_masks_blocks_and_weights(key):
         2 * whole,
         rtol=1e-5,
     )
+
+
+def half_of_the_place(times, x, cond=None, mask=None):
+    return 0.5 * x
+
+
+COSINE = ft.partial(fs.facm_loss, cosine=True)
+
+
+@pytest.mark.parametrize("loss", [fs.mean_flow_loss, COSINE], ids=["mean", "facm"])
+def test_masked_losses_are_those_of_valid_rows(loss, key):
+    """Rows of any shape, and with the weight of the sum of their squares."""
+    flow_map = fs.FlowMap(half_of_the_place)
+    x0, x1 = jr.normal(key, (2, 8, 5, 2, 3))
+    options = {"key": key, "weight": fs.AdaptiveWeight(0.5)}
+    mask = jnp.broadcast_to(jnp.arange(5) < 3, (8, 5))
+    coupling = fk.Paired(x0)
+    got = loss(flow_map, x1, mask=mask, coupling=coupling, **options)
+    coupling = fk.Paired(x0[:, :3])
+    expected = loss(flow_map, x1[:, :3], coupling=coupling, **options)
+    leaves = [jax.tree.leaves(each) for each in (got, expected)]
+    np.testing.assert_allclose(*leaves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_losses_in_half_precision(dtype, key):
+    """Of masked clouds, with squares whose sum overflows float16."""
+    flow_map = fs.FlowMap(half_of_the_place)
+    x1 = 20 * jr.normal(key, (4, 600, 2))
+    mask = jnp.broadcast_to(jnp.arange(600) < 500, (4, 600))
+    pairs = lambda num, *, key: (jnp.full(num, 0.25), jnp.full(num, 0.75))
+    times = lambda num, *, key: jnp.full(num, 0.5)
+    options = {"key": key, "mask": mask, "weight": fs.AdaptiveWeight(0.5)}
+    losses = [
+        lambda x1: fs.mean_flow_loss(flow_map, x1, pairs=pairs, **options),
+        lambda x1: fs.facm_loss(flow_map, x1, times=times, cosine=True, **options)[0],
+    ]
+    for loss in losses:
+        value = loss(x1.astype(dtype))
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value.astype(float), loss(x1), rtol=0.02)
 
 
 def test_embeddings_of_two_times():
@@ -676,6 +735,15 @@ def test_units_are_refused(key):
         fs.encode(standardized, x1[0])
 
 
+def test_a_flow_is_no_map(key):
+    """Called as a map it takes the time for the place, and some give numbers."""
+    flow = fk.exact_flow(GAUSSIAN)
+    with pytest.raises(ValueError, match="`flow_map` is a `fk.Flow`"):
+        fs.sample(flow, (2,), num_samples=2, key=key)
+    with pytest.raises(ValueError, match="`flow_map` is a `fk.Flow`"):
+        fs.encode(flow, jnp.ones(2))
+
+
 def test_options_out_of_range(key):
     flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
     for name in ("clamp", "relaxation"):
@@ -725,5 +793,7 @@ def test_wrong_use(key):
         fs.mean_flow_loss(flow_map, x1, pairs=fk.uniform, key=key)
     with pytest.raises(ValueError, match="`pairs` is the class TimePairs"):
         fs.mean_flow_loss(flow_map, x1, pairs=fs.TimePairs, key=key)
+    with pytest.raises(ValueError, match="`velocity` must have the shape of `x`"):
+        fs.consistency_loss(flow_map, x1, teacher=lambda t, x, cond: x[:1], key=key)
     with pytest.raises(ValueError, match="in one dimension"):
         fs.exact_flow_map(fk.GaussianMixture(jnp.zeros((2, 2))))

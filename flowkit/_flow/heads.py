@@ -56,12 +56,7 @@ class PointHead(AbstractHead):
     def error(
         self, output: FloatArray, target: FloatArray, mask: Mask | None = None
     ) -> Float[Array, ""]:
-        square = (self.mean(output, target) - target) ** 2
-        if mask is None:
-            return jnp.mean(square)
-        return masked_mean(
-            jnp.mean(jnp.reshape(square, (square.shape[0], -1)), axis=-1), mask
-        )
+        return masked_mean((self.mean(output, target) - target) ** 2, mask)
 
 
 class Components(NamedTuple):
@@ -153,11 +148,7 @@ class MixtureHead(AbstractHead):
         )
         constant = target.shape[-1] * (jnp.log(std) + 0.5 * math.log(2 * math.pi))
         values = constant - jsp.special.logsumexp(log_weights - 0.5 * squares, axis=-1)
-        if mask is None:
-            return jnp.mean(values)
-        return masked_mean(
-            jnp.mean(jnp.reshape(values, (values.shape[0], -1)), axis=-1), mask
-        )
+        return masked_mean(values, mask)
 
     def _components(self, output: FloatArray, x: FloatArray) -> Components:
         if x.ndim == 0 or output.shape[:-1] != x.shape[:-1]:

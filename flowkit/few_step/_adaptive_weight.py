@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from flowkit._flow import PointHead
 from flowkit._losses import Example
-from flowkit._types import is_traced, Scalar
+from flowkit._types import is_traced, Scalar, sum_dtype
 
 
 class AdaptiveWeight(eqx.Module):
@@ -52,8 +52,13 @@ class AdaptiveWeight(eqx.Module):
 
 
 def mean_square(value: Array, target: Array, mask: Array | None) -> Float[Array, ""]:
-    """The mean square of the valid entries; no gradient flows through the target."""
-    return PointHead().error(value, jax.lax.stop_gradient(target), mask)
+    """The mean square of the valid entries, in at least float32, whose squares do not overflow.
+
+    No gradient flows through the target.
+    """
+    wide = sum_dtype(value.dtype)
+    target = jax.lax.stop_gradient(target).astype(wide)
+    return PointHead().error(value.astype(wide), target, mask)
 
 
 def weighted(
@@ -67,6 +72,7 @@ def weighted(
             num_entries *= jnp.mean(example.mask.astype(error.dtype))
         error = weight(error, num_entries)
 
-    if example.weight is None:
-        return error
-    return example.weight * error
+    if example.weight is not None:
+        error = example.weight * error
+    # The loss has the type of the data.
+    return error.astype(example.x1.dtype)

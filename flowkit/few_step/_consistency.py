@@ -19,7 +19,7 @@ from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import check_bare
 from flowkit._losses import Batch, check_batch, Draw, Example, uniform
 from flowkit._masks import has_parameter, masked_mean
-from flowkit._types import AnyArray, Cond, PRNGKey, VelocityField
+from flowkit._types import AnyArray, Cond, PRNGKey, sum_dtype, VelocityField
 from flowkit.few_step._adaptive_weight import AdaptiveWeight, mean_square, weighted
 from flowkit.few_step._draw import draw_with_times, path_point, PathPoint
 from flowkit.few_step._flow_map import FlowMap, total_derivative
@@ -98,10 +98,12 @@ def _taught_point(
     if teacher is None:
         return point
 
+    # A teacher does not learn, so it has no dropout.
+    field: Any = eqx.nn.inference_mode(teacher)
     keywords = {}
-    if example.mask is not None and has_parameter(teacher, "mask"):
+    if example.mask is not None and has_parameter(field, "mask"):
         keywords = {"mask": example.mask}
-    velocity = teacher(example.t, point.x, example.cond, **keywords)
+    velocity = field(example.t, point.x, example.cond, **keywords)
     return point._replace(velocity=jax.lax.stop_gradient(velocity))
 
 
@@ -127,10 +129,13 @@ def _cosine(a: Array, b: Array, mask: Array | None) -> Float[Array, ""]:
     """The mean cosine over the last axis; finite, with a finite gradient, at zero vectors."""
     # Far below the length of a velocity, and large enough for the derivative of its root.
     tiny = 1e-4
+    wide = sum_dtype(a.dtype)
+    a = a.astype(wide)
+    b = b.astype(wide)
     squares_a = jnp.sum(a * a, axis=-1) + tiny
     squares_b = jnp.sum(b * b, axis=-1) + tiny
     cosines = jnp.sum(a * b, axis=-1) / jnp.sqrt(squares_a * squares_b)
-    return jnp.mean(cosines) if mask is None else masked_mean(cosines, mask)
+    return masked_mean(cosines, mask)
 
 
 @eqx.filter_jit
@@ -193,9 +198,9 @@ def facm_loss(
     - `cosine`: whether to add $1 - \cos(u, v)$ over the last axis to the anchor.
     - `late_weight`: whether $\beta$ is the cosine, or 1.
     - `teacher`: a velocity field that replaces the velocity of the pair, for distillation;
-      called `(t, x, cond)`, and with `mask=` if it takes one. It is evaluated on the same
-      data as the map: if it is a `fk.Standardized`, give its `flow`, and standardize the
-      data.
+      called `(t, x, cond)` in inference mode, and with `mask=` if it takes one. It is
+      evaluated on the same data as the map: if it is a `fk.Standardized`, give its `flow`,
+      and standardize the data.
 
     **Returns:** the loss, and `{"consistency": ..., "anchor": ...}`, whose sum it is.
 

@@ -190,9 +190,13 @@ def total_derivative(
     - `args`, `keywords`: the other arguments of the map.
 
     **Raises:** `ValueError` if the network has no forward-mode derivative, like kernels
-    with a custom gradient.
+    with a custom gradient, and for a velocity of another shape than `x`.
     """
     x = jnp.asarray(x)
+    if velocity.shape != x.shape:
+        raise ValueError(
+            f"`velocity` must have the shape of `x`, {x.shape}, got {velocity.shape}."
+        )
     s = as_time(s).astype(x.dtype)
     along = lambda s, x: flow_map(s, t, x, *args, **keywords)
     # Along the flow time advances by one while `x` moves by the velocity; `t` stays.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowkit._checks import as_shape, as_size, check_example, check_sampling
 from flowkit._distributions import AbstractDistribution, Normal
-from flowkit._flow import check_bare, LinearPath
+from flowkit._flow import check_bare, Flow, LinearPath
 from flowkit._masks import zero_masked
 from flowkit._types import (
     AnyArray,
@@ -63,13 +63,13 @@ def sample(
 
     **Returns:** `(num_samples, *shape)`.
 
-    **Raises:** `ValueError` for a grid that does not increase from 0 to 1, and for several
-    steps without `renoise` of a map with `times=expanded_interval`.
+    **Raises:** `ValueError` for a grid that does not increase from 0 to 1, for several steps
+    without `renoise` of a map with `times=expanded_interval`, and for a `fk.Flow`.
     """
     shape = as_shape(shape)
     num_samples = operator.index(num_samples)
     check_sampling(shape, num_samples, cond, cond_axes, mask)
-    check_bare("flow_map", flow_map)
+    _check_map(flow_map)
     times = _grid(num_steps, grid)
     if _jumps_to_the_end_only(flow_map) and len(times) > 2 and not renoise:
         raise ValueError(
@@ -154,7 +154,7 @@ def encode(
     """
     x = jnp.asarray(x1)
     check_example("x1", x, mask)
-    check_bare("flow_map", flow_map)
+    _check_map(flow_map)
     if _jumps_to_the_end_only(flow_map):
         raise ValueError(
             "`flow_map` has `times=expanded_interval` and cannot encode; build it with "
@@ -181,6 +181,16 @@ def _encode(
         return jump(flow_map, s, t, x, cond, mask), None
 
     return jax.lax.scan(step, x, (grid[:-1], grid[1:]))[0]
+
+
+def _check_map(flow_map: Callable) -> None:
+    """Raises for what has units, or one time only."""
+    check_bare("flow_map", flow_map)
+    if isinstance(flow_map, Flow):
+        raise ValueError(
+            "`flow_map` is a `fk.Flow`, a velocity at one time; use `fk.sample` and `fk.encode`, "
+            "or train a `fk.few_step.FlowMap`."
+        )
 
 
 def _jumps_to_the_end_only(flow_map: Callable) -> bool:
