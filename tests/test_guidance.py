@@ -153,6 +153,12 @@ def test_wrong_use(key):
             fk.drop_condition(cond, key=key)
     with pytest.raises(ValueError, match="`null` is missing: `cond` holds booleans"):
         fk.drop_condition(jnp.ones((3, 2), bool), key=key)
+    classes = jnp.ones((4, 3))
+    with pytest.raises(ValueError, match=r"`null` must be .* \(3,\), got \(4, 3\)"):
+        fk.drop_condition(classes, null=0 * classes, key=key)
+    cond = {"class": jnp.ones(3), "size": jnp.ones(())}
+    with pytest.raises(ValueError, match="`null` must be the condition of one"):
+        fk.guided(flow, 2.0, null=0.0)(0.5, jnp.ones(2), cond)
     seen = fk.nn.Observed(*jnp.ones((3, 4, 5, 2)))
     with pytest.raises(ValueError, match="`mask` is missing"):
         fk.drop_condition(seen, key=key)

@@ -288,17 +288,5 @@ def _check(
 
 
 def _check_guidance(guidance: Guidance | None, cond: Cond) -> None:
-    if guidance is None:
-        return
-    if not jax.tree.leaves(cond):
+    if guidance is not None and not jax.tree.leaves(cond):
         raise ValueError("`guidance` needs `cond`, the condition that it strengthens.")
-    if guidance.null is None or callable(guidance.null):
-        return
-
-    of_example = jax.tree.map(lambda leaf: leaf.shape[1:], cond)
-    of_null = jax.tree.map(jnp.shape, guidance.null)
-    if of_example != of_null:
-        raise ValueError(
-            "`null` must be the condition of one example, "
-            f"of shape {of_example}, got {of_null}."
-        )

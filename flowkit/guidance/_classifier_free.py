@@ -146,7 +146,14 @@ def null_of(cond: Cond, null: Cond) -> Cond:
         null = null(cond)
     elif null is None:
         null = jax.tree.map(_default_null, cond, is_leaf=_knows_none)
-    return jax.tree.map(_like, null, cond)
+    try:
+        return jax.tree.map(_like, null, cond)
+    except (TypeError, ValueError) as error:
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (cond, null)]
+        raise ValueError(
+            "`null` must be the condition of one example, of shape "
+            f"{shapes[0]}, got {shapes[1]}."
+        ) from error
 
 
 def _like(leaf: Any, like: Any) -> Array:
