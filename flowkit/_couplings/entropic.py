@@ -131,11 +131,13 @@ class UnbalancedCoupling(eqx.Module):
     with the data as rows. Then $P$ is divided by its mass. With $\nu = P 1$, each datum $i$
     is taken $B \nu_i$ times on average, rounded up or down, and draws its noise from its
     row. The flow ends at the data as $\nu$ weighs them: fewer outliers, and less of what
-    the source does not reach.
+    the source does not reach. A finite `rho0` also weighs the noise, and then training sees
+    another source than sampling.
 
     With `weight_power` $k$ the loss of a pair is multiplied by $(B \nu_i)^{-k}$, limited to
-    `max_weight`. Then $k = 1$ restores the original distribution of the data, and $k > 1$
-    emphasizes rare data.
+    `max_weight`. With $k = 1$ all data weigh the same in the loss, and with $k > 1$ rare data
+    weigh more. So does their noise, while samples start from the source as it is: where the
+    paths of pairs do not cross, samples follow $\nu$ whatever the weights.
 
     **Arguments:**
 
