@@ -94,6 +94,8 @@ class Attention(eqx.Module):
         `mask` marks the valid rows of the context, whatever the others hold; if there
         are none, the result is zero.
         """
+        if mask is not None:
+            mask = jnp.asarray(mask)
         if context is None:
             # As queries too: NaN in one row would be in the gradients of all.
             x = context = zero_masked(x, mask)
