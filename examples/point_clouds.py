@@ -59,7 +59,7 @@ class Config:
     """Axis of space that points up in pictures, about which `--augment` rotates."""
     seed: int = 42
     """Random seed."""
-    output: str = "artifacts/point_clouds"  # Folder for figures and checkpoints.
+    output: str = "artifacts/point_clouds"  # Figures, metrics and checkpoints.
     # The parts of the model by name, with their sizes.
     model: pipelines.SetFlowConfig = pipelines.SetFlowConfig()
     training: Annotated[pipelines.SetFlowTraining, tyro.conf.arg(name="")] = (
