@@ -8,12 +8,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 from numpy.polynomial import Polynomial
+from scipy.stats import norm
 
 import flowkit as fk
+from flowkit._solve.sample import as_batch
 from flowkit.solvers import AdamsBashforth, fit_grid, fit_steps, LearnedSteps
 from flowkit.solvers._adams_bashforth import lagrange_weights
 from flowkit.solvers._fit_steps import _weights
 from flowkit.solvers._fitting import Budget, minimize, task_of
+from flowkit.solvers._hard_noises import hard_noises, priority_sample
 
 from .oracles import (
     compilations,
@@ -235,7 +238,7 @@ def test_a_linear_fit_is_that_of_numpy(mixture):
     flow = fk.exact_flow(mixture())
     shape = mixture().means.shape[1:]
     options = {"cond": None, "cond_axes": None, "source": fk.Normal()}
-    task = task_of(flow, shape, 64, **options, key=jr.key(0))
+    task = task_of(flow, shape, 64, dfx.Euler(), 4, **options, key=jr.key(0))
 
     def walk_of(factors):
         return lambda v, x, cond: factors[0] * x + factors[1] * v(0.0, x, cond)
@@ -244,5 +247,58 @@ def test_a_linear_fit_is_that_of_numpy(mixture):
     start = np.asarray(task.starts)
     velocity = np.asarray(jax.vmap(lambda x: flow(0.0, x, None))(start))
     columns = np.stack([start.ravel(), velocity.ravel()], axis=1)
-    expected = np.linalg.lstsq(columns, np.ravel(task.ends))[0]
+    weights = np.repeat(np.sqrt(task.weights), start[0].size)
+    assert np.ptp(weights) > 0
+    ends = np.ravel(task.ends)
+    expected = np.linalg.lstsq(weights[:, None] * columns, weights * ends)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_sums_over_a_priority_sample_are_unbiased():
+    values = np.exp(np.random.default_rng(0).normal(size=200)).astype(np.float32)
+    scores = jnp.asarray(values**2)
+
+    def estimate(key):
+        chosen, weights = priority_sample(scores, 40, key=key)
+        return jnp.sum(weights * jnp.asarray(values)[chosen])
+
+    found = np.asarray(jax.vmap(estimate)(jr.split(jr.key(0), 4000)))
+    standard_error = np.std(found) / np.sqrt(len(found))
+    assert np.mean(found) == pytest.approx(np.sum(values), abs=4 * standard_error)
+
+
+def test_a_priority_sample_has_no_element_twice():
+    """Nor does it leave out one that has nearly all of the score."""
+    scores = jnp.zeros(50).at[7].set(1e6)
+    keys = jr.split(jr.key(0), 100)
+    chosen, _ = jax.vmap(lambda key: priority_sample(scores, 5, key=key))(keys)
+    assert all(len(set(row)) == 5 for row in np.asarray(chosen).tolist())
+    assert np.mean(np.any(chosen == 7, axis=1)) > 0.9
+
+
+def kept(velocity, cond, key):
+    batch = as_batch((1,), 100, cond=cond, cond_axes=0, source=fk.Normal(), mask=None)
+    return hard_noises(velocity, batch, dfx.Midpoint(), 4, key)
+
+
+def test_noises_that_turn_sharply_are_kept(key):
+    """Between two narrow modes."""
+    modes = fk.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.full((2, 1), 0.05))
+    noises = kept(fk.exact_flow(modes), None, key)
+    near = np.abs(noises.starts[:, 0]) < 0.2
+    plain = 2 * norm.cdf(0.2) - 1
+    assert np.mean(near) > plain + 4 * np.sqrt(plain * (1 - plain) / 100)
+    # And their weights make up for it.
+    share = np.average(near, weights=noises.weights)
+    assert share == pytest.approx(plain, abs=4 * np.sqrt(plain * (1 - plain) / 100))
+
+
+def test_noises_keep_their_conditions(key):
+    """One in ten conditions turns the paths; these come more often."""
+    turns = lambda t, x, cond: cond * jnp.cos(10 * t) * x
+    cond = jnp.zeros(100).at[::10].set(1)
+    noises = kept(turns, cond, key)
+    standard_error = np.sqrt(0.1 * 0.9 / 100)
+    assert np.mean(noises.cond) > 0.1 + 4 * standard_error
+    share = np.average(noises.cond, weights=noises.weights)
+    assert share == pytest.approx(0.1, abs=4 * standard_error)

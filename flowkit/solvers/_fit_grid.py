@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import diffrax as dfx
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -21,6 +19,7 @@ from flowkit.solvers._fitting import (
     times_of,
 )
 from flowkit.solvers._grids import edm_grid, power_grid, shifted_grid
+from flowkit.solvers._walk import walk
 
 
 _SHIFTS = (1 / 3, 1 / 2, 2 / 3, 1.0, 3 / 2, 2.0, 3.0)
@@ -74,7 +73,7 @@ def fit_grid(
         )
     budget = budget_of(num_iterations, batch_size)
     options: Any = {"cond": cond, "cond_axes": cond_axes, "source": source}
-    task = task_of(flow, shape, num_noises, **options, key=key)
+    task = task_of(flow, shape, num_noises, solver, num_steps, **options, key=key)
     logits = grid_logits(task, solver, num_steps, budget)
     return times_of(logits, task.t_end)
 
@@ -86,7 +85,6 @@ def grid_logits(
     budget: Budget,
 ) -> Float[Array, " num_steps"]:
     """The logits of the increments of the best times."""
-    solver = _with_both_modes(solver)
 
     def walk_of(logits):
         times = times_of(logits, task.t_end)
@@ -101,40 +99,3 @@ def _first_grids(num_steps: int) -> list[Array]:
     grids.append(power_grid(num_steps))
     # EDM has no grid of one step.
     return grids if num_steps == 1 else [*grids, edm_grid(num_steps)]
-
-
-def _with_both_modes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
-    """The solver with loops that have forward and reverse mode, as in `diffrax.DirectAdjoint`."""
-    if getattr(solver, "scan_kind", "") is not None:
-        return solver
-    kind = lambda solver: solver.scan_kind
-    return eqx.tree_at(kind, solver, "bounded", is_leaf=lambda leaf: leaf is None)
-
-
-def walk(
-    solver: dfx.AbstractSolver,
-    times: Float[Array, " n_and_1"],
-    velocity: VelocityField,
-    x: Float[Array, "..."],
-    cond: Cond,
-) -> Float[Array, "..."]:
-    """The end state of a solver's steps, differentiable with respect to the times."""
-    term = dfx.ODETerm(velocity)
-    state = solver.init(term, times[0], times[1], x, cond)
-
-    def step(carry, pair):
-        x, state = carry
-        x, _, _, state, _ = solver.step(
-            term,
-            pair[0],
-            pair[1],
-            x,
-            cond,
-            state,
-            False,
-        )
-        return (x, state), None
-
-    pairs = jnp.stack([times[:-1], times[1:]], axis=1)
-    (x, _), _ = jax.lax.scan(step, (x, state), pairs)
-    return x

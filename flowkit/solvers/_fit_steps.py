@@ -68,9 +68,10 @@ def fit_steps(
     number = as_size("num_evaluations", num_evaluations)
     budget = budget_of(num_iterations, batch_size)
     options: Any = {"cond": cond, "cond_axes": cond_axes, "source": source}
-    task = task_of(flow, shape, num_noises, **options, key=key)
+    first = AdamsBashforth()
+    task = task_of(flow, shape, num_noises, first, number, **options, key=key)
 
-    logits = grid_logits(task, AdamsBashforth(), number, budget)
+    logits = grid_logits(task, first, number, budget)
     weights = _weights(np.asarray(times_of(logits, task.t_end), float))
     below = np.tril_indices(number)
     start = (logits, jnp.ones(number), jnp.asarray(weights[below]))

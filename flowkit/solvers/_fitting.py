@@ -19,6 +19,7 @@ from flowkit._solve.ode import end_of, end_state, solve
 from flowkit._solve.options import DEFAULT_ADJOINT
 from flowkit._solve.sample import as_batch
 from flowkit._types import Cond, PRNGKey, VelocityField
+from flowkit.solvers._hard_noises import hard_noises
 
 
 _SMALLEST = 1e-3  # the smallest increment, relative to the mean one
@@ -31,46 +32,50 @@ More of them take more memory, and no less time on a CPU.
 
 
 class Task(eqx.Module):
-    """Noises of a flow, and where an accurate solve carries them."""
+    """Noises of a flow, where an accurate solve carries them, and what each weighs."""
 
     velocity: VelocityField
     starts: Float[Array, "noises ..."]
     ends: Float[Array, "noises ..."]
+    weights: Float[Array, " noises"]
     cond: Cond
     t_end: float = eqx.field(static=True)
     cond_axes: int | None = eqx.field(static=True)
 
     @property
     def rows(self) -> tuple[Any, ...]:
-        """What differs between noises: their starts, ends and conditions."""
-        rows = (self.starts, self.ends)
+        """What differs between noises: their starts, ends, weights and conditions."""
+        rows = (self.starts, self.ends, self.weights)
         return rows if self.cond_axes is None else (*rows, self.cond)
 
     def miss(self, walk: Callable, row: tuple[Any, ...]) -> Float[Array, " entries"]:
-        """How far `walk(velocity, start, cond)` ends from where it should."""
-        start, end, *cond = row
+        """How far `walk(velocity, start, cond)` ends from where it should, weighted."""
+        start, end, weight, *cond = row
         found = walk(self.velocity, start, *(cond or [self.cond]))
-        return jnp.ravel(found - end)
+        return jnp.sqrt(weight) * jnp.ravel(found - end)
 
 
 def task_of(
     flow: VelocityField,
     shape: Sequence[int],
     num_noises: int,
+    solver: dfx.AbstractSolver,
+    num_steps: int,
     *,
     cond: Cond,
     cond_axes: int | None,
     source: AbstractDistribution,
     key: PRNGKey,
 ) -> Task:
-    """Draws the noises and solves for their ends."""
+    """Draws noises that are hard for a solver, and solves for their ends."""
     batch = as_batch(
         shape, num_noises, cond=cond, cond_axes=cond_axes, source=source, mask=None
     )
     velocity = eqx.nn.inference_mode(bare(flow))
-    starts = batch.starts(key)
-    ends = _ends(velocity, starts, batch.cond, cond_axes)
-    return Task(velocity, starts, ends, batch.cond, end_of(velocity), cond_axes)
+    noises = hard_noises(velocity, batch, solver, num_steps, key)
+    starts, cond, weights = noises
+    ends = _ends(velocity, starts, cond, cond_axes)
+    return Task(velocity, starts, ends, weights, cond, end_of(velocity), cond_axes)
 
 
 @eqx.filter_jit
