@@ -44,6 +44,8 @@ def fit_steps(
 
     $$x_{k+1} = a_k\, x_0 + \sum_{j \le k} b_{kj}\, v_j.$$
 
+    The noises are chosen as in `fk.solvers.fit_grid`: paths that turn sharply come more often.
+
     Fit it again after training the flow further, and fit it with the guidance and the
     conditions that you will sample with: it knows only the trajectories that it was fitted on.
 
