@@ -32,14 +32,12 @@ def fit_for(
     The rate warms up and decays along a cosine to zero with the time, not with the number of
     steps, so that a machine that slows down ends at the same minute. `watch` is called with
     the average and the minutes, twelve times; what it takes does not count. `optimizer` is a
-    function of `learning_rate`. With several devices, each trains on a part of a batch.
+    function of `learning_rate`.
     """
     of_rate = optax.inject_hyperparams(optimizer)(learning_rate=0.0)
     clipped = optax.chain(optax.clip_by_global_norm(clip), of_rate)
     ema_decay = fk.training.WarmUpDecay(0.999)
-    step = fk.training.make_step(
-        loss, clipped, ema_decay=ema_decay, parallel=_placement()
-    )
+    step = fk.training.make_step(loss, clipped, ema_decay=ema_decay)
     state = fk.training.init_state(model, clipped, ema_decay=ema_decay, key=key)
 
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -68,12 +66,6 @@ def fit_for(
         "seconds": spent,
         "images / s": num_steps * batch_size / spent,
     }
-
-
-def _placement() -> Any:
-    if jax.device_count() == 1:
-        return fk.training.OneDevice()
-    return fk.training.Replicated(fk.training.data_mesh())
 
 
 def _with_rate(state: fk.training.TrainState, rate: float) -> fk.training.TrainState:

@@ -6,18 +6,17 @@
 The regression network is a `fk.pipelines.RefinedProcess`: a U-Net that predicts the image
 from the mean of a Gaussian process. It is trained for most of the time. The flow, a
 `fk.pipelines.SparseFlow` with the same U-Net, starts from that prediction plus what a draw
-of the process adds, and is trained for the rest. Both see the images in all eight
-symmetries of the square, and other pixels in every epoch. Observed pixels are kept.
+of the process adds, and is trained for the rest. Both see flips and other pixels in every
+epoch. Observed pixels are kept.
 
 For each: PSNR and SSIM of whole images, for the flow those of one sample and of the mean of
 16, with the coverage of 90% intervals and the CRPS of 20 samples at the hidden pixels. The
-regression is the mean of eight predictions, one for each symmetry, and the pairs of samples
-take turns with the symmetries, too. The samples of a pair start on both sides of the mean.
-The pairs make the CRPS some 2% too good, since they are not independent. The curves over
-time are the PSNR of one prediction, and of the expectation that the flow has at t = 0, on
-the first 100 test images. Results go to `benchmarks/results/sparse_cifar10.json` and `.png`.
-
-With `JAX_NUM_CPU_DEVICES=2` in the environment, each core trains on half of a batch.
+regression is the mean of two predictions, of the image and of its mirror image, and every
+other pair of samples is that of the mirror image, too. The samples of a pair start on both
+sides of the mean. The pairs make the CRPS some 2% too good, since they are not independent.
+The curves over time are the PSNR of the prediction, and of the expectation that the flow has
+at t = 0, on the first 100 test images, without mirror images. Results go to
+`benchmarks/results/sparse_cifar10.json` and `.png`.
 """
 
 import dataclasses
@@ -191,38 +190,29 @@ def regression_loss(process, images, key):
 
 
 def drawn(images, *, key):
-    """Images in random symmetries, and their pixels."""
-    symmetry_key, pixel_key = jr.split(key)
-    bits = jr.bernoulli(symmetry_key, shape=(3, len(images), 1, 1, 1))
-    images = jnp.where(bits[0], images[:, :, ::-1], images)
-    images = jnp.where(bits[1], images[:, ::-1], images)
-    images = jnp.where(bits[2], images.swapaxes(1, 2), images)
+    """Images mirrored at random, and their pixels."""
+    flip_key, pixel_key = jr.split(key)
+    flips = jr.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+    images = jnp.where(flips, images[:, :, ::-1], images)
     return images, fk.data.sparse_pixels(images, output_ratio=0, key=pixel_key)
 
 
-def turned(coords, symmetry: int):
-    """The coordinates of the same pixels in an image that is flipped and transposed."""
-    flips = np.asarray([symmetry & 1, symmetry >> 1 & 1], bool)
-    coords = jnp.where(flips, 1 - coords, coords)
-    return coords[..., ::-1] if symmetry & 4 else coords
+def mirror_coords(coords):
+    """The coordinates of the same pixels in the mirror image."""
+    return coords * jnp.asarray([-1.0, 1.0]) + jnp.asarray([1.0, 0.0])
 
 
-def turned_back(values, symmetry: int):
-    """The pixels `(..., h w, c)` of a turned image, in the order of the image itself."""
-    x, y = np.rint(turned(COORDS, symmetry) * (SIDE - 1)).astype(int).T
-    return values[..., y * SIDE + x, :]
+def mirror_image(values):
+    """The mirror images of `(..., h w, c)`."""
+    rows = values.reshape(*values.shape[:-2], SIDE, SIDE, -1)
+    return rows[..., ::-1, :].reshape(values.shape)
 
 
 def symmetric_predictions(process, test: Test):
-    """The mean of the predictions for an image in its eight symmetries."""
-
-    def prediction(symmetry):
-        coords = turned(test.pixels.input_coords, symmetry)
-        pixels = test.pixels._replace(input_coords=coords)
-        found = predictions(process, test._replace(pixels=pixels))
-        return turned_back(found, symmetry)
-
-    return sum(map(prediction, range(8))) / 8
+    """The mean of the predictions for an image and for its mirror image."""
+    pixels = test.pixels._replace(input_coords=mirror_coords(test.pixels.input_coords))
+    mirrored = predictions(process, test._replace(pixels=pixels))
+    return (predictions(process, test) + mirror_image(mirrored)) / 2
 
 
 @eqx.filter_jit
@@ -301,16 +291,18 @@ def samples_of(model, test: Test, config: Config) -> np.ndarray:
     parts = []
     for i, part in enumerate(test.parts(50)):
         values = part.pixels.input_values
+        straight = part.pixels.input_coords
+        flipped = mirror_coords(straight)
         several = []
         for j in range(config.num_samples):
             # Samples 2 j and 2 j + 1 are a mirrored pair.
             key = jr.fold_in(jr.key(config.seed + 4), 1000 * i + j // 2)
             options: Any = {"solver": dfx.Midpoint(), "num_steps": config.num_steps}
             options |= {"key": key, "mirrored": j % 2 == 1}
-            symmetry = j // 2 % 8
-            coords = turned(part.pixels.input_coords, symmetry)
+            flip = j // 2 % 2 == 1
+            coords = flipped if flip else straight
             found = model.sample(coords, values, COORDS, **options)
-            several.append(np.asarray(turned_back(found, symmetry)))
+            several.append(np.asarray(mirror_image(found) if flip else found))
         parts.append(np.stack(several))
     return np.concatenate(parts, axis=1)
 
