@@ -15,7 +15,7 @@ from flowkit._solve.sample import as_batch
 from flowkit.solvers import AdamsBashforth, fit_grid, fit_steps, LearnedSteps
 from flowkit.solvers._adams_bashforth import lagrange_weights
 from flowkit.solvers._fit_steps import _weights
-from flowkit.solvers._fitting import Budget, minimize, task_of
+from flowkit.solvers._fitting import Budget, minimize, Task, task_of
 from flowkit.solvers._hard_noises import hard_noises, priority_sample
 
 from .oracles import (
@@ -246,11 +246,21 @@ def test_a_linear_fit_is_that_of_numpy(mixture):
     found = minimize(task, walk_of, jnp.eye(2), Budget(20, 10))
     start = np.asarray(task.starts)
     velocity = np.asarray(jax.vmap(lambda x: flow(0.0, x, None))(start))
-    columns = np.stack([start.ravel(), velocity.ravel()], axis=1)
-    weights = np.repeat(np.sqrt(task.weights), start[0].size)
-    assert np.ptp(weights) > 0
-    ends = np.ravel(task.ends)
-    expected = np.linalg.lstsq(weights[:, None] * columns, weights * ends)[0]
+    ends = np.asarray(task.ends)
+    unit = np.sqrt(task.weights)[:, None]
+    assert np.ptp(unit) > 0
+
+    def scales_of(first):
+        """What both kinds of weights make of the errors of a start."""
+        squares = np.mean((first - ends) ** 2, axis=1, keepdims=True)
+        limit = 0.1**2 * np.mean(np.var(ends, axis=0))
+        return unit / np.sqrt(1 + squares / limit)
+
+    firsts = (start, velocity)
+    norms = [np.linalg.norm(scales_of(first) * (first - ends)) for first in firsts]
+    scales = scales_of(firsts[np.argmin(norms)])
+    columns = np.stack([(scales * first).ravel() for first in firsts], axis=1)
+    expected = np.linalg.lstsq(columns, (scales * ends).ravel())[0]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
@@ -274,6 +284,21 @@ def test_a_priority_sample_has_no_element_twice():
     chosen, _ = jax.vmap(lambda key: priority_sample(scores, 5, key=key))(keys)
     assert all(len(set(row)) == 5 for row in np.asarray(chosen).tolist())
     assert np.mean(np.any(chosen == 7, axis=1)) > 0.9
+
+
+def test_a_noise_at_another_mode_does_not_bend_the_fit():
+    """Ninety-nine ends are three times the start; one is at the other end of the data."""
+    start = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
+    ends = 3 * start
+    ends[0] = 3
+    still = lambda t, x, cond: x
+    weights = jnp.ones(100)
+    task = Task(still, jnp.asarray(start), jnp.asarray(ends), weights, None, 1.0, None)
+    walk_of = lambda factor: lambda v, x, cond: factor * x
+
+    found = minimize(task, walk_of, jnp.array([2.9]), Budget(20, 100))
+    plain = np.vdot(start, ends) / np.vdot(start, start)
+    assert abs(found - 3) < 0.02 * abs(plain - 3)
 
 
 def kept(velocity, cond, key):

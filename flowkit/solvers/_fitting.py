@@ -31,6 +31,10 @@ More of them take more memory, and no less time on a CPU.
 """
 
 
+_LARGE = 0.1
+"""An error, in standard deviations of the ends, that the fit counts about half."""
+
+
 class Task(eqx.Module):
     """Noises of a flow, where an accurate solve carries them, and what each weighs."""
 
@@ -123,10 +127,15 @@ def minimize(
     batch_size = budget.batch_size or _fitting_size(task, flat_starts[0].size)
     misses = _misses_of(task, lambda flat: walk_of(unravel(flat)), batch_size)
 
-    errors = jax.lax.map(lambda flat: jnp.linalg.norm(misses(flat)), flat_starts)
+    def error(flat):
+        missed = misses(flat)
+        return jnp.linalg.norm(_factors(task, missed) * missed)
+
+    errors = jax.lax.map(error, flat_starts)
     best = jnp.nanargmin(errors)
+    factors = _factors(task, misses(flat_starts[best]))
     # In units of the first error: the damping begins at 1, which would be much for less.
-    scaled = lambda flat, unit: misses(flat) / unit
+    scaled = lambda flat, unit: factors * misses(flat) / unit
 
     levenberg = optx.LevenbergMarquardt(rtol=1e-3, atol=1e-6)
     # Optimistix multiplies numbers by integers, which strict promotion refuses.
@@ -140,6 +149,21 @@ def minimize(
             throw=False,
         )
     return unravel(solution.value)
+
+
+def _factors(
+    task: Task, missed: Float[Array, "noises entries"]
+) -> Float[Array, "noises 1"]:
+    """Near 1 for errors much smaller than the spread of the ends, small for larger ones.
+
+    A noise that ends at another mode would outweigh all others, and is hardly ever mended
+    without another one taking its place.
+    """
+    errors = jnp.mean(missed**2, axis=1, keepdims=True) / task.weights[:, None]
+    variance = jnp.mean(jnp.var(task.ends, axis=0))
+    # All ends may be the same.
+    limit = jnp.where(variance > 0, _LARGE**2 * variance, jnp.inf)
+    return jax.lax.rsqrt(1 + errors / limit)
 
 
 def _fitting_size(task: Task, num_params: int) -> int:
