@@ -37,6 +37,7 @@ GROUND = {
     "_devices": {"_types"},
     "_blocks": {"_types", "_checks", "_devices"},
     "_masks": {"_types", "_checks"},
+    "_distances": {"_types"},
 }
 CORE = GROUND | {
     "_distributions": {*GROUND},

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import flowkit.metrics as metrics
-from flowkit._transport import squared_costs, squared_distances
+from flowkit._distances import squared_costs, squared_distances
 
 
 def exact_chamfer(x, y, power=2):

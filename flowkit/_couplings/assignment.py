@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowkit._checks import check_rows
 from flowkit._couplings.base import check_batches, NO_ASSIGNMENT, Pairing
-from flowkit._transport import solve_assignment, squared_costs, squared_distances
+from flowkit._distances import squared_costs, squared_distances
+from flowkit._transport import solve_assignment
 from flowkit._types import Cond, FloatArray, Number, PRNGKey
 
 

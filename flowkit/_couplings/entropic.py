@@ -16,13 +16,12 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from flowkit._couplings.base import check_batches, NO_ASSIGNMENT, Pairing
+from flowkit._distances import squared_costs, squared_distances
 from flowkit._transport import (
     check_epsilon,
     is_prescribed,
     sinkhorn,
     soft_minima,
-    squared_costs,
-    squared_distances,
 )
 from flowkit._types import Cond, FloatArray, is_traced, Number, PRNGKey
 

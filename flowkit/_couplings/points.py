@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowkit._checks import check_data
 from flowkit._couplings.base import Coupling, NO_ASSIGNMENT, Pairing, reorder_source
+from flowkit._distances import squared_costs
 from flowkit._transport import (
     check_epsilon,
     improve_by_swaps,
@@ -24,7 +25,6 @@ from flowkit._transport import (
     sinkhorn,
     soft_minima,
     solve_assignment,
-    squared_costs,
 )
 from flowkit._types import AnyArray, Cond, FloatArray, Number, PRNGKey, sum_dtype
 

@@ -3,10 +3,6 @@
 from flowkit._transport.assignment import (
     solve_assignment as solve_assignment,
 )
-from flowkit._transport.distances import (
-    squared_costs as squared_costs,
-    squared_distances as squared_distances,
-)
 from flowkit._transport.permutations import (
     improve_by_swaps as improve_by_swaps,
     round_to_permutation as round_to_permutation,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from flowkit._transport import solve_assignment, squared_distances
+from flowkit._distances import squared_distances
+from flowkit._transport import solve_assignment
 from flowkit._types import AnyArray, is_traced, Mask
 from flowkit.metrics._inputs import check_pair, prepare_pair
 from flowkit.metrics._reductions import safe_sqrt, valid_mean

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from flowkit._transport import squared_distances
+from flowkit._distances import squared_distances
 from flowkit._types import AnyArray, Mask
 from flowkit.metrics._inputs import check_pair, fill, prepare_pair
 from flowkit.metrics._reductions import (

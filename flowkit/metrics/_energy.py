@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flowkit._transport import squared_distances
+from flowkit._distances import squared_distances
 from flowkit._types import AnyArray, Mask
 from flowkit.metrics._inputs import check_pair, prepare_pair
 from flowkit.metrics._reductions import map_blocks, safe_sqrt, valid_mean

@@ -16,12 +16,12 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float
 
+from flowkit._distances import squared_distances
 from flowkit._transport import (
     log_weights,
     Potentials,
     sinkhorn,
     SoftMinima,
-    squared_distances,
 )
 from flowkit.metrics._reductions import map_blocks
 
