@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flowkit._distances import squared_distances
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Mask, Points
 from flowkit.nn._layers.arrays import in_sum_dtype
@@ -33,7 +34,7 @@ def nearest_neighbors(
     if mask is not None:
         excluded = excluded | ~jnp.asarray(mask)[None, :]
 
-    squares = _squared_distances(points, points)
+    squares = squared_distances(points, points)
     return _smallest(squares, excluded, max(1, min(num, n - 1)))
 
 
@@ -50,7 +51,7 @@ def nearest_points(
     points = in_sum_dtype(zero_masked(points, mask)[order])
     queries = in_sum_dtype(queries)
 
-    squares = jax.lax.stop_gradient(_squared_distances(queries, points))
+    squares = jax.lax.stop_gradient(squared_distances(queries, points))
     # Of equal distances, the first in the order of coordinates is taken.
     indices, there = _smallest(squares, ~valid[order][None, :], num)
     return order[indices], there
@@ -140,7 +141,7 @@ def _k_means(
     points = zero_masked(in_sum_dtype(points), mask)
 
     def step(_: Int[Array, ""], centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        nearest = jnp.argmin(_squared_distances(points, centers), axis=1)
+        nearest = jnp.argmin(squared_distances(points, centers), axis=1)
         member = jax.nn.one_hot(nearest, centers.shape[0], dtype=points.dtype)
         member = zero_masked(member, mask)
 
@@ -150,10 +151,3 @@ def _k_means(
 
     start = jnp.asarray(centers, points.dtype)
     return jax.lax.fori_loop(0, num_steps, step, start).astype(dtype)
-
-
-def _squared_distances(
-    x: Float[Array, "n d"], y: Float[Array, "m d"]
-) -> Float[Array, "n m"]:
-    # Compiled, the differences (n, m, d) are summed as they are made and never stored.
-    return jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)
