@@ -156,6 +156,11 @@ def test_wrong_use(key):
     classes = jnp.ones((4, 3))
     with pytest.raises(ValueError, match=r"`null` must be .* \(3,\), got \(4, 3\)"):
         fk.drop_condition(classes, null=0 * classes, key=key)
+    for null in (-1, 300, 0.5, np.array(-1)):
+        with pytest.raises(ValueError, match="`null` is .* type of `cond`, uint8"):
+            fk.drop_condition(np.arange(3, dtype=np.uint8), null=null, key=key)
+    with pytest.raises(ValueError, match="`cond` is missing"):
+        fk.guided(flow, 2.0)(0.5, jnp.ones(2), {})
     cond = {"class": jnp.ones(3), "size": jnp.ones(())}
     with pytest.raises(ValueError, match="`null` must be the condition of one"):
         fk.guided(flow, 2.0, null=0.0)(0.5, jnp.ones(2), cond)
@@ -257,6 +262,10 @@ def test_units_stay_outside(key):
         ),
         (
             lambda flow: fk.guidance.composed(flow, [1.0])(0.5, jnp.zeros(2)),
+            "`cond` is missing",
+        ),
+        (
+            lambda flow: fk.guidance.composed(flow, [1.0])(0.5, jnp.zeros(2), {}),
             "`cond` is missing",
         ),
     ],

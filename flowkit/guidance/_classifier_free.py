@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from flowkit._checks import check_rows
 from flowkit._flow import Flow, PointHead, Standardized
-from flowkit._types import Cond, FloatArray, Mask, PRNGKey, Scalar
+from flowkit._types import Cond, FloatArray, is_traced, Mask, PRNGKey, Scalar
 
 
 def guided(
@@ -98,7 +98,7 @@ class _Guided(eqx.Module):
         mask: Mask | None = None,
         key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
-        if cond is None:
+        if not jax.tree.leaves(cond):
             raise ValueError(
                 "`cond` is missing; a guided flow needs the condition that it leaves out."
             )
@@ -147,18 +147,37 @@ def null_of(cond: Cond, null: Cond) -> Cond:
     elif null is None:
         null = jax.tree.map(_default_null, cond, is_leaf=_knows_none)
     try:
-        return jax.tree.map(_like, null, cond)
+        matched = jax.tree.map(_like, null, cond)
     except (TypeError, ValueError) as error:
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (cond, null)]
         raise ValueError(
             "`null` must be the condition of one example, of shape "
             f"{shapes[0]}, got {shapes[1]}."
         ) from error
+    jax.tree.map(_check_label, null, cond)
+    return matched
 
 
 def _like(leaf: Any, like: Any) -> Array:
-    array = jnp.asarray(leaf, jnp.result_type(like))
+    array = jnp.asarray(leaf).astype(jnp.result_type(like))
     return jnp.broadcast_to(array, jnp.shape(like))
+
+
+def _check_label(leaf: Any, like: Any) -> None:
+    """Raises for a known number that would become another label in the type of `cond`."""
+    dtype = jnp.result_type(like)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return
+    if is_traced(leaf):
+        return
+    label = np.asarray(leaf)
+    held = label.astype(dtype)
+    if np.any(held != label):
+        raise ValueError(
+            f"`null` is {leaf}, not a value of the type of `cond`, "
+            f"{dtype}; give the number of classes, "
+            "or labels of a larger type."
+        )
 
 
 def _knows_none(part: Any) -> bool:

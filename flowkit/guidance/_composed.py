@@ -75,7 +75,7 @@ class _Composed(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "..."]:
         num = len(self.scales)
-        if cond is None:
+        if not jax.tree.leaves(cond):
             raise ValueError(
                 f"`cond` is missing; a composed flow needs one with {num} rows."
             )
