@@ -74,7 +74,7 @@ def test_exact_posteriors_are_bayes():
     """The density is that of the mixture times that of the noise, up to a constant."""
     linear = inverse.Matrix(np.array([[1.0, -0.5]], np.float32))
     y = np.array([0.7], np.float32)
-    posterior = inverse.exact_posterior(MIXTURE, linear, y, noise_std=0.4)
+    posterior = inverse.exact_posterior(MIXTURE, linear, y, noise_std=jnp.array(0.4))
     x = np.random.default_rng(0).standard_normal((50, 2), np.float32)
     prior = jax.vmap(MIXTURE.log_prob)(x)
     noise = st.norm.logpdf(y[0], x @ np.array([1.0, -0.5]), 0.4)
@@ -280,7 +280,9 @@ def test_noise_networks_know_the_mean_at_the_start():
         np.testing.assert_allclose(found, expected, atol=0.01)
 
 
-@pytest.mark.parametrize("method", [inverse.PiGDM(3), inverse.DPS(3)])
+@pytest.mark.parametrize(
+    "method", [inverse.PiGDM(3), inverse.DPS(3), inverse.TwistedSMC(3)]
+)
 def test_single_precision_among_doubles(method, key):
     """Observations of 32 bits keep their type where JAX has 64."""
     mask = inverse.PixelMask(np.array([True, False]))
@@ -289,6 +291,16 @@ def test_single_precision_among_doubles(method, key):
         flow = fk.exact_flow(fk.Normal())
         found = inverse.reconstruct(flow, mask, np.ones(2, np.float32), **options)
     assert found.values.dtype == np.float32
+    assert np.all(np.isfinite(found.values))
+
+
+@pytest.mark.parametrize("method", [inverse.PiGDM(5), inverse.TwistedSMC(5)])
+def test_squares_of_residuals_in_half_precision(method, key):
+    options = {"noise_std": 0.1, "method": method, "key": key}
+    y = np.ones((2, 2, 1), np.float16)
+    flow = fk.exact_flow(fk.Normal())
+    found = inverse.reconstruct(flow, inverse.Subsample(2), y, **options)
+    assert found.values.dtype == np.float16
     assert np.all(np.isfinite(found.values))
 
 
@@ -347,6 +359,7 @@ class WrongAdjoint(inverse.AbstractOperator):
         (inverse.LinearMap(lambda x: x**2, (2,)), {}, "is not linear"),
         (inverse.LinearMap(lambda x: x[:1], (2,)), {}, "`observed` has shape"),
         (inverse.Subsample(2), {}, "must be one image"),
+        (inverse.Blur(np.ones((1, 1), np.float32)), {}, "`Blur` takes one image"),
         (inverse.PixelMask(np.ones(3, bool)), {}, "does not fit"),
         (inverse.PixelMask(np.ones(2, bool)), {"noise_std": -1.0}, "`noise_std`"),
         (

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from flowkit._distributions import GaussianMixture
-from flowkit._types import FloatArray
+from flowkit._types import FloatArray, Scalar
 from flowkit.inverse._operators import (
     AbstractOperator,
     check_operator,
@@ -21,7 +21,7 @@ def exact_posterior(
     operator: AbstractOperator,
     observed: FloatArray,
     *,
-    noise_std: float,
+    noise_std: Scalar,
 ) -> GaussianMixture:
     r"""The posterior of $x$ from a mixture of Gaussians, given $y = A x + s\, \epsilon$.
 
@@ -38,6 +38,7 @@ def exact_posterior(
     **Raises:** `ValueError` for an observation or an operator that `reconstruct` refuses,
     and for an operator on other examples than vectors of the mixture.
     """
+    noise_std = float(noise_std)
     if not noise_std > 0:
         raise ValueError(f"`noise_std` must be positive, got {noise_std}.")
     observed = jnp.asarray(observed)

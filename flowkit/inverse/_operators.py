@@ -122,6 +122,12 @@ class Blur(AbstractOperator):
             )
 
     def __call__(self, x: FloatArray) -> Float[Array, "..."]:
+        if x.ndim != 3:
+            raise ValueError(
+                "`Blur` takes one image (h, w, c), "
+                f"got shape {x.shape}; a gray one is "
+                "`image[..., None]`."
+            )
         return _correlate(jnp.asarray(x), jnp.flip(jnp.asarray(self.kernel)))
 
     def in_shape(self, observed_shape: Shape) -> Shape:

@@ -14,7 +14,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowkit._flow import Coefficients, Flow, Target
-from flowkit._types import Cond, FloatArray, PRNGKey, Scalar
+from flowkit._types import Cond, FloatArray, PRNGKey, Scalar, sum_dtype
 from flowkit.inverse._operators import AbstractOperator
 
 
@@ -58,16 +58,22 @@ class Problem(eqx.Module):
     def whiten(self, y, variance, noise_variance):
         r"""$(\mathrm{variance}\, A A^\top + \mathrm{noise}\, I)^{-1} y$, by conjugate gradients.
 
-        For masks and block means a step or two are enough.
+        For masks and block means a step or two are enough. The squares of residuals would
+        be too small for half precision.
         """
+        dtype = sum_dtype(y.dtype)
+        variance = jnp.asarray(variance, dtype)
+        noise_variance = jnp.asarray(noise_variance, dtype)
 
         def product(y):
             return (
                 variance * self.operator(self.operator.adjoint(y)) + noise_variance * y
             )
 
-        solution, _ = jax.scipy.sparse.linalg.cg(product, y, tol=1e-5, maxiter=50)
-        return solution
+        solution, _ = jax.scipy.sparse.linalg.cg(
+            product, y.astype(dtype), tol=1e-5, maxiter=50
+        )
+        return solution.astype(y.dtype)
 
 
 class Reconstruction(NamedTuple):
@@ -100,7 +106,8 @@ class Likelihood(NamedTuple):
     r"""What a point $x_t$ says about the observation.
 
     - `denoised`: $D_t(x_t)$.
-    - `log_value`: $\log p(y \mid x_t)$, up to a constant that depends on `t` alone.
+    - `log_value`: $\log p(y \mid x_t)$, up to a constant that depends on `t` alone; in at
+      least float32.
     - `gradient`: its gradient in $x_t$.
     """
 
@@ -129,7 +136,13 @@ def likelihood(problem: Problem, t: Scalar, x: FloatArray) -> Likelihood:
     whitened = problem.whiten(residual, variance, problem.noise_std**2)
     # The covariance does not depend on the point, so the gradient is that of the mean.
     (gradient,) = pull_back(problem.operator.adjoint(whitened))
-    return Likelihood(denoised, -0.5 * jnp.vdot(residual, whitened), gradient)
+    return Likelihood(denoised, -0.5 * wide_dot(residual, whitened), gradient)
+
+
+def wide_dot(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
+    """The sum of the products, in at least float32."""
+    dtype = sum_dtype(x.dtype)
+    return jnp.vdot(x.astype(dtype), y.astype(dtype))
 
 
 def grid(t0: Scalar, num_steps: int, dtype: jnp.dtype) -> Float[Array, "steps 2"]:

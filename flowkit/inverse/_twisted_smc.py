@@ -18,6 +18,7 @@ from flowkit.inverse._problem import (
     Problem,
     Reconstruction,
     transition,
+    wide_dot,
 )
 
 
@@ -95,7 +96,7 @@ class TwistedSMC(AbstractMethod):
         chosen = systematic_resample(last_key, particles.log_weights)
         size = effective_sample_size(particles.log_weights)
         num_ancestors = _count_different(ancestors[chosen])
-        size = jnp.minimum(size, num_ancestors)
+        size = jnp.minimum(size, num_ancestors.astype(size.dtype))
         return Reconstruction(particles.x[chosen], size)
 
 
@@ -113,8 +114,9 @@ def systematic_resample(
     dtype = log_weights.dtype
     places = (jnp.arange(num, dtype=dtype) + jr.uniform(key, (), dtype)) / num
     cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
+    chosen = jnp.searchsorted(cumulative, places).astype(int)
     # The sum is 1 up to rounding, and the last place may lie beyond it.
-    return jnp.minimum(jnp.searchsorted(cumulative, places), num - 1)
+    return jnp.minimum(chosen, num - 1)
 
 
 def _likelihoods(problem: Problem, t: Float[Array, ""], x: Float[Array, "n ..."]):
@@ -128,12 +130,13 @@ def _moved(
 
     def move(x, guess, key):
         mean, variance = transition(problem, times, x, guess.denoised)
+        wide = variance.astype(guess.log_value.dtype)
         noise = problem.noise(key)
         moved = mean + variance * guess.gradient + jnp.sqrt(variance) * noise
 
         # log N(moved; mean, variance) - log N(moved; mean + shift, variance).
-        squared = variance * jnp.vdot(guess.gradient, guess.gradient)
-        crossed = jnp.sqrt(variance) * jnp.vdot(guess.gradient, noise)
+        squared = wide * wide_dot(guess.gradient, guess.gradient)
+        crossed = jnp.sqrt(wide) * wide_dot(guess.gradient, noise)
         return moved, -0.5 * squared - crossed
 
     keys = jr.split(key, particles.x.shape[0])
