@@ -744,6 +744,19 @@ def test_a_flow_is_no_map(key):
         fs.encode(flow, jnp.ones(2))
 
 
+@pytest.mark.parametrize("loss", [fs.facm_loss, fs.consistency_loss])
+def test_teachers_are_velocity_fields(loss, key):
+    flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
+    cases = {
+        "is a `fk.few_step.FlowMap`": flow_map,
+        "is the class Flow": fk.Flow,
+        r"must take the arguments `\(t, x, cond\)`": lambda x, t: x,
+    }
+    for fragment, teacher in cases.items():
+        with pytest.raises(ValueError, match=f"`teacher` {fragment}"):
+            loss(flow_map, x1, key=key, teacher=teacher)
+
+
 def test_options_out_of_range(key):
     flow_map, x1 = fs.FlowMap(network_of_two_times()), jnp.ones((4, 2))
     for name in ("clamp", "relaxation"):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowkit._blocks import AutomaticBlock, Block, check_block, mean_over_batch
+from flowkit._checks import check_call, check_instance
 from flowkit._couplings import Coupling, independent
 from flowkit._distributions import AbstractDistribution, Normal
 from flowkit._flow import check_bare
@@ -88,6 +89,19 @@ class _AnchoredError(eqx.Module):
         if self.cosine:
             error = error + 1 - _cosine(velocity, v, example.mask)
         return weighted(error, None, example)
+
+
+def _check_teacher(teacher: VelocityField | None) -> None:
+    """Raises for what is no velocity field, or has units."""
+    check_bare("teacher", teacher)
+    if isinstance(teacher, FlowMap):
+        raise ValueError(
+            "`teacher` is a `fk.few_step.FlowMap`; "
+            "give `fk.few_step.velocity_of(teacher)`."
+        )
+    if teacher is not None:
+        check_instance("teacher", teacher)
+        check_call("teacher", teacher, "t, x, cond")
 
 
 def _taught_point(
@@ -209,7 +223,7 @@ def facm_loss(
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
-    check_bare("teacher", teacher)
+    _check_teacher(teacher)
     for name, value in (("clamp", clamp), ("relaxation", relaxation)):
         if value is not None and not value > 0:
             raise ValueError(
@@ -254,7 +268,7 @@ def consistency_loss(
     """
     check_batch(x1, cond, mask)
     check_block(block, x1.shape[0])
-    check_bare("teacher", teacher)
+    _check_teacher(teacher)
     loss, _ = _loss(
         flow_map,
         Batch(x1, cond, mask),
