@@ -120,11 +120,20 @@ POSITIVE = {
     "DiT": ((2, 4), "width_size depth cond_size num_heads"),
     "CrossAttentionCRN": ((2, 4), "width_size depth cond_size num_tokens num_heads"),
     "ConcatSquashMLP": ((2, 4), "width_size"),
-    "PatchDiT": ((3,), "width_size depth patch_size num_heads"),
-    "UNet": ((3,), "width_size patch_size num_heads num_groups"),
-    "PixelField": ((), "width_size depth cond_size num_latents num_heads"),
-    "PerceiverField": ((), "width_size depth num_latents num_frequencies"),
-    "PerceiverIO": ((2, 3), "width_size depth num_latents num_heads"),
+    "PatchDiT": ((3, 3), "in_size out_size width_size depth patch_size num_heads"),
+    "UNet": ((3, 3), "in_size out_size width_size patch_size num_heads num_groups"),
+    "PixelField": (
+        (),
+        "value_size coord_size width_size depth cond_size num_latents num_heads",
+    ),
+    "PerceiverField": (
+        (),
+        "value_size coord_size width_size depth num_latents num_frequencies",
+    ),
+    "PerceiverIO": (
+        (2, 3),
+        "coord_size value_size width_size depth num_latents num_heads",
+    ),
 }
 NATURAL = {
     "Linear": ((2, 4), "in_size out_size"),

@@ -433,6 +433,8 @@ def test_misuse_of_perceiver_io():
         net(COORDS, np.zeros((N, 3), np.float32), QUERIES)
     with pytest.raises(ValueError, match="`coords` is an empty set"):
         net(COORDS[:0], VALUES[:0], QUERIES)
+    with pytest.raises(ValueError, match="`query_coords` is empty"):
+        net(COORDS, VALUES, QUERIES[:0])
 
 
 def test_misuse_of_observations():

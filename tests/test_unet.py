@@ -218,6 +218,13 @@ def test_trains_and_samples_images_of_a_class(key):
         ),
         (lambda u, key: nn.ClassEmbedding(3, 4, key=key)(4), "3 for none"),
         (
+            lambda u, key: random_unet(key, cond_embedding=nn.Linear(2, 4, key=key))(
+                0.3, jnp.zeros((4, 4, 3)), jnp.zeros((1, 2))
+            ),
+            r"one vector of size 4 of `cond`, got shape \(1, 4\)",
+        ),
+        (lambda u, key: nn.GroupNorm(8, 4)(jnp.zeros((4, 4, 4))), "built with size=8"),
+        (
             lambda u, key: random_unet(key, cond_image_size=1)(
                 0.3, jnp.zeros((4, 4, 3)), jnp.zeros((8, 8, 1))
             ),

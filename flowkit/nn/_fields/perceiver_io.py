@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._masks import zero_masked
 from flowkit._types import AnyArray, Mask, Points, PRNGKey
 from flowkit.nn._fields.latent_blocks import gelu, LatentReader
@@ -86,6 +87,7 @@ class PerceiverIO(eqx.Module):
         self.coord_size = coord_size
         self.value_size = value_size
         self.out_size = value_size if out_size is None else out_size
+        check_sizes(value_size=value_size, coord_size=coord_size)
 
         self.features = FourierFeatures(
             coord_size,
@@ -93,10 +95,9 @@ class PerceiverIO(eqx.Module):
             scale=frequency_scale,
             key=keys[0],
         )
+        sizes = (width_size, num_latents, depth)
         self.reader = LatentReader(
-            width_size,
-            num_latents,
-            depth,
+            *sizes,
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             dropout=dropout,
@@ -129,6 +130,8 @@ class PerceiverIO(eqx.Module):
             raise ValueError(
                 "`coords` is an empty set: pad it to at least one row and mask that."
             )
+        if query_coords.shape[0] == 0:
+            raise ValueError("`query_coords` is empty: give at least one.")
         if values.shape[-1] != self.value_size:
             raise ValueError(
                 f"`values` have {values.shape[-1]} channels, but the network was built "

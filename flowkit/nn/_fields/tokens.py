@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flowkit._checks import check_sizes
 from flowkit._types import AnyArray, Mask, Points, PRNGKey
 from flowkit.nn._fields.latent_blocks import gelu
 from flowkit.nn._fields.observed import joined_masks, Observed
@@ -42,6 +43,7 @@ class FieldTokens(eqx.Module):
         max_states: int | None,
         key: PRNGKey,
     ):
+        check_sizes(value_size=value_size, coord_size=coord_size)
         if max_states is not None and max_states < 0:
             raise ValueError(f"`state_tokens` must not be negative, got {max_states}.")
         place_key, observed_key, state_key = jr.split(key, 3)

@@ -117,6 +117,14 @@ class TimeAndCondition(eqx.Module):
         vector = embedded_time(self.time_embedding, t, x.dtype)
         if self.linear is not None and self.cond_embedding is not None:
             embedded = cast(self.cond_embedding, x.dtype)(cond)
+            size = self.linear.in_size
+            if embedded.shape != (size,):
+                raise ValueError(
+                    "`cond_embedding` must make one vector "
+                    f"of size {size} of `cond`, got shape "
+                    f"{embedded.shape}; for a batch use "
+                    "`jax.vmap`."
+                )
             vector = vector + self.linear(embedded.astype(x.dtype))
 
         if image is not None:
@@ -137,7 +145,8 @@ class TimeAndCondition(eqx.Module):
         if has_vector and has_image:
             if not isinstance(cond, tuple) or len(cond) != 2:
                 raise ValueError(
-                    "`cond` must be a pair: the input of `cond_embedding` and an image."
+                    "`cond` must be a tuple of two: the input of `cond_embedding`, and an "
+                    f"image; got {type(cond).__name__}."
                 )
             return cond
         if (cond is None) == (has_vector or has_image):

@@ -42,6 +42,12 @@ class GroupNorm(eqx.Module):
         self.num_groups = num_groups
 
     def __call__(self, h: Float[AnyArray, "h w size"]) -> Float[Array, "h w size"]:
+        size = len(self.scale)
+        if h.shape[-1] != size:
+            raise ValueError(
+                f"`h` has {h.shape[-1]} channels, but this layer was built with "
+                f"size={size}."
+            )
         rows = normalized(h, self._mean_of_groups, 1e-5)
         return rows * per_feature(self.scale, rows) + per_feature(self.shift, rows)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowkit._checks import check_sizes
 from flowkit._types import PRNGKey
 from flowkit.nn._images.conv import Conv
 from flowkit.nn._images.group_norm import GroupNorm
@@ -168,6 +169,7 @@ class Parts:
         zero_init: bool = True,
         key: PRNGKey,
     ):
+        check_sizes(in_size=in_size, out_size=out_size)
         self.in_size = in_size
         self.out_size = out_size
         self.vector_size = vector_size

@@ -84,6 +84,7 @@ class PatchDiT(eqx.Module):
             time_embedding = learned_time(width_size, 64, time_key)
         self.in_size = in_size
         self.out_size = in_size if out_size is None else out_size
+        check_sizes(in_size=in_size, out_size=self.out_size)
         self.patch_size = patch_size
         self.width_size = width_size
 
