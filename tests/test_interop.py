@@ -61,6 +61,12 @@ def test_densities_for_every_batch():
     expected = st.norm.logpdf(shared, cond, STD).sum(-1)
     np.testing.assert_allclose(flow.log_prob(shared), expected, atol=1e-3)
 
+    # A batch of one, for many values.
+    options = {"cond": cond[:1], "batch_ndim": 1, **GRID}
+    one = fk.interop.numpyro(around_cond, (2,), **options).expand((4,))
+    expected = st.norm.logpdf(values[:, 0], cond[0], STD).sum(-1)
+    np.testing.assert_allclose(one.log_prob(values[:, 0]), expected, atol=1e-3)
+
 
 def test_transform_by_autodiff():
     """A flow is a map: its inverse, and the determinant of its Jacobian."""

@@ -88,10 +88,18 @@ class Solves(eqx.Module):
     def _each(self, one: Callable[[Array, Cond], Array], x: Any) -> Array:
         """`one(x, cond)` for every event; the last of the leading axes are the batch."""
         x = jnp.broadcast_to(x, self.broadcast(jnp.shape(x)))
+        num = len(self.batch)
+        end = x.ndim - len(self.shape)
+        # Axes of 1 in the batch may be longer in `x`.
+        batch = x.shape[end - num : end]
+        cond = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape[num:])),
+            self.cond,
+        )
         fn = one
-        for i in range(x.ndim - len(self.shape)):
-            fn = jax.vmap(fn, in_axes=(0, 0 if i < len(self.batch) else None))
-        return fn(x, self.cond)
+        for i in range(end):
+            fn = jax.vmap(fn, in_axes=(0, 0 if i < num else None))
+        return fn(x, cond)
 
 
 class FlowTransform(Transform):
