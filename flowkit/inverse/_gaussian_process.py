@@ -138,7 +138,8 @@ class GaussianProcess(eqx.Module):
 
         **Arguments:**
 
-        - `coords`, `values`: the coordinates of observed pixels, and their values.
+        - `coords`, `values`: the coordinates of observed pixels of this image, and their
+          values. Between its pixels draws would spread too much: use `sample` there.
         - `h`, `w`: the size of the image.
 
         **Returns:** the draw and the mean.
